@@ -1,0 +1,35 @@
+"""One base error; each names the object, the value found, the value wanted and the remedy."""
+
+from __future__ import annotations
+
+
+class PgrerankError(Exception):
+    """Base of every error that pgrerank raises on purpose."""
+
+
+class TokensError(PgrerankError):
+    """A packed token matrix is malformed, or two of them do not fit each other."""
+
+
+class ModelError(PgrerankError):
+    """A model can't be loaded, or does not do what its kind promises."""
+
+
+class EmbeddedServerError(PgrerankError):
+    """The embedded Postgres server can't be started or did not stay up."""
+
+
+class InstallError(PgrerankError):
+    """The schema can't be installed into or removed from this database."""
+
+
+class ProtocolError(PgrerankError):
+    """A peer broke the wire protocol; its connection ends."""
+
+
+class RequestError(PgrerankError):
+    """The worker can't answer a request; carries the SQLSTATE that the client sees."""
+
+    def __init__(self, message: str, *, sqlstate: str = "XX000") -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate

@@ -1,0 +1,103 @@
+-- What is stored about rerankers.
+
+CREATE TABLE IF NOT EXISTS rerankers (
+    name text PRIMARY KEY,
+    source regclass NOT NULL,
+    key_column name NOT NULL,
+    key_type regtype NOT NULL,
+    embedding_column name,
+    distance text NOT NULL DEFAULT 'cosine',
+    cross_encoder_model text REFERENCES models,
+    candidates int NOT NULL DEFAULT 100,
+    maxsim_top int NOT NULL DEFAULT 30,
+    timeout interval NOT NULL DEFAULT '5 seconds',
+    text_search_config regconfig NOT NULL DEFAULT 'simple',
+    generation int NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
+COMMENT ON COLUMN rerankers.embedding_column IS 'The user''s own embedding column, where recall does not use the side table''s';
+COMMENT ON COLUMN rerankers.candidates IS 'How many documents recall returns';
+COMMENT ON COLUMN rerankers.maxsim_top IS 'How many of the best so far the cross-encoder scores';
+COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
+
+CREATE TABLE IF NOT EXISTS generations (
+    reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
+    number int NOT NULL,
+    text_expression text NOT NULL,
+    embedding_model text REFERENCES models,
+    late_interaction_model text REFERENCES models,
+    token_precision text NOT NULL DEFAULT 'int8',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (reranker, number)
+);
+COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made from: one side table each';
+
+CREATE SEQUENCE IF NOT EXISTS ticket;
+
+CREATE TABLE IF NOT EXISTS pending (
+    reranker text NOT NULL,
+    generation int NOT NULL,
+    key text NOT NULL,
+    ticket bigint NOT NULL DEFAULT nextval('ticket'),
+    enqueued_at timestamptz NOT NULL DEFAULT now(),
+    attempts int NOT NULL DEFAULT 0,
+    claimed_by int,
+    claimed_until timestamptz,
+    failed_at timestamptz,
+    last_error text,
+    PRIMARY KEY (reranker, generation, key),
+    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+);
+CREATE INDEX IF NOT EXISTS pending_ticket ON pending (ticket) WHERE failed_at IS NULL;
+COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that failed';
+COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker settles only what it saw';
+COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';
+
+GRANT SELECT ON rerankers, generations TO PUBLIC;
+
+CREATE OR REPLACE FUNCTION _reranker(name text) RETURNS rerankers
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    present rerankers;
+    known text;
+BEGIN
+    SELECT * INTO present FROM rerankers r WHERE r.name = _reranker.name;
+    IF FOUND THEN
+        RETURN present;
+    END IF;
+    SELECT string_agg(r.name, ', ' ORDER BY r.name) INTO known FROM rerankers r;
+    PERFORM _fail('undefined_object', format('reranker "%s" does not exist', _reranker.name),
+        format('There are: %s.', coalesce(known, 'none yet; see pgrerank.create_reranker')));
+END
+$$;
+
+-- The rules that a reranker's settings obey, whether stored or given with one call.
+CREATE OR REPLACE FUNCTION _check_settings(r rerankers) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    broken record;
+BEGIN
+    SELECT * INTO broken FROM (VALUES
+        ('name', r.name, r.name ~ '^[a-z_][a-z0-9_]{0,39}$', 'a lower-case letter or _, then up to 39 more of these or digits'),
+        ('distance', r.distance, r.distance IN ('cosine', 'inner_product', 'l2'), 'cosine, inner_product or l2'),
+        ('candidates', r.candidates::text, r.candidates BETWEEN 1 AND 100000, '1 to 100000'),
+        ('maxsim_top', r.maxsim_top::text, r.maxsim_top BETWEEN 1 AND 1000, '1 to 1000'),
+        ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min')) rules (setting, value, holds, wanted)
+    WHERE holds IS NOT TRUE;
+    IF FOUND THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s": %s is %s, wanted %s', r.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));
+    END IF;
+END
+$$;
+
+-- The side table of a generation, quoted and with its schema.
+CREATE OR REPLACE FUNCTION _side(reranker text, generation int) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', reranker || '_' || generation) $$;

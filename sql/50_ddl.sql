@@ -1,0 +1,238 @@
+-- create_reranker, alter_reranker, drop_reranker. One call is one statement: an error leaves nothing behind.
+
+CREATE OR REPLACE FUNCTION create_reranker(
+    name text,
+    source regclass,
+    text_columns text[] DEFAULT NULL,
+    text_expression text DEFAULT NULL,
+    embedding_model text DEFAULT NULL,
+    late_interaction_model text DEFAULT NULL,
+    cross_encoder_model text DEFAULT NULL,
+    embedding_column text DEFAULT NULL,
+    distance text DEFAULT 'cosine',
+    candidates int DEFAULT 100,
+    maxsim_top int DEFAULT 30,
+    token_precision text DEFAULT 'int8',
+    timeout interval DEFAULT '5 seconds',
+    text_search_config regconfig DEFAULT 'simple'
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    key record;
+    reranker rerankers;
+BEGIN
+    IF source IS NULL THEN
+        PERFORM _fail('null_value_not_allowed', format('reranker "%s": the source table is NULL', create_reranker.name));
+    ELSIF EXISTS (SELECT FROM rerankers r WHERE r.name = create_reranker.name) THEN
+        PERFORM _fail('duplicate_object', format('reranker "%s" already exists', create_reranker.name),
+            'Change it by pgrerank.alter_reranker, or remove it by pgrerank.drop_reranker.');
+    ELSIF create_reranker.name !~ '_search$' AND EXISTS (
+        SELECT FROM pg_proc p WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.proname = create_reranker.name || '_search') THEN
+        PERFORM _fail('reserved_name', format('"%s" can''t name a reranker: pgrerank has a function %s_search of its own', create_reranker.name, create_reranker.name));
+    END IF;
+    key := _source_key(source);
+    reranker := (
+        create_reranker.name, source, key.key_column, key.key_type, embedding_column, distance,
+        cross_encoder_model, candidates, maxsim_top, timeout, text_search_config, 1, now());
+    PERFORM _check_settings(reranker);
+    PERFORM _check_models(reranker, (create_reranker.name, 1, '', embedding_model, late_interaction_model, token_precision, now()));
+    INSERT INTO rerankers SELECT reranker.*;
+    INSERT INTO generations VALUES (
+        create_reranker.name, 1, _text_expression(source, text_columns, create_reranker.text_expression),
+        embedding_model, late_interaction_model, token_precision);
+    PERFORM _create_side(create_reranker.name, 1);
+    PERFORM _create_triggers(create_reranker.name);
+    PERFORM _create_search(create_reranker.name);
+    PERFORM enqueue(create_reranker.name);
+END
+$$;
+COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
+
+-- NULL leaves a setting as it is; '' as a model leaves the stage out. What stored vectors depend on starts a new
+-- generation, which takes over once it is complete; searches go on with the old one until then.
+CREATE OR REPLACE FUNCTION alter_reranker(
+    name text,
+    text_columns text[] DEFAULT NULL,
+    text_expression text DEFAULT NULL,
+    embedding_model text DEFAULT NULL,
+    late_interaction_model text DEFAULT NULL,
+    cross_encoder_model text DEFAULT NULL,
+    candidates int DEFAULT NULL,
+    maxsim_top int DEFAULT NULL,
+    token_precision text DEFAULT NULL,
+    timeout interval DEFAULT NULL
+) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    reranker rerankers := _reranker(name);
+    present generations;
+    wanted generations;
+BEGIN
+    reranker.cross_encoder_model := nullif(coalesce(alter_reranker.cross_encoder_model, reranker.cross_encoder_model), '');
+    reranker.candidates := coalesce(alter_reranker.candidates, reranker.candidates);
+    reranker.maxsim_top := coalesce(alter_reranker.maxsim_top, reranker.maxsim_top);
+    reranker.timeout := coalesce(alter_reranker.timeout, reranker.timeout);
+    PERFORM _check_settings(reranker);
+    SELECT * INTO present FROM generations g WHERE g.reranker = alter_reranker.name ORDER BY g.number DESC LIMIT 1;
+    wanted := present;
+    wanted.embedding_model := nullif(coalesce(alter_reranker.embedding_model, present.embedding_model), '');
+    wanted.late_interaction_model := nullif(coalesce(alter_reranker.late_interaction_model, present.late_interaction_model), '');
+    wanted.token_precision := coalesce(alter_reranker.token_precision, present.token_precision);
+    IF text_columns IS NOT NULL OR alter_reranker.text_expression IS NOT NULL THEN
+        wanted.text_expression := _text_expression(reranker.source, text_columns, alter_reranker.text_expression);
+    END IF;
+    PERFORM _check_models(reranker, wanted);
+    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_top, timeout)
+        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_top, reranker.timeout)
+    WHERE r.name = reranker.name;
+    IF wanted IS DISTINCT FROM present THEN
+        wanted.number := present.number + 1;
+        wanted.created_at := now();
+        INSERT INTO generations SELECT wanted.*;
+        PERFORM _create_side(reranker.name, wanted.number);
+        DELETE FROM generations g WHERE g.reranker = reranker.name AND g.number NOT IN (wanted.number, reranker.generation);
+        PERFORM _drop_stale_sides(reranker.name);
+    END IF;
+    PERFORM enqueue(reranker.name);
+END
+$$;
+COMMENT ON FUNCTION alter_reranker IS 'Changes a reranker; NULL leaves a setting as it is';
+
+CREATE OR REPLACE FUNCTION drop_reranker(name text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    reranker rerankers := _reranker(name);
+    routine regprocedure;
+    event text;
+BEGIN
+    IF EXISTS (SELECT FROM pg_class c WHERE c.oid = reranker.source) THEN
+        FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+            EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', _trigger_name(reranker.name, event), reranker.source);
+        END LOOP;
+    END IF;
+    FOR routine IN SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.proname = reranker.name || '_search' LOOP
+        EXECUTE format('DROP FUNCTION %s', routine);
+    END LOOP;
+    DELETE FROM rerankers r WHERE r.name = reranker.name;
+    PERFORM _drop_stale_sides(reranker.name);
+END
+$$;
+COMMENT ON FUNCTION drop_reranker IS 'Removes a reranker with its side tables, triggers and search function; the source table stays';
+
+CREATE OR REPLACE FUNCTION _check_models(r rerankers, g generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    own record;
+    embedding models;
+BEGIN
+    IF g.token_precision IS NULL OR g.token_precision NOT IN ('float16', 'int8', 'bit') THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s": token_precision is %L, wanted float16, int8 or bit', r.name, g.token_precision));
+    END IF;
+    IF g.embedding_model IS NULL AND r.embedding_column IS NULL THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s" has neither embedding_model nor embedding_column: recall needs one', r.name));
+    END IF;
+    IF g.late_interaction_model IS NOT NULL THEN
+        PERFORM _model(g.late_interaction_model, 'late_interaction');
+    END IF;
+    IF r.cross_encoder_model IS NOT NULL THEN
+        PERFORM _model(r.cross_encoder_model, 'cross_encoder');
+    END IF;
+    IF g.embedding_model IS NOT NULL THEN
+        embedding := _model(g.embedding_model, 'embedding');
+    END IF;
+    IF r.embedding_column IS NOT NULL THEN
+        own := _embedding_column(r.source, r.embedding_column);
+        IF own.dims <> embedding.dims THEN
+            PERFORM _fail('datatype_mismatch', format('column %s.%I has %s dimensions, model "%s" has %s', r.source, r.embedding_column, own.dims, embedding.name, embedding.dims),
+                'Name the model that made the column''s vectors, or leave embedding_column out.');
+        END IF;
+    END IF;
+END
+$$;
+
+-- The side table: visible exactly to those who may read the text in the source, for vectors can be inverted to text.
+CREATE OR REPLACE FUNCTION _create_side(reranker text, generation int) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    r rerankers := _reranker(reranker);
+    g generations;
+    side text := _side(reranker, generation);
+    dims int;
+BEGIN
+    SELECT * INTO g FROM generations x WHERE x.reranker = r.name AND x.number = generation;
+    IF r.embedding_column IS NULL AND g.embedding_model IS NOT NULL THEN
+        dims := (_model(g.embedding_model, 'embedding')).dims;
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE %s (key %s PRIMARY KEY, embedding halfvec%s, tokens bytea, lexemes tsvector, '
+        'content_hash bytea NOT NULL, encoded_at timestamptz NOT NULL DEFAULT now())', side, r.key_type, coalesce('(' || dims || ')', ''));
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', side);
+    IF dims IS NOT NULL THEN
+        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side,
+            CASE r.distance WHEN 'inner_product' THEN 'ip' ELSE r.distance END);
+    END IF;
+    EXECUTE format('CREATE INDEX ON %s USING gin (lexemes)', side);
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', side);
+    EXECUTE format('CREATE POLICY visible_with_source ON %s FOR SELECT USING (EXISTS (SELECT (%s) FROM %s source WHERE source.%I = %s.key))',
+        side, g.text_expression, r.source, r.key_column, side);
+    EXECUTE format('GRANT SELECT ON %s TO PUBLIC', side);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', side, format('Vectors of reranker %s, generation %s', r.name, generation));
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', side, (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank'));
+END
+$$;
+
+-- Drops the side tables that no generation has.
+CREATE OR REPLACE FUNCTION _drop_stale_sides(reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stale regclass;
+BEGIN
+    FOR stale IN SELECT c.oid FROM pg_class c
+        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r' AND c.relname ~ ('^' || reranker || '_\d+$')
+          AND NOT EXISTS (SELECT FROM generations g WHERE g.reranker || '_' || g.number = c.relname)
+    LOOP
+        EXECUTE format('DROP TABLE %s', stale);
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _trigger_name(reranker text, event text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank_%s_%s', reranker, event) $$;
+
+CREATE OR REPLACE FUNCTION _create_triggers(reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    r rerankers := _reranker(reranker);
+    event record;
+BEGIN
+    FOR event IN SELECT * FROM (VALUES
+        ('insert', 'REFERENCING NEW TABLE AS new_rows'),
+        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
+        ('delete', 'REFERENCING OLD TABLE AS old_rows'),
+        ('truncate', '')) e (name, tables)
+    LOOP
+        EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION pgrerank._sync(%L)',
+            _trigger_name(r.name, event.name), event.name, r.source, event.tables, r.name);
+    END LOOP;
+END
+$$;

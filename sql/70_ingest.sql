@@ -1,0 +1,137 @@
+-- Queue to side table: what a worker calls. It claims, encodes outside of any transaction, and stores.
+
+-- Claims documents of one generation. Most claims are many documents that were never tried; one that was tried before
+-- comes alone, so that a document which kills workers takes no other with it. A claim ends with its lease or with
+-- the session that made it. Documents that need no encoding come back as settled.
+CREATE OR REPLACE FUNCTION claim(max_documents int DEFAULT 64, only_reranker text DEFAULT NULL, max_attempts int DEFAULT 3, lease interval DEFAULT '10 minutes')
+RETURNS TABLE (reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    alive int[] := ARRAY(SELECT a.pid FROM pg_stat_activity a WHERE a.datname = current_database());
+    first pending;
+    r rerankers;
+    g generations;
+    keys text[];
+    tickets bigint[];
+BEGIN
+    UPDATE pending p SET failed_at = now(), last_error = format('no worker survived encoding it, %s times', p.attempts), claimed_by = NULL
+    WHERE p.failed_at IS NULL AND p.attempts >= max_attempts AND (p.claimed_by <> ALL (alive) OR p.claimed_until < now());
+
+    SELECT * INTO first FROM pending p
+    WHERE p.failed_at IS NULL AND (only_reranker IS NULL OR p.reranker = only_reranker)
+      AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
+    ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        PERFORM _switch_when_complete(x.name) FROM rerankers x WHERE only_reranker IS NULL OR x.name = only_reranker;
+        RETURN;
+    END IF;
+
+    WITH chosen AS (
+        SELECT p.ctid FROM pending p
+        WHERE (p.reranker, p.generation) = (first.reranker, first.generation) AND p.failed_at IS NULL
+          AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
+          AND CASE WHEN first.attempts > 0 THEN p.key = first.key ELSE p.attempts = 0 END
+        ORDER BY p.ticket LIMIT max_documents FOR UPDATE SKIP LOCKED),
+    claimed AS (
+        UPDATE pending p SET claimed_by = pg_backend_pid(), claimed_until = now() + lease, attempts = p.attempts + 1
+        FROM chosen WHERE p.ctid = chosen.ctid RETURNING p.key, p.ticket)
+    SELECT array_agg(c.key ORDER BY c.ticket), array_agg(c.ticket ORDER BY c.ticket) INTO keys, tickets FROM claimed c;
+
+    r := _reranker(first.reranker);
+    SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (first.reranker, first.generation);
+    RETURN QUERY EXECUTE format(
+        'WITH d AS MATERIALIZED (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) '
+        'SELECT $3, $4, c.key, c.ticket, d.content, _content_hash(d.content), '
+        'd.key IS NULL OR d.content IS NULL OR btrim(d.content) = '''' OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content) '
+        'FROM unnest($1, $2) c (key, ticket) LEFT JOIN d ON d.key = c.key::%4$s LEFT JOIN %5$s s ON s.key = d.key',
+        r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number))
+    USING keys, tickets, r.name, g.number;
+END
+$$;
+COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session';
+
+-- Stores the vectors of claimed documents (NULL for those with nothing to encode) and settles their claims. Parallel arrays; an
+-- embedding is written '[…]', tokens are packed. A document that has gone meanwhile is left out; one that has
+-- changed has a new ticket and stays pending.
+CREATE OR REPLACE FUNCTION store(reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[], tokens bytea[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    r rerankers := _reranker(store.reranker);
+    g generations;
+BEGIN
+    SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (store.reranker, store.generation);
+    IF NOT FOUND THEN
+        RETURN;  -- dropped while its documents were being encoded
+    END IF;
+    EXECUTE format(
+        'WITH alive AS MATERIALIZED ('
+        '  SELECT %1$I AS key, (%2$s) AS content FROM %3$s source WHERE %1$I = ANY ($1::%4$s[]) FOR KEY SHARE OF source) '
+        'INSERT INTO %5$s AS s (key, embedding, tokens, lexemes, content_hash) '
+        'SELECT alive.key, d.embedding::halfvec, d.tokens, to_tsvector(%6$L, left(alive.content, 200000)), d.hash '
+        'FROM unnest($1, $2, $3, $4) d (key, embedding, tokens, hash) JOIN alive ON alive.key = d.key::%4$s '
+        'ON CONFLICT (key) DO UPDATE SET embedding = excluded.embedding, tokens = excluded.tokens, lexemes = excluded.lexemes, '
+        'content_hash = excluded.content_hash, encoded_at = now()',
+        r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number), r.text_search_config)
+    USING keys, embeddings, store.tokens, hashes;
+    PERFORM settle(store.reranker, store.generation, keys, tickets);
+END
+$$;
+COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and settles their claims';
+
+-- Takes claimed documents off the queue. When a new generation has nothing left to do it takes over.
+CREATE OR REPLACE FUNCTION settle(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+BEGIN
+    DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
+    WHERE p.reranker = settle.reranker AND p.generation = settle.generation AND p.key = d.key AND p.ticket = d.ticket;
+    PERFORM _switch_when_complete(settle.reranker);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _switch_when_complete(reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    serving int := (SELECT r.generation FROM rerankers r WHERE r.name = _switch_when_complete.reranker);
+    newest int := (SELECT max(g.number) FROM generations g WHERE g.reranker = _switch_when_complete.reranker);
+BEGIN
+    IF newest <= serving OR EXISTS (SELECT FROM pending p
+        WHERE p.reranker = _switch_when_complete.reranker AND p.generation = newest AND p.failed_at IS NULL) THEN
+        RETURN;
+    END IF;
+    UPDATE rerankers r SET generation = newest WHERE r.name = _switch_when_complete.reranker;
+    DELETE FROM generations g WHERE g.reranker = _switch_when_complete.reranker AND g.number < newest;
+    PERFORM _drop_stale_sides(_switch_when_complete.reranker);
+END
+$$;
+
+-- Gives a claimed document back, to be tried again after the others, or puts it aside after max_attempts tries.
+CREATE OR REPLACE FUNCTION fail(reranker text, generation int, key text, ticket bigint, error text, max_attempts int DEFAULT 3) RETURNS void
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, last_error = left(error, 1000),
+        ticket = DEFAULT, failed_at = CASE WHEN p.attempts >= max_attempts THEN now() END
+    WHERE p.reranker = fail.reranker AND p.generation = fail.generation AND p.key = fail.key AND p.ticket = fail.ticket
+$$;
+
+-- Gives back what this session has claimed and not settled, as if it had never been tried.
+CREATE OR REPLACE FUNCTION release() RETURNS void
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1
+    WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL
+$$;

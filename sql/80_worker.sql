@@ -1,0 +1,207 @@
+-- The way to the worker: a foreign server and a user mapping of dblink hold address and secret.
+
+-- Says where the worker listens and with what password. Written for the schema's owner, whom _connect runs as.
+CREATE OR REPLACE FUNCTION set_worker(host text, port int, password text, options jsonb DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    owner text := (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank');
+    settings text;
+BEGIN
+    SELECT string_agg(format('%I %L', s.key, s.value), ', ') INTO settings
+    FROM jsonb_each_text(jsonb_build_object('host', host, 'port', port, 'dbname', 'pgrerank',
+        'connect_timeout', 2, 'tcp_user_timeout', 3000, 'application_name', 'pgrerank') || options) s;
+    IF EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = 'pgrerank_worker') THEN
+        DROP SERVER pgrerank_worker CASCADE;
+    END IF;
+    EXECUTE format('CREATE SERVER pgrerank_worker FOREIGN DATA WRAPPER dblink_fdw OPTIONS (%s)', settings);
+    EXECUTE format('CREATE USER MAPPING FOR %s SERVER pgrerank_worker OPTIONS (user ''pgrerank'', password %L)', owner, password);
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'role % can''t set the worker: %', current_user, SQLERRM
+        USING ERRCODE = SQLSTATE,
+              HINT = format('Have an administrator run: GRANT USAGE ON FOREIGN DATA WRAPPER dblink_fdw TO %I;', current_user);
+END
+$$;
+COMMENT ON FUNCTION set_worker IS 'Writes the worker''s address and password to a foreign server and user mapping';
+
+-- A worker proves that it is alive by an advisory lock whose number is the time of day in milliseconds, renewed every few dozen
+-- milliseconds from the loop that answers requests. Locks are seen at once by every session, leave nothing behind and
+-- work on a standby.
+CREATE OR REPLACE FUNCTION _now_tick() RETURNS int
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT ((extract(epoch FROM clock_timestamp()) * 1000)::bigint % 2147483648)::int $$;
+
+CREATE OR REPLACE FUNCTION heartbeat(previous int DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    tick int := _now_tick();
+BEGIN
+    IF tick IS DISTINCT FROM previous THEN
+        PERFORM pg_advisory_lock_shared(1885828462, tick);
+        IF previous IS NOT NULL THEN
+            PERFORM pg_advisory_unlock_shared(1885828462, previous);
+        END IF;
+    END IF;
+    RETURN tick;
+END
+$$;
+COMMENT ON FUNCTION heartbeat IS 'Renews the calling worker''s proof of life; takes what the last call returned';
+
+-- Milliseconds since the youngest heartbeat; NULL when no worker has a session in this database.
+CREATE OR REPLACE FUNCTION _heartbeat_age() RETURNS int
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT min((_now_tick()::bigint - l.objid::bigint + 2147483648 + 1000) % 2147483648 - 1000)::int
+    FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.classid = 1885828462 AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+$$;
+
+-- A connection attempt to a stopped process hangs: its kernel accepts, and from Postgres 16 on dblink heeds no
+-- connect_timeout. So wait for a heartbeat younger than this call before trying. No heartbeat at all is no proof of
+-- death (a worker may serve without a session here), and a closed port refuses at once.
+CREATE OR REPLACE FUNCTION _await_heartbeat(deadline timestamptz) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    age int;
+BEGIN
+    LOOP
+        age := _heartbeat_age();
+        EXIT WHEN age IS NULL OR age < extract(epoch FROM clock_timestamp() - started) * 1000;
+        IF clock_timestamp() >= least(deadline, started + interval '1 second') THEN
+            PERFORM _fail('PGR01', format('the worker does not respond: its last heartbeat was %s ms ago', age));
+        END IF;
+        PERFORM pg_sleep(0.002);
+    END LOOP;
+END
+$$;
+
+-- SECURITY DEFINER, and these few lines only: the address and secret are the owner's, the connection is the caller's to use.
+CREATE OR REPLACE FUNCTION _connect() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = 'pgrerank_worker') THEN
+        PERFORM _fail('PGR01', 'no worker is known', 'Start one with --register, or call pgrerank.set_worker.');
+    END IF;
+    PERFORM dblink_connect('pgrerank', 'pgrerank_worker');
+EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
+    PERFORM _fail('PGR01', 'no worker can be reached: connection failed', 'Start one: pgrerank worker');
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _disconnect() RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF 'pgrerank' = ANY (dblink_get_connections()) THEN
+        PERFORM dblink_disconnect('pgrerank');
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    NULL;  -- it was broken; dblink forgets it all the same
+END
+$$;
+
+-- Sends one request and waits for its answer without sleeping at first, then in millisecond naps; interruptible throughout.
+-- NULL means that the connection broke. The connection is dropped whenever the answer was not waited for: a late one
+-- must not meet the next request, and its end tells the worker to stop.
+CREATE OR REPLACE FUNCTION _exchange(request text, deadline timestamptz) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    polls int := 0;
+    answer jsonb;
+BEGIN
+    IF dblink_send_query('pgrerank', request) = 0 THEN
+        RETURN NULL;
+    END IF;
+    WHILE dblink_is_busy('pgrerank') = 1 LOOP
+        IF clock_timestamp() >= deadline THEN
+            PERFORM _fail('PGR02', 'the deadline passed before the worker answered');
+        END IF;
+        polls := polls + 1;
+        IF polls > 400 THEN
+            PERFORM pg_sleep(0.001);
+        END IF;
+    END LOOP;
+    SELECT r.answer INTO answer FROM dblink_get_result('pgrerank') r (answer jsonb);
+    PERFORM FROM dblink_get_result('pgrerank') r (answer jsonb);  -- the protocol's end of results
+    RETURN answer;
+EXCEPTION
+    WHEN connection_exception OR connection_failure OR connection_does_not_exist THEN
+        RETURN NULL;
+END
+$$;
+
+-- One call to the worker, a JSON object as text: connects where needed, once more when an old connection turns out to be broken.
+CREATE OR REPLACE FUNCTION _call(request text, deadline timestamptz) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    id int := (random() * 2147483647)::int;
+    answer jsonb;
+    present boolean := 'pgrerank' = ANY (coalesce(dblink_get_connections(), '{}'));
+BEGIN
+    FOR attempt IN 1..2 LOOP
+        IF NOT present THEN
+            PERFORM _await_heartbeat(deadline);
+            PERFORM _connect();
+        END IF;
+        -- A large request to a stopped process would block in send, where nothing interrupts; so ask for a sign of life first.
+        IF octet_length(request) < 65536 OR _exchange('PING', deadline) IS NOT NULL THEN
+            answer := _exchange(format('{"id": %s, "timeout_ms": %s, %s', id,
+                greatest(1, (extract(epoch FROM deadline - clock_timestamp()) * 1000)::int), substr(request, 2)), deadline);
+            IF answer -> 'id' = to_jsonb(id) THEN
+                RETURN answer;
+            END IF;
+        END IF;
+        PERFORM _disconnect();
+        EXIT WHEN NOT present;
+        present := false;
+    END LOOP;
+    PERFORM _fail('PGR01', 'the connection to the worker broke');
+EXCEPTION
+    WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' THEN
+        PERFORM _disconnect();
+        RAISE;
+    WHEN query_canceled THEN
+        PERFORM _disconnect();
+        RAISE;
+    WHEN OTHERS THEN
+        PERFORM _disconnect();
+        PERFORM _fail('PGR03', format('the worker refused: %s', SQLERRM));
+END
+$$;
+
+-- Scores from an answer, one for each document asked for; anything else is refused.
+CREATE OR REPLACE FUNCTION _scores(answer jsonb, wanted int) RETURNS real[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    scores real[];
+BEGIN
+    IF jsonb_typeof(answer -> 'scores') = 'array' THEN
+        scores := ARRAY(SELECT s.score::real FROM jsonb_array_elements_text(answer -> 'scores') WITH ORDINALITY s (score, i) ORDER BY s.i);
+    END IF;
+    IF cardinality(scores) IS DISTINCT FROM wanted OR EXISTS (
+        SELECT FROM unnest(scores) s (score) WHERE s.score IS NULL OR s.score::text IN ('NaN', 'Infinity', '-Infinity')) THEN
+        PERFORM _fail('PGR03', format('the worker answered %s scores for %s documents, or some that are no numbers', coalesce(cardinality(scores)::text, 'no'), wanted));
+    END IF;
+    RETURN scores;
+EXCEPTION WHEN data_exception THEN
+    PERFORM _fail('PGR03', format('the worker answered scores that are no numbers: %s', SQLERRM));
+END
+$$;

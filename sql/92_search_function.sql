@@ -1,0 +1,145 @@
+-- The call itself, and the typed function that each reranker gets in front of it.
+
+-- The stages of a call: those asked for, or all that the reranker has models and this call has input for.
+CREATE OR REPLACE FUNCTION _stages(r rerankers, stages text[], has_text boolean, has_tokens boolean) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    late_interaction_model text := (SELECT g.late_interaction_model FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation));
+    possible text[] := ARRAY['recall']
+        || CASE WHEN late_interaction_model IS NOT NULL AND (has_text OR has_tokens) THEN ARRAY['maxsim'] ELSE '{}' END
+        || CASE WHEN r.cross_encoder_model IS NOT NULL AND has_text THEN ARRAY['cross_encoder'] ELSE '{}' END;
+BEGIN
+    IF NOT coalesce(stages, '{}') <@ possible THEN
+        PERFORM _fail('invalid_parameter_value', format('stages %s can''t all run: possible here are %s', stages, possible),
+            'maxsim wants a late_interaction_model and a query text or query_tokens; cross_encoder wants a cross_encoder_model and a query text.');
+    END IF;
+    RETURN coalesce(stages, possible);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _search(
+    reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_top int, stages text[], keys text[],
+    query_embedding vector, query_tokens bytea, recall text, timeout interval, strict boolean
+) RETURNS TABLE (
+    key text, score real, rank int, stage text, degraded boolean, reason text,
+    recall_score real, recall_rank int, maxsim_score real, maxsim_rank int, cross_encoder_score real, cross_encoder_rank int
+)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_variable
+DECLARE
+    started timestamptz := clock_timestamp();
+    r rerankers := _reranker(reranker);
+    first_stage text := 'recall';
+    deadline timestamptz;
+    predicate text;
+    pool candidate[];
+BEGIN
+    r.candidates := greatest(coalesce(candidates, r.candidates), top_k);
+    r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
+    r.timeout := coalesce(timeout, r.timeout);
+    PERFORM _check_settings(r);
+    PERFORM _check_call(r, query, top_k, keys, query_embedding, recall);
+    stages := _stages(r, stages, query IS NOT NULL, query_tokens IS NOT NULL);
+    predicate := _filter_sql(r.source, filter);
+    deadline := started + r.timeout;
+    BEGIN
+        IF keys IS NOT NULL THEN
+            pool := _given(r, keys, predicate);
+        ELSE
+            IF query_embedding IS NULL THEN
+                SELECT * INTO query_embedding, query_tokens
+                FROM _encode_query(r, query, query_embedding, query_tokens, true, 'maxsim' = ANY (stages), deadline);
+            END IF;
+            pool := _recall(r, query_embedding, predicate, r.candidates, recall = 'exact');
+        END IF;
+        IF 'maxsim' = ANY (stages) AND pool <> '{}' THEN
+            query_tokens := (_encode_query(r, query, NULL, query_tokens, false, true, deadline)).tokens;
+            pool := _maxsim(r, pool, query_tokens, deadline);
+        END IF;
+        IF 'cross_encoder' = ANY (stages) AND pool <> '{}' THEN
+            pool := _cross_encode(r, pool, query, r.maxsim_top, deadline);
+        END IF;
+    EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+        IF strict THEN
+            RAISE;
+        END IF;
+        reason := SQLERRM;
+    END;
+    IF pool IS NULL AND reason IS NOT NULL THEN
+        first_stage := 'fulltext';
+        pool := _recall_fulltext(r, query, predicate, r.candidates);
+        IF pool IS NULL THEN
+            RAISE WARNING 'pgrerank: no document found: %', reason;
+        END IF;
+    END IF;
+    RETURN QUERY
+        SELECT c.key, coalesce(c.cross_encoder_score, c.maxsim_score, c.recall_score), c.place::int,
+            CASE WHEN c.cross_encoder_rank IS NOT NULL THEN 'cross_encoder' WHEN c.maxsim_rank IS NOT NULL THEN 'maxsim' ELSE first_stage END,
+            reason IS NOT NULL, reason,
+            c.recall_score, c.recall_rank, c.maxsim_score, c.maxsim_rank, c.cross_encoder_score, c.cross_encoder_rank
+        FROM unnest(pool) WITH ORDINALITY c (
+            key, recall_score, recall_rank, maxsim_score, maxsim_rank, cross_encoder_score, cross_encoder_rank, place)
+        ORDER BY c.place LIMIT top_k;
+END
+$$;
+
+-- What a call must bring.
+CREATE OR REPLACE FUNCTION _check_call(r rerankers, query text, top_k int, keys text[], query_embedding vector, recall text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    dims int;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
+        PERFORM _fail('undefined_table', format('the source table of reranker "%s" has been dropped', r.name),
+            format('Call pgrerank.drop_reranker(%L).', r.name));
+    ELSIF keys IS NULL AND query_embedding IS NULL AND coalesce(btrim(query), '') = '' THEN
+        PERFORM _fail('invalid_parameter_value', 'nothing to search for: give a query, keys or query_embedding');
+    ELSIF top_k IS NULL OR top_k < 1 THEN
+        PERFORM _fail('invalid_parameter_value', format('top_k is %s, wanted 1 to 100000', coalesce(top_k::text, 'NULL')));
+    ELSIF recall IS NULL OR recall NOT IN ('hnsw', 'exact') THEN
+        PERFORM _fail('invalid_parameter_value', format('recall is %L, wanted hnsw or exact', recall));
+    ELSIF query_embedding IS NOT NULL THEN
+        dims := CASE WHEN r.embedding_column IS NOT NULL THEN (_embedding_column(r.source, r.embedding_column)).dims ELSE (
+            SELECT m.dims FROM generations g JOIN models m ON m.name = g.embedding_model WHERE (g.reranker, g.number) = (r.name, r.generation)) END;
+        IF dims <> vector_dims(query_embedding) THEN
+            PERFORM _fail('data_exception', format('query_embedding: expected %s dimensions, not %s', dims, vector_dims(query_embedding)));
+        END IF;
+    END IF;
+END
+$$;
+
+-- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does.
+CREATE OR REPLACE FUNCTION _create_search(reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    r rerankers := _reranker(reranker);
+    taken text[] := '{query,top_k,filter,candidates,maxsim_top,stages,keys,query_embedding,query_tokens,recall,timeout,strict,score,rank,stage,degraded,reason,recall_score,recall_rank,maxsim_score,maxsim_rank,cross_encoder_score,cross_encoder_rank}';
+    signature text;
+BEGIN
+    EXECUTE format($create$
+        CREATE FUNCTION pgrerank.%1$I(
+            query text, top_k int DEFAULT 10, filter jsonb DEFAULT NULL, candidates int DEFAULT NULL, maxsim_top int DEFAULT NULL,
+            stages text[] DEFAULT NULL, keys %2$s[] DEFAULT NULL, query_embedding vector DEFAULT NULL, query_tokens bytea DEFAULT NULL,
+            recall text DEFAULT 'hnsw', timeout interval DEFAULT NULL, strict boolean DEFAULT false)
+        RETURNS TABLE (
+            %3$I %2$s, score real, rank int, stage text, degraded boolean, reason text, recall_score real, recall_rank int,
+            maxsim_score real, maxsim_rank int, cross_encoder_score real, cross_encoder_rank int)
+        LANGUAGE sql VOLATILE ROWS 10
+        SET search_path FROM CURRENT
+        AS $body$
+            SELECT s.key::%2$s, s.score, s.rank, s.stage, s.degraded, s.reason, s.recall_score, s.recall_rank,
+                s.maxsim_score, s.maxsim_rank, s.cross_encoder_score, s.cross_encoder_rank
+            FROM pgrerank._search(%4$L, $1, $2, $3, $4, $5, $6, $7::text[], $8, $9, $10, $11, $12) s
+        $body$ $create$,
+        r.name || '_search', r.key_type, CASE WHEN r.key_column = ANY (taken) THEN 'key' ELSE r.key_column END, r.name);
+    EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', r.name || '_search', format('Searches %s by reranker %s', r.source, r.name));
+END
+$$;

@@ -2,9 +2,13 @@
 
 -- Claims documents of one generation. Most claims are many documents that were never tried; one that was tried before
 -- comes alone, so that a document which kills workers takes no other with it. A claim ends with its lease or with
--- the session that made it. Documents that need no encoding come back as settled.
+-- the session that made it. Documents that have gone or whose text is the one encoded come back as settled. The models
+-- say what is to be stored; no embedding where the user keeps one.
 CREATE OR REPLACE FUNCTION claim(max_documents int DEFAULT 64, only_reranker text DEFAULT NULL, max_attempts int DEFAULT 3, lease interval DEFAULT '10 minutes')
-RETURNS TABLE (reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean)
+RETURNS TABLE (
+    reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean,
+    embedding_model text, late_interaction_model text, token_precision text
+)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -45,10 +49,11 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'WITH d AS MATERIALIZED (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) '
         'SELECT $3, $4, c.key, c.ticket, d.content, _content_hash(d.content), '
-        'd.key IS NULL OR d.content IS NULL OR btrim(d.content) = '''' OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content) '
+        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7 '
         'FROM unnest($1, $2) c (key, ticket) LEFT JOIN d ON d.key = c.key::%4$s LEFT JOIN %5$s s ON s.key = d.key',
         r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number))
-    USING keys, tickets, r.name, g.number;
+    USING keys, tickets, r.name, g.number,
+        CASE WHEN r.embedding_column IS NULL THEN g.embedding_model END, g.late_interaction_model, g.token_precision;
 END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session';
@@ -127,11 +132,12 @@ AS $$
     WHERE p.reranker = fail.reranker AND p.generation = fail.generation AND p.key = fail.key AND p.ticket = fail.ticket
 $$;
 
--- Gives back what this session has claimed and not settled, as if it had never been tried.
-CREATE OR REPLACE FUNCTION release() RETURNS void
+-- Gives back what this session has claimed and not settled, as if it had never been tried: the fault, if any, is not the
+-- documents' (a model can't be loaded, say), but status shall show it.
+CREATE OR REPLACE FUNCTION release(error text DEFAULT NULL) RETURNS void
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1
+    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1, last_error = coalesce(left(error, 1000), p.last_error)
     WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL
 $$;

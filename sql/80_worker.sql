@@ -3,7 +3,7 @@
 -- Says where the worker listens and with what password. Written for the schema's owner, whom _connect runs as.
 CREATE OR REPLACE FUNCTION set_worker(host text, port int, password text, options jsonb DEFAULT '{}') RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET client_min_messages = warning
 AS $$
 DECLARE
     owner text := (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank');
@@ -112,7 +112,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- Sends one request and waits for its answer without sleeping at first, then in millisecond naps; interruptible throughout.
+-- Sends one request and waits for its answer, a millisecond without sleeping, then in naps of one; interruptible throughout.
 -- NULL means that the connection broke. The connection is dropped whenever the answer was not waited for: a late one
 -- must not meet the next request, and its end tells the worker to stop.
 CREATE OR REPLACE FUNCTION _exchange(request text, deadline timestamptz) RETURNS jsonb
@@ -120,7 +120,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    polls int := 0;
+    started timestamptz := clock_timestamp();
     answer jsonb;
 BEGIN
     IF dblink_send_query('pgrerank', request) = 0 THEN
@@ -130,8 +130,7 @@ BEGIN
         IF clock_timestamp() >= deadline THEN
             PERFORM _fail('PGR02', 'the deadline passed before the worker answered');
         END IF;
-        polls := polls + 1;
-        IF polls > 400 THEN
+        IF clock_timestamp() > started + interval '1 ms' THEN
             PERFORM pg_sleep(0.001);
         END IF;
     END LOOP;
@@ -161,8 +160,8 @@ BEGIN
         END IF;
         -- A large request to a stopped process would block in send, where nothing interrupts; so ask for a sign of life first.
         IF octet_length(request) < 65536 OR _exchange('PING', deadline) IS NOT NULL THEN
-            answer := _exchange(format('{"id": %s, "timeout_ms": %s, %s', id,
-                greatest(1, (extract(epoch FROM deadline - clock_timestamp()) * 1000)::int), substr(request, 2)), deadline);
+            answer := _exchange(format('{"id": %s, "timeout_ms": %s, "request": %s}', id,
+                greatest(1, (extract(epoch FROM deadline - clock_timestamp()) * 1000)::int), request), deadline);
             IF answer -> 'id' = to_jsonb(id) THEN
                 RETURN answer;
             END IF;

@@ -1,0 +1,56 @@
+"""Encodes whatever a reranker lacks, in this process, beside any worker that runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import psycopg
+
+from pgrerank.worker.ingest import Ingest
+from pgrerank.worker.lanes import Lane
+from pgrerank.worker.registry import Registry
+
+POLL = 0.25
+"""Seconds between two looks at documents that other workers have claimed."""
+
+
+async def backfill(
+    dsn: str,
+    reranker: str,
+    *,
+    retry_failed: bool = False,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
+    """Enqueue what is missing or out of date and encode until nothing is pending.
+
+    `on_progress` is called with documents done and in total. Returns the total. Raises
+    psycopg.Error for an unknown reranker or a lost connection; ModelError for a bad model is
+    recorded with the documents instead, as in a worker.
+    """
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT pgrerank.enqueue(%s, %s)", (reranker, retry_failed)
+        )
+        [total] = await cursor.fetchone() or [0]
+        on_progress(0, total)
+
+        async def pending() -> int:
+            cursor = await connection.execute(
+                "SELECT count(*) FROM pgrerank.pending WHERE reranker = %s AND failed_at IS NULL",
+                (reranker,),
+            )
+            [count] = await cursor.fetchone() or [0]
+            on_progress(max(0, total - count), total)
+            return int(count)
+
+        lane = Lane("encode")
+        ingest = Ingest(dsn, Registry(dsn), lane, only=reranker, after_claim=pending)
+        try:
+            await ingest.drain()
+            while await pending():
+                await asyncio.sleep(POLL)
+                await ingest.drain()
+        finally:
+            await asyncio.to_thread(lane.close)
+    return int(total)

@@ -1,0 +1,38 @@
+"""A text's vectors, one text at a time, as lanes want them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgrerank.models import Encoder
+
+
+class Vectors(NamedTuple):
+    """What a text became: embedding float32 [dims], tokens float32 [count, dims]; or None."""
+
+    embedding: NDArray[np.float32] | Any
+    tokens: NDArray[np.float32] | Any
+
+
+def encode(
+    encoder: Encoder,
+    role: Literal["query", "document"],
+    embeddings: bool,
+    tokens: bool,
+    texts: Sequence[str],
+) -> list[Vectors]:
+    """Encode texts in one forward pass; a Vectors for each, in their order."""
+    encoded = encoder.encode(texts, role=role, embeddings=embeddings, tokens=tokens)
+    nothing = [None] * len(texts)
+    return [
+        Vectors(embedding, matrix)
+        for embedding, matrix in zip(
+            nothing if encoded.embeddings is None else encoded.embeddings,
+            nothing if encoded.tokens is None else encoded.tokens,
+            strict=True,
+        )
+    ]

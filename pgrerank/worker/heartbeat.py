@@ -1,0 +1,34 @@
+"""Proof of life, for sessions that are about to connect to a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import psycopg
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.05
+"""Seconds between heartbeats: what a new session waits for at most until it trusts a worker."""
+
+
+async def beat(dsn: str) -> None:
+    """Prove for ever that this event loop turns; sql/80_worker.sql says what sessions make of it.
+
+    Run it in the loop that answers requests: a process that is stopped, or a loop that hangs,
+    falls silent. A lost connection is opened again after a moment.
+    """
+    while True:
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                dsn, autocommit=True, application_name="pgrerank heartbeat"
+            ) as connection:
+                tick = None
+                while True:
+                    cursor = await connection.execute("SELECT pgrerank.heartbeat(%s)", (tick,))
+                    [tick] = await cursor.fetchone() or [None]
+                    await asyncio.sleep(INTERVAL)
+        except psycopg.Error as error:
+            log.warning("heartbeat: %s", str(error).strip())
+            await asyncio.sleep(1.0)

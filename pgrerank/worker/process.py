@@ -1,0 +1,101 @@
+"""The worker process: ingest loop, scoring server and proof of life in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.ingest import Ingest
+from pgrerank.worker.lanes import Lane
+from pgrerank.worker.registry import Registry
+from pgrerank.worker.scoring import Scorer
+from pgrerank.worker.wire import WireServer
+
+log = logging.getLogger(__name__)
+
+GRACE = 10.0
+"""Seconds that running requests get to finish when the worker is stopped."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker does and where; Postgres must show the `password`. Port 0: any free one."""
+
+    dsn: str
+    host: str = "127.0.0.1"
+    port: int = 6432
+    password: str | None = None
+    tls: ssl.SSLContext | None = None
+    ingest: bool = True
+    serve: bool = True
+    preload: bool = False
+    register: bool = False
+    queue: int = 64
+
+
+async def run_worker(
+    settings: WorkerSettings, *, on_ready: Callable[[int | None], None] = lambda _: None
+) -> None:
+    """Run until SIGTERM or SIGINT, then stop gracefully.
+
+    `on_ready` is called once with the port that is listened on (None if nothing is served).
+    Raises psycopg.OperationalError when the database can't be reached at the start.
+    """
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    registry = Registry(settings.dsn)
+    scorer = Scorer(
+        settings.dsn,
+        registry,
+        Lane("encode", capacity=settings.queue),
+        capacity=settings.queue,
+    )
+    ingest = Ingest(settings.dsn, registry, scorer.lanes[0])
+    try:
+        if settings.preload:
+            await registry.preload()
+        async with contextlib.AsyncExitStack() as running:
+            port = await _serve(settings, scorer, running) if settings.serve else None
+            tasks = [asyncio.create_task(ingest.run())] if settings.ingest else []
+            on_ready(port)
+            await stop.wait()
+            log.info("stopping")
+            ingest.stopping.set()
+            await asyncio.gather(*tasks)
+    finally:
+        await asyncio.to_thread(scorer.close)
+
+
+async def _serve(
+    settings: WorkerSettings, scorer: Scorer, running: contextlib.AsyncExitStack
+) -> int:
+    server = WireServer(
+        scorer,
+        user="pgrerank",
+        password=settings.password,
+        ssl=settings.tls,
+        require_ssl=settings.tls is not None,
+    )
+    await server.start(settings.host, settings.port)
+    running.push_async_callback(server.stop, GRACE)
+    if settings.register:
+        await _register(settings, server.port)
+    pulse = asyncio.create_task(beat(settings.dsn))
+    running.callback(pulse.cancel)
+    return server.port
+
+
+async def _register(settings: WorkerSettings, port: int) -> None:
+    async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as connection:
+        await connection.execute(
+            "SELECT pgrerank.set_worker(%s, %s, %s)", (settings.host, port, settings.password)
+        )

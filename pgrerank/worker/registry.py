@@ -1,0 +1,72 @@
+"""Which models there are: read from the database, loaded when first used."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgrerank.errors import RequestError
+from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker
+
+TTL = 5.0
+"""Seconds for which the list of models is taken as current."""
+
+
+class Registry:
+    """Models by their registered name. Loading happens in a thread, once for each checkpoint."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._store = ModelStore()
+        self._specs: dict[str, ModelSpec] = {}
+        self._read_at = float("-inf")
+        self._loading = asyncio.Lock()
+
+    async def spec(self, name: str, kind: str) -> ModelSpec:
+        """The model registered as `name`. Raises RequestError when there is none of that kind."""
+        if name not in self._specs or time.monotonic() - self._read_at > TTL:
+            self._specs = {spec.name: spec for spec in await read_specs(self._dsn)}
+            self._read_at = time.monotonic()
+        spec = self._specs.get(name)
+        if spec is None or spec.kind != kind:
+            raise RequestError(f'no model "{name}" of kind {kind} is registered', sqlstate="42704")
+        return spec
+
+    async def encoder(self, name: str, kind: str) -> Encoder:
+        """The loaded embedding or late-interaction model of that name."""
+        spec = await self.spec(name, kind)
+        async with self._loading:
+            return await asyncio.to_thread(self._store.load_encoder, spec)
+
+    async def reranker(self, name: str) -> Reranker:
+        """The loaded cross-encoder of that name."""
+        spec = await self.spec(name, "cross_encoder")
+        async with self._loading:
+            return await asyncio.to_thread(self._store.load_reranker, spec)
+
+    async def preload(self) -> list[ModelSpec]:
+        """Load every registered model; returns them."""
+        specs = await read_specs(self._dsn)
+        for spec in specs:
+            if spec.kind == "cross_encoder":
+                await self.reranker(spec.name)
+            else:
+                await self.encoder(spec.name, spec.kind)
+        return specs
+
+
+async def read_specs(dsn: str) -> list[ModelSpec]:
+    """All registered models, in order of their names."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        cursor = connection.cursor(row_factory=dict_row)
+        await cursor.execute("SELECT * FROM pgrerank.models ORDER BY name")
+        return [_spec(row) for row in await cursor.fetchall()]
+
+
+def _spec(row: dict[str, Any]) -> ModelSpec:
+    fields = ("name", "kind", "loader", "source", "revision", "options")
+    return ModelSpec(**{field: row[field] for field in fields})

@@ -33,3 +33,7 @@ class RequestError(PgrerankError):
     def __init__(self, message: str, *, sqlstate: str = "XX000") -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class SettingsError(PgrerankError):
+    """What a command was told can't be."""

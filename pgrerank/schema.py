@@ -51,10 +51,10 @@ def uninstall(connection: psycopg.Connection[Any]) -> None:
 
 def installed_version(connection: psycopg.Connection[Any]) -> str | None:
     """Version of the installed schema, None where there is none."""
-    row = connection.execute("SELECT to_regprocedure('pgrerank.version()')").fetchone()
+    row = connection.execute("SELECT to_regprocedure('pgrerank.schema_version()')").fetchone()
     if row is None or row[0] is None:
         return None
-    version = connection.execute("SELECT pgrerank.version()").fetchone()
+    version = connection.execute("SELECT pgrerank.schema_version()").fetchone()
     return None if version is None else str(version[0])
 
 

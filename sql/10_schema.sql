@@ -3,11 +3,11 @@
 COMMENT ON SCHEMA pgrerank IS 'Reranking inside Postgres: recall, MaxSim, cross-encoder in one call';
 GRANT USAGE ON SCHEMA pgrerank TO PUBLIC;
 
-CREATE OR REPLACE FUNCTION version() RETURNS text
+CREATE OR REPLACE FUNCTION schema_version() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
 AS $$ SELECT '0.1.0' $$;
-COMMENT ON FUNCTION version() IS 'Version of the installed schema';
+COMMENT ON FUNCTION schema_version() IS 'Version of the installed schema';
 
 -- Conditions that end a stage but not a search (unless it is strict):
 --   PGR01 no worker can be reached    PGR02 the deadline passed    PGR03 the worker refused or answered nonsense

@@ -10,7 +10,7 @@ DECLARE
 BEGIN
     IF relkind NOT IN ('r', 'p') THEN
         PERFORM _fail('wrong_object_type', format('%s is a %s, which has no primary key and fires no triggers', source,
-            CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' ELSE 'relation of kind ' || relkind END),
+            CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' ELSE 'relation of another kind' END),
             'Name the table below it; text_expression can compute what the view does.');
     END IF;
     SELECT array_agg(a.attname ORDER BY a.attnum), min(a.attname::text), min(a.atttypid)

@@ -160,7 +160,7 @@ class Ingest:
     async def _encode_slice(
         self, texts: Sequence[str | None], encoders: dict[str, Encoder]
     ) -> list[Vectors]:
-        """One forward pass for each checkpoint, whether it makes embeddings, token vectors or both."""
+        """One forward pass a checkpoint, whether it makes embeddings, token vectors or both."""
         nothing = [Vectors(None, None)] * len(texts)
         made = {"embedding": nothing, "late_interaction": nothing}
         for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psycopg
 
@@ -17,28 +15,13 @@ from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
 from pgrerank.worker.registry import Registry
 from pgrerank.worker.scoring import Scorer
+from pgrerank.worker.settings import WorkerSettings
 from pgrerank.worker.wire import WireServer
 
 log = logging.getLogger(__name__)
 
 GRACE = 10.0
 """Seconds that running requests get to finish when the worker is stopped."""
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker does and where; Postgres must show the `password`. Port 0: any free one."""
-
-    dsn: str
-    host: str = "127.0.0.1"
-    port: int = 6432
-    password: str | None = None
-    tls: ssl.SSLContext | None = None
-    ingest: bool = True
-    serve: bool = True
-    preload: bool = False
-    register: bool = False
-    queue: int = 64
 
 
 async def run_worker(
@@ -97,5 +80,11 @@ async def _serve(
 async def _register(settings: WorkerSettings, port: int) -> None:
     async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as connection:
         await connection.execute(
-            "SELECT pgrerank.set_worker(%s, %s, %s)", (settings.host, port, settings.password)
+            "SELECT pgrerank.set_worker(%s, %s, %s, %s::jsonb)",
+            (
+                settings.host,
+                port,
+                settings.password,
+                '{"sslmode": "require"}' if settings.tls else "{}",
+            ),
         )

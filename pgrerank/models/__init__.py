@@ -1,0 +1,17 @@
+"""Encoders and rerankers: texts in, vectors and scores out. Knows no database.
+
+Importing this does not import PyTorch; loading a model does, if its loader needs it.
+"""
+
+from pgrerank.models.spec import Encoded, Encoder, ModelSpec, Reranker
+from pgrerank.models.store import ModelStore, load_encoder, load_reranker
+
+__all__ = [
+    "Encoded",
+    "Encoder",
+    "ModelSpec",
+    "ModelStore",
+    "Reranker",
+    "load_encoder",
+    "load_reranker",
+]

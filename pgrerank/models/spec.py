@@ -1,0 +1,91 @@
+"""What a model is named, and what an encoder and a reranker promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["embedding", "late_interaction", "cross_encoder"]
+Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx"]
+Role = Literal["query", "document"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as it is registered.
+
+    ``source`` is a folder, a hub name (``organisation/model``), or ``package://NAME/sub/folder``: a
+    folder inside the installed Python package that is imported as NAME. ``revision`` is a branch,
+    tag or commit of a hub name.
+
+    ``options``, all of them optional:
+
+    * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
+    * ``dtype`` (not onnx): ``auto`` (the default: bfloat16 on a CPU with AMX, else float32),
+      ``float32``, ``bfloat16``
+    * ``device`` (not onnx): as PyTorch names it; by default the best one there is
+    * ``batch_size`` (not onnx): windows in one forward pass, by default 16
+    * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
+      model's own
+    * ``file`` (onnx): the graph's path inside the folder, by default ``model.onnx``
+    """
+
+    name: str
+    kind: Kind
+    loader: Loader
+    source: str
+    revision: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of n texts.
+
+    ``embeddings``: float32 of shape [n, dims], each of length 1; ``tokens``: for each text its
+    token vectors, float32 of shape [tokens, dims]. What was not asked for is None.
+    """
+
+    embeddings: NDArray[np.float32] | None
+    tokens: list[NDArray[np.float32]] | None
+
+
+class Encoder(Protocol):
+    """Makes embeddings, token vectors, or both in one pass.
+
+    A ``dims`` of None says that the model does not make that kind of vector. ``max_tokens`` is the
+    window for documents, special tokens and prompt included; longer texts are encoded in windows.
+    May be used from several threads, which then wait for one another.
+    """
+
+    embedding_dims: int | None
+    token_dims: int | None
+    max_tokens: int
+
+    def encode(
+        self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
+    ) -> Encoded:
+        """Encode texts of any length; raises ModelError for what the model can't make."""
+        ...
+
+
+class Reranker(Protocol):
+    """A cross-encoder: reads query and document together.
+
+    ``max_tokens`` is the window for both, special tokens included. May be used from several
+    threads.
+    """
+
+    max_tokens: int
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """Score (query, document) pairs of any length: raw logits of shape [pairs].
+
+        Higher is better. A long document scores the maximum over its windows; a query longer than
+        half the window is cut too, and the mean over its windows counts, so that a document can't
+        win by answering one part of a long question.
+        """
+        ...

@@ -1,0 +1,135 @@
+"""Loading models by their specs, each once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import cast
+
+from pgrerank.errors import ModelError
+from pgrerank.models.source import locate
+from pgrerank.models.spec import Encoder, ModelSpec, Reranker
+
+_KINDS = {
+    "sentence_transformer": ("embedding", "late_interaction"),
+    "multi_vector_encoder": ("late_interaction",),
+    "cross_encoder": ("cross_encoder",),
+    "onnx": ("cross_encoder",),
+}
+
+
+def load_encoder(spec: ModelSpec) -> Encoder:
+    """Load a model of kind ``embedding`` or ``late_interaction``.
+
+    Raises ModelError, naming model, source and remedy, if it can't be loaded or does not make what
+    its kind promises.
+    """
+    return ModelStore().encoder(spec)
+
+
+def load_reranker(spec: ModelSpec) -> Reranker:
+    """Load a model of kind ``cross_encoder``; raises as :func:`load_encoder` does."""
+    return ModelStore().reranker(spec)
+
+
+class ModelStore:
+    """Loads models when they are first asked for, and keeps them.
+
+    Specs of one loader, source, revision and options share one object, so that an embedding and the
+    token vectors of one checkpoint cost one copy in memory and one forward pass. May be used from
+    several threads; models of different sources load at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Encoder | Reranker] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def encoder(self, spec: ModelSpec) -> Encoder:
+        """Give the encoder of ``spec``; raises as :func:`load_encoder` does."""
+        _check_kind(spec, ("embedding", "late_interaction"))
+        encoder = cast(Encoder, self._get(spec))
+        dims = encoder.embedding_dims if spec.kind == "embedding" else encoder.token_dims
+        if dims is None:
+            raise ModelError(
+                f"model {spec.name}: source {spec.source!r} makes no vectors of kind {spec.kind};"
+                " register it as another kind"
+            )
+        return encoder
+
+    def reranker(self, spec: ModelSpec) -> Reranker:
+        """Give the reranker of ``spec``; raises as :func:`load_reranker` does."""
+        _check_kind(spec, ("cross_encoder",))
+        return cast(Reranker, self._get(spec))
+
+    def _get(self, spec: ModelSpec) -> Encoder | Reranker:
+        source = locate(spec)
+        options = json.dumps(dict(spec.options), sort_keys=True, default=repr)
+        key = json.dumps([spec.loader, source.name, source.revision, options])
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._loaded:
+                self._loaded[key] = _load(spec)
+            return self._loaded[key]
+
+
+def _check_kind(spec: ModelSpec, wanted: tuple[str, ...]) -> None:
+    if spec.kind not in wanted:
+        raise ModelError(
+            f"model {spec.name}: expected a model of kind {' or '.join(wanted)}, not {spec.kind}"
+        )
+    if spec.loader not in _KINDS:
+        raise ModelError(
+            f"model {spec.name}: there is no loader {spec.loader!r}; there are {', '.join(_KINDS)}"
+        )
+    if spec.kind not in _KINDS[spec.loader]:
+        fitting = [loader for loader, kinds in _KINDS.items() if spec.kind in kinds]
+        raise ModelError(
+            f"model {spec.name}: loader {spec.loader} makes no {spec.kind};"
+            f" use {' or '.join(fitting)}"
+        )
+
+
+def _load(spec: ModelSpec) -> Encoder | Reranker:
+    loaders: dict[str, Callable[[ModelSpec], Encoder | Reranker]] = {
+        "sentence_transformer": _sentence_transformer,
+        "multi_vector_encoder": _multi_vector_encoder,
+        "cross_encoder": _cross_encoder,
+        "onnx": _onnx,
+    }
+    try:
+        return loaders[spec.loader](spec)
+    except ImportError as error:
+        raise ModelError(
+            f"model {spec.name}: loader {spec.loader} needs {error.name or error};"
+            " try: pip install 'pgrerank[worker]'"
+        ) from error
+
+
+# Imported where they are used: PyTorch takes seconds, and most of pgrerank works without it.
+
+
+def _sentence_transformer(spec: ModelSpec) -> Encoder:
+    from pgrerank.models.encoders import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder(spec)
+
+
+def _multi_vector_encoder(spec: ModelSpec) -> Encoder:
+    from pgrerank.models.encoders import MultiVectorEncoderEncoder
+
+    return MultiVectorEncoderEncoder(spec)
+
+
+def _cross_encoder(spec: ModelSpec) -> Reranker:
+    from pgrerank.models.cross_encoders import CrossEncoderReranker
+
+    return CrossEncoderReranker(spec)
+
+
+def _onnx(spec: ModelSpec) -> Reranker:
+    from pgrerank.models.onnx import OnnxReranker
+
+    return OnnxReranker(spec)

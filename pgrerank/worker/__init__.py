@@ -1,0 +1,1 @@
+"""The worker: a wire server that SQL reaches by dblink, and the loop that encodes documents."""

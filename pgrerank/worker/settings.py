@@ -1,0 +1,67 @@
+"""What a worker is told at its start, checked."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgrerank.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker does and where; Postgres must show the `password`. Port 0: any free one."""
+
+    dsn: str
+    host: str = "127.0.0.1"
+    port: int = 6432
+    password: str | None = None
+    tls: ssl.SSLContext | None = None
+    ingest: bool = True
+    serve: bool = True
+    preload: bool = False
+    register: bool = False
+    queue: int = 64
+
+
+def worker_settings(
+    dsn: str,
+    listen: str,
+    password: str | None,
+    *,
+    tls: tuple[Path, Path | None] | None = None,
+    **flags: Any,
+) -> WorkerSettings:
+    """Settings from what the command line was given. Raises SettingsError."""
+    host, colon, port = listen.rpartition(":")
+    if not (colon and host and port.isdigit() and int(port) < 65536):
+        raise SettingsError(f"--listen is {listen!r}: HOST:PORT wanted, such as 127.0.0.1:6432")
+    if flags["register"] and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
+        raise SettingsError(
+            f"--register can't write {host}: Postgres needs an address that it can reach; "
+            "call pgrerank.set_worker(host, port, password)"
+        )
+    if not (flags["ingest"] or flags["serve"]):
+        raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
+    if flags["serve"] and not password:
+        if not flags["register"]:
+            raise SettingsError(
+                "no password: set PGRERANK_WORKER_PASSWORD to the one in the database's user "
+                "mapping, or give --register to write a fresh one there"
+            )
+        password = secrets.token_urlsafe(24)
+    return WorkerSettings(
+        dsn, host.strip("[]"), int(port), password, _context(*tls) if tls else None, **flags
+    )
+
+
+def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"--tls-cert {certificate}, --tls-key {key}: {error}") from error
+    return context

@@ -1,0 +1,69 @@
+"""A small source table with a reranker, the same in many tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+ROWS = [
+    ("Pools", "The connection pool is exhausted when no connection is given back."),
+    ("Cats", "A cat sleeps most of the day."),
+    ("Bread", "Flour, water, salt and time make bread."),
+]
+
+
+class Source:
+    """Table `documents (id, title, body, …)` with three rows, and models registered by name."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        connection.execute(
+            "CREATE TABLE documents (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, title text,"
+            " body text, tenant int NOT NULL DEFAULT 1, lang text, published date, extra jsonb)"
+        )
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO documents (title, body) VALUES (%s, %s)", ROWS)
+
+    def models(self, **folders: str) -> None:
+        """Register models; without a folder the source does not exist and can't be loaded."""
+        for name, kind, loader, dims in (
+            ("embedding", "embedding", "sentence_transformer", 32),
+            ("tokens", "late_interaction", "sentence_transformer", 32),
+            ("reranker", "cross_encoder", "cross_encoder", None),
+        ):
+            self.connection.execute(
+                "SELECT pgrerank.register_model(%s, %s, %s, %s, %s)",
+                (name, kind, folders.get(name, "/nowhere/" + name), dims, loader),
+            )
+
+    def create(self, name: str = "documents", **settings: Any) -> None:
+        """Create a reranker over it; all stages unless told otherwise."""
+        if not self.connection.execute("SELECT count(*) FROM pgrerank.models").fetchone()[0]:
+            self.models()
+        arguments = {
+            "text_columns": ["title", "body"],
+            "embedding_model": "embedding",
+            "late_interaction_model": "tokens",
+            "cross_encoder_model": "reranker",
+        } | settings
+        names = ", ".join(f"{key} => %({key})s" for key in arguments)
+        self.connection.execute(
+            f"SELECT pgrerank.create_reranker(%(name)s, 'documents', {names})",
+            {"name": name, **arguments},
+        )
+
+    def encode_by_hand(self, name: str = "documents") -> None:
+        """Store made-up vectors for all that is pending, as a worker would."""
+        claimed = self.connection.execute(
+            "SELECT reranker, generation, key, ticket, content_hash FROM pgrerank.claim(1000, %s)"
+            " WHERE NOT settled",
+            (name,),
+        ).fetchall()
+        for reranker, generation, key, ticket, content_hash in claimed:
+            vector = [0.0] * 32
+            vector[int(content_hash[0]) % 32] = 1.0
+            self.connection.execute(
+                "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s)",
+                (reranker, generation, [key], [ticket], [content_hash], [str(vector)], [None]),
+            )

@@ -1,0 +1,161 @@
+"""A wire server on a thread and a client made of a socket, for the tests of the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg
+
+from pgrerank.worker.wire import RequestError, Rows, Session, WireServer
+
+PASSWORD = "sésame ﬁ\N{NO-BREAK SPACE}x"
+SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
+
+
+class Served:
+    """A wire server on a loop in a thread of its own, and what its handler has seen."""
+
+    def __init__(self, **options: Any) -> None:
+        self.started, self.cancelled, self.go = (threading.Event() for _ in range(3))
+        self.seen: list[str] = []
+        self.problems: list[str] = []
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        options = {"user": "worker", "password": PASSWORD, "ssl": None, **options}
+        self.server = WireServer(self.handle, **options)
+        self.do(self.server.start("127.0.0.1", 0))
+        self.port = self.server.port
+
+    def reset(self) -> None:
+        for event in (self.started, self.cancelled, self.go):
+            event.clear()
+
+    def do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        options = {"user": "worker", "password": PASSWORD, "dbname": "models", **options}
+        return psycopg.connect(host="127.0.0.1", port=self.port, autocommit=True, **options)
+
+    def answers(self, **options: Any) -> bool:
+        with closing(self.connect(**options)) as connection:
+            return bool(connection.pgconn.exec_(b"PING").get_value(0, 0) == b"pong")
+
+    async def handle(self, text: str, session: Session) -> Rows:
+        self.seen.append(text[:20])
+        if text == "WAIT":
+            await self.wait()
+        elif text == "FAIL":
+            raise RequestError("model \0 \ud800 is unknown", sqlstate="42704")
+        elif text == "BUG":
+            raise ValueError("the query's secret")
+        elif text == "WHO":
+            columns = ("user", "database", "application", "peer", "pid", "tls")
+            s = session
+            who = (s.user, s.database, s.application_name, s.peer, str(s.process_id), str(s.tls))
+            return Rows(columns, [who], "SHOW")
+        shapes: dict[str, list[tuple[str | None, ...]]] = {
+            "PING": [("pong",)],
+            "NULLS": [(None,), ("",), ("naïve 漢字 🐘",)],
+            "RAGGED": [("one", "two")],
+            "NUL": [("a\0b",)],
+            "LARGE": [("x" * 30_000_000,)],
+        }
+        rows = shapes.get(text, [(str(len(text)),)])
+        return Rows(("value",), rows, f"SELECT {len(rows)}")
+
+    async def wait(self) -> None:
+        self.started.set()
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    def close(self) -> None:
+        self.do(self.server.stop(0))
+        left = asyncio.all_tasks(self.loop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+        assert (self.problems, left, self.server.connections) == ([], set(), 0)
+
+
+@contextmanager
+def serving(**options: Any) -> Iterator[Served]:
+    served = Served(**options)
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+def packet(code: int, body: bytes = b"") -> bytes:
+    return struct.pack("!II", len(body) + 8, code) + body
+
+
+def message(kind: bytes, body: bytes = b"") -> bytes:
+    return kind + struct.pack("!I", len(body) + 4) + body
+
+
+def query(text: str) -> bytes:
+    return message(b"Q", text.encode() + b"\0")
+
+
+HELLO = packet(0x30000, b"user\0worker\0\0")
+
+
+class Raw:
+    """A client made of a socket."""
+
+    def __init__(self, served: Served, *first: bytes) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+        self.file = self.socket.makefile("rb")
+        for data in first:
+            self.socket.sendall(data)
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.socket.close()
+
+    def receive(self) -> tuple[bytes, bytes]:
+        header = self.file.read(5)
+        if not header:
+            return b"", b""
+        return header[:1], self.file.read(int.from_bytes(header[1:]) - 4)
+
+    def until_ready(self) -> list[tuple[bytes, bytes]]:
+        got = [self.receive()]
+        while got[-1][0] not in (b"Z", b""):
+            got.append(self.receive())
+        return got
+
+    def kinds(self) -> bytes:
+        return b"".join(kind for kind, _ in self.until_ready())
+
+    def login(self) -> tuple[bytes, bytes]:
+        self.socket.sendall(HELLO)
+        key = dict(self.until_ready())[b"K"]
+        return key[:4], key[4:]
+
+    def error(self) -> dict[str, str]:
+        kind, body = self.receive()
+        assert kind == b"E"
+        return {field[:1].decode(): field[1:].decode() for field in body.split(b"\0") if field}
+
+    def dies(self, sqlstate: str) -> None:
+        error = self.error()
+        assert (error["S"], error["C"]) == ("FATAL", sqlstate), error
+        assert self.file.read() == b""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import psycopg
 import typer
@@ -259,10 +259,10 @@ def add_model(
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
 ) -> None:
     """Load a model once, to learn its dimensions, and register it."""
-    from pgrerank.models.registration import register
+    from pgrerank.worker.registry import register_model
 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        spec = register(connection, name, kind, source, loader=loader, revision=revision)
+        spec = register_model(connection, name, kind, source, loader=loader, revision=revision)
         note(f"model {spec.name} is registered: {spec.kind}, loaded by {spec.loader}")
 
 

@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgrerank import schema
 from tests.sources import Source
+from tests.tiny_models import make as make_tiny_models
 
 Connection = psycopg.Connection[tuple]
 _numbers = itertools.count(1)
@@ -30,8 +31,9 @@ def server_dsn() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def make_database(server_dsn: str) -> Callable[..., str]:
-    """Creates databases; returns their connection strings."""
+def make_database(server_dsn: str, make_role: Callable[..., str]) -> Iterator[Callable[..., str]]:
+    """Creates databases; returns their connection strings. Dropped before the roles."""
+    made: list[str] = []
 
     def make(template: str = "template0") -> str:
         name = f"pgrerank_test_{os.getpid()}_{next(_numbers)}"
@@ -41,29 +43,31 @@ def make_database(server_dsn: str) -> Callable[..., str]:
                     psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)
                 )
             )
-        return make_conninfo(server_dsn, dbname=name)
+        made.append(make_conninfo(server_dsn, dbname=name))
+        return made[-1]
 
-    return make
+    yield make
+    for dsn in made:
+        _drop(server_dsn, dsn)
 
 
 def _drop(server_dsn: str, dsn: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
     with psycopg.connect(server_dsn, autocommit=True) as connection:
         connection.execute(
-            psycopg.sql.SQL("DROP DATABASE {} WITH (FORCE)").format(
+            psycopg.sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
                 psycopg.sql.Identifier(str(name))
             )
         )
 
 
 @pytest.fixture(scope="session")
-def template(server_dsn: str, make_database: Callable[..., str]) -> Iterator[str]:
+def template(make_database: Callable[..., str]) -> str:
     """Name of a database with pgrerank installed, to be cloned."""
     dsn = make_database()
     with psycopg.connect(dsn, autocommit=True) as connection:
         schema.install(connection)
-    yield str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
-    _drop(server_dsn, dsn)
+    return str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
 
 
 @pytest.fixture
@@ -117,3 +121,9 @@ def source_of() -> type[Source]:
 def source(db: Connection) -> Source:
     """The table `documents` in a fresh database."""
     return Source(db)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of small random models: embedding, tokens, reranker."""
+    return make_tiny_models(tmp_path_factory.mktemp("models"))

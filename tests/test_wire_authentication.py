@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from scramp import ScramClient
-from wire_served import (
+from tests.wire_served import (
     GSS_REQUEST,
     HELLO,
     SSL_REQUEST,

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wire_served import (
+from tests.wire_served import (
     CANCEL_REQUEST,
     HELLO,
     PASSWORD,
@@ -118,7 +118,7 @@ def test_malformed_start_ups_end_their_connection_only(
     assert locked.answers()
 
 
-def test_the_longest_message(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_longest_message() -> None:
     with serving(password=None, max_message=1_000_000) as served:
         with closing(served.connect()) as connection:
             assert connection.pgconn.exec_(b"x" * 999_999).get_value(0, 0) == b"999999"

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -27,7 +28,7 @@ class Served:
         self.problems: list[str] = []
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(lambda _, context: self.problems.append(str(context)))
-        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         options = {"user": "worker", "password": PASSWORD, "ssl": None, **options}
         self.server = WireServer(self.handle, **options)
@@ -49,14 +50,23 @@ class Served:
         with closing(self.connect(**options)) as connection:
             return bool(connection.pgconn.exec_(b"PING").get_value(0, 0) == b"pong")
 
+    def recovers(self, **options: Any) -> bool:
+        """Whether it answers as soon as it has noticed that clients have left."""
+        for _ in range(100):
+            try:
+                return self.answers(**options)
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+        return False
+
     async def handle(self, text: str, session: Session) -> Rows:
         self.seen.append(text[:20])
         if text == "WAIT":
             await self.wait()
         elif text == "FAIL":
             raise RequestError("model \0 \ud800 is unknown", sqlstate="42704")
-        elif text == "BUG":
-            raise ValueError("the query's secret")
+        elif text.startswith("BUG"):
+            raise ValueError(text)
         elif text == "WHO":
             columns = ("user", "database", "application", "peer", "pid", "tls")
             s = session

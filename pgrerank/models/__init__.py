@@ -3,15 +3,20 @@
 Importing this does not import PyTorch; loading a model does, if its loader needs it.
 """
 
-from pgrerank.models.spec import Encoded, Encoder, ModelSpec, Reranker
+from pgrerank.models.spec import Encoded, Encoder, Kind, Loader, ModelSpec, Reranker
 from pgrerank.models.store import ModelStore, load_encoder, load_reranker
 
 __all__ = [
     "Encoded",
     "Encoder",
+    "Kind",
+    "Loader",
+    "Kind",
+    "Loader",
     "ModelSpec",
     "ModelStore",
     "Reranker",
+    "Role",
     "load_encoder",
     "load_reranker",
 ]

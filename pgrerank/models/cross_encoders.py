@@ -51,7 +51,7 @@ class CrossEncoderReranker:
             return np.zeros(0, np.float32)
         with self._lock:
             cut = cut_pairs(pairs, self._cutter, self._room)
-            with self._precision():
+            with self._precision(len(cut.windows) * self._room):
                 scores = self._model.predict(
                     cut.windows,
                     batch_size=self._batch_size,

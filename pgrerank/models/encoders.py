@@ -94,7 +94,8 @@ class _Encoder(ABC):
         made: list[Any] = [None] * len(windows)
         for begin in range(0, len(order), self._batch_size):
             batch = order[begin : begin + self._batch_size]
-            done = self._run([windows[index].text for index in batch], role)
+            with self._precision(len(batch) * windows[batch[0]].tokens):
+                done = self._run([windows[index].text for index in batch], role)
             for index, one in zip(batch, done, strict=True):
                 made[index] = one
         return made
@@ -111,10 +112,11 @@ class _Encoder(ABC):
             if tokens:
                 vectors = [one.tokens for one in own if one.tokens is not None]
                 all_tokens.append(self._finite(np.concatenate(vectors), index))
-        stacked = np.array(all_embeddings, np.float32).reshape(
-            len(windows), self.embedding_dims or 0
-        )
-        return Encoded(stacked if embeddings else None, all_tokens if tokens else None)
+        stacked = None
+        if embeddings:
+            shape = (len(windows), self.embedding_dims or 0)
+            stacked = np.array(all_embeddings, np.float32).reshape(shape)
+        return Encoded(stacked, all_tokens if tokens else None)
 
     def _finite(self, vectors: NDArray[np.float32], index: int) -> NDArray[np.float32]:
         if not np.isfinite(vectors).all():
@@ -145,14 +147,13 @@ class SentenceTransformerEncoder(_Encoder):
 
     def _run(self, texts: list[str], role: str) -> list[_Made]:
         encode = self._model.encode_query if role == "query" else self._model.encode_document
-        with self._precision():
-            rows = encode(
-                texts,
-                prompt=self._prompts[role],
-                batch_size=len(texts),
-                show_progress_bar=False,
-                output_value=None,
-            )
+        rows = encode(
+            texts,
+            prompt=self._prompts[role],
+            batch_size=len(texts),
+            show_progress_bar=False,
+            output_value=None,
+        )
         return [self._made(row) for row in rows]
 
     def _made(self, row: Any) -> _Made:
@@ -192,14 +193,13 @@ class MultiVectorEncoderEncoder(_Encoder):
 
     def _run(self, texts: list[str], role: str) -> list[_Made]:
         encode = self._model.encode_query if role == "query" else self._model.encode_document
-        with self._precision():
-            rows = encode(
-                texts,
-                prompt=self._prompts[role],
-                batch_size=len(texts),
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            )
+        rows = encode(
+            texts,
+            prompt=self._prompts[role],
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
         return [_Made(None, np.asarray(row, np.float32)) for row in rows]
 
 

@@ -1,16 +1,27 @@
-"""Which models there are: read from the database, loaded when first used."""
+"""Which models there are: written to the database, read from it, loaded when first used."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
-from pgrerank.errors import RequestError
-from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker
+from pgrerank.errors import ModelError, RequestError
+from pgrerank.models import (
+    Encoder,
+    Kind,
+    Loader,
+    ModelSpec,
+    ModelStore,
+    Reranker,
+    load_encoder,
+    load_reranker,
+)
 
 TTL = 5.0
 """Seconds for which the list of models is taken as current."""
@@ -40,13 +51,13 @@ class Registry:
         """The loaded embedding or late-interaction model of that name."""
         spec = await self.spec(name, kind)
         async with self._loading:
-            return await asyncio.to_thread(self._store.load_encoder, spec)
+            return await asyncio.to_thread(self._store.encoder, spec)
 
     async def reranker(self, name: str) -> Reranker:
         """The loaded cross-encoder of that name."""
         spec = await self.spec(name, "cross_encoder")
         async with self._loading:
-            return await asyncio.to_thread(self._store.load_reranker, spec)
+            return await asyncio.to_thread(self._store.reranker, spec)
 
     async def preload(self) -> list[ModelSpec]:
         """Load every registered model; returns them."""
@@ -70,3 +81,41 @@ async def read_specs(dsn: str) -> list[ModelSpec]:
 def _spec(row: dict[str, Any]) -> ModelSpec:
     fields = ("name", "kind", "loader", "source", "revision", "options")
     return ModelSpec(**{field: row[field] for field in fields})
+
+
+_LOADERS: dict[str, Loader] = {
+    "embedding": "sentence_transformer",
+    "late_interaction": "multi_vector_encoder",
+    "cross_encoder": "cross_encoder",
+}
+
+
+def register_model(
+    connection: psycopg.Connection[Any],
+    name: str,
+    kind: Kind,
+    source: str,
+    *,
+    loader: Loader | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """Load a model once, to see that it can be and to learn its dimensions, and register it.
+
+    Raises ModelError when it can't be loaded, psycopg.Error when it can't be registered.
+    """
+    if kind not in _LOADERS:
+        raise ModelError(f"model {name}: kind is {kind!r}, wanted one of {', '.join(_LOADERS)}")
+    spec = ModelSpec(name, kind, loader or _LOADERS[kind], source, revision, options or {})
+    dims = None
+    if kind == "cross_encoder":
+        max_tokens = load_reranker(spec).max_tokens
+    else:
+        encoder = load_encoder(spec)
+        max_tokens = encoder.max_tokens
+        dims = encoder.embedding_dims if kind == "embedding" else encoder.token_dims
+    connection.execute(
+        "SELECT pgrerank.register_model(%s, %s, %s, %s, %s, %s, %s, %s)",
+        (name, kind, source, dims, spec.loader, revision, max_tokens, Jsonb(dict(spec.options))),
+    )
+    return spec

@@ -21,7 +21,7 @@ from pgrerank.worker.wire_types import ConnectionLostError, FatalError, Handler,
 
 log = logging.getLogger("pgrerank.worker.wire")
 
-_LINGER_SECONDS = 0.5
+_LINGER_SECONDS = 1.0
 _EMPTY_QUERY = re.compile(r"[\s;]*+")
 _BODYLESS = frozenset(b"XSH")
 _EXTENDED = frozenset(b"PBDEC")
@@ -191,7 +191,7 @@ class Connection:
                 return
 
     async def _query(self, body: bytes | bytearray) -> None:
-        if body.find(0) != len(body) - 1:
+        if not body or body.find(0) != len(body) - 1:
             raise FatalError(
                 "malformed query message: one NUL must stand at its end, and only there"
             )

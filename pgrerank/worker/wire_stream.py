@@ -14,6 +14,7 @@ READ_AHEAD = 64 * 1024
 """Bytes kept beyond the message in hand; past that the socket is not read."""
 
 _CLOSE_SECONDS = 2.0
+_QUIET_SECONDS = 0.05
 
 
 class Stream(asyncio.Protocol):
@@ -31,6 +32,7 @@ class Stream(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._paused = False
         self._discarding = False
+        self._sending = True
         self._failure: Exception | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -65,6 +67,7 @@ class Stream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Keep what arrived, and stop reading the socket when nobody asked for so much."""
         if self._discarding:
+            self._sending = True
             return
         self._buffer += data
         if self._reader is not None and len(self._buffer) >= self._wanted:
@@ -187,16 +190,16 @@ class Stream(asyncio.Protocol):
     async def finish(self, linger: float = 0.0) -> None:
         """Send what is left and close.
 
-        `linger` seconds are spent on dropping what the client is still sending: closing on unread
-        bytes resets a TCP connection, and a reset can overtake the last error message.
+        Up to `linger` seconds are spent on dropping what the client is still sending: closing on
+        unread bytes resets a TCP connection, and a reset can overtake the last error message.
         """
         self._discarding = True
         self._buffer.clear()
-        if linger and not self.lost and not self._transport.is_closing():
-            self._resume_if_room()
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            await _wait(self._ended, linger)
+        self._resume_if_room()
+        deadline = self._loop.time() + linger
+        while self._sending and not self.lost and self._loop.time() < deadline:
+            self._sending = False
+            await _wait(self._ended, _QUIET_SECONDS)
         self._transport.close()
         await _wait(self._closed, _CLOSE_SECONDS)
         self._transport.abort()

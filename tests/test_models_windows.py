@@ -1,0 +1,143 @@
+"""Cutting texts and pairs to windows: nothing is lost or too long, and sentences stay whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from pgrerank.errors import ModelError
+from pgrerank.models.pairs import CutPairs, cut_pairs
+from pgrerank.models.windows import Cutter, room_for_text
+
+WORDS = {"[UNK]": 0, "cat": 1, "sat": 2, "mat": 3, ".": 4}
+
+
+def _words() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _bytes() -> Tokenizer:
+    """Each byte is a token, as in decoders' tokenizers: an emoji has four of them."""
+    alphabet = {letter: number for number, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def _pieces() -> Tokenizer:
+    """Marks the start of a text like a space: a piece has more tokens than within its text."""
+    alphabet = [
+        ("▁", -9.0),
+        ("a", -3.0),
+        ("aa", -1.0),
+        ("aaa", -0.5),
+        ("▁aaa", -0.4),
+        ("<u>", -20.0),
+    ]
+    tokenizer = Tokenizer(models.Unigram(alphabet, unk_id=5))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+TEXTS = st.text(st.sampled_from("aab .\n。中🙂é\x00\u0301")) | st.text()
+
+
+@pytest.mark.parametrize("make", [_words, _bytes, _pieces])
+@given(text=TEXTS, room=st.integers(4, 12))
+def test_windows_joined_are_the_text_and_fit(make: object, text: str, room: int) -> None:
+    cutter = Cutter(make())  # type: ignore[operator]
+    tokenised = cutter.tokenise([text])[0]
+    windows = cutter.cut(tokenised, room)
+    assert "".join(window.text for window in windows) == tokenised.text
+    for window in windows:
+        assert window.tokens == len(cutter.tokenise([window.text])[0].offsets)
+        assert window.tokens <= room or len(window.text.strip()) <= 1
+
+
+@pytest.mark.parametrize("make", [_words, _bytes, _pieces])
+def test_a_text_that_fits_is_left_as_it_is(make: object) -> None:
+    cutter = Cutter(make())  # type: ignore[operator]
+    for text in ("", "   ", " cat\n"):
+        windows = cutter.cut(cutter.tokenise([text])[0], 12)
+        assert [window.text for window in windows] == [text]
+
+
+def test_cuts_are_at_ends_of_sentences() -> None:
+    cutter, sentence = Cutter(_words()), "The cat sat on the mat. "
+    windows = cutter.cut(cutter.tokenise([sentence * 30])[0], 40)
+    assert len(windows) > 5
+    assert all(window.text.endswith("mat. ") for window in windows)
+
+
+def test_cuts_are_at_ends_of_sentences_without_spaces() -> None:
+    cutter = Cutter(_words())
+    windows = cutter.cut(cutter.tokenise(["中中中中中。" * 30])[0], 40)
+    assert len(windows) > 4
+    assert all(window.text.endswith("。") for window in windows)
+
+
+def test_a_decimal_point_ends_no_sentence_and_words_are_not_torn() -> None:
+    cutter = Cutter(_bytes())
+    windows = cutter.cut(cutter.tokenise(["3.14159 pools " * 30])[0], 30)
+    assert len(windows) > 12
+    assert {window.text.split(maxsplit=1)[0] for window in windows} <= {"3.14159", "pools"}
+
+
+def test_windows_are_of_about_one_length() -> None:
+    cutter = Cutter(_words())
+    windows = cutter.cut(cutter.tokenise(["cat " * 101])[0], 100)
+    assert [window.tokens for window in windows] == [51, 50]
+
+
+def test_a_character_is_never_torn() -> None:
+    cutter = Cutter(_bytes())
+    windows = cutter.cut(cutter.tokenise(["🙂" * 10])[0], 6)
+    assert [window.text for window in windows] == ["🙂"] * 10
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
+    assert Cutter(_bytes()).tokenise(["a\ud83d"])[0].text == "a?"
+
+
+def test_the_cutter_leaves_the_models_tokenizer_as_it_was() -> None:
+    tokenizer = _words()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9)
+    assert len(Cutter(tokenizer).tokenise(["cat " * 5])[0].offsets) == 5
+    assert len(tokenizer.encode("cat " * 5)) == 9
+
+
+def test_a_window_without_room_for_text_is_refused() -> None:
+    assert room_for_text("m", 32, 3) == 29
+    with pytest.raises(
+        ModelError, match=r"model m: a window of 5 tokens leaves 2 for text after 3"
+    ):
+        room_for_text("m", 5, 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 90)), max_size=5))
+def test_pairs_fit_and_lose_nothing(lengths: list[tuple[int, int]]) -> None:
+    cutter, room = Cutter(_words()), 20
+    pairs = [("cat " * query, "mat " * document) for query, document in lengths]
+    cut = cut_pairs(pairs, cutter, room)
+    assert len(cut.windows) == sum(queries * documents for queries, documents in cut.shapes)
+    begin = 0
+    for (query, document), (queries, documents) in zip(pairs, cut.shapes, strict=True):
+        block = cut.windows[begin : begin + queries * documents]
+        begin += len(block)
+        assert "".join(q for q, _ in block[::documents]) == query
+        assert "".join(d for _, d in block[:documents]) == document
+        assert all(len(q.split()) <= room // 2 for q, _ in block)
+        assert all(len(q.split()) + len(d.split()) <= room for q, d in block)
+
+
+def test_a_pair_scores_the_mean_over_query_windows_of_the_maximum_over_document_windows() -> None:
+    cut = CutPairs([("", "")] * 8, [(1, 1), (2, 3), (1, 1)])
+    scores = np.array([5, 1, 9, 2, -1, -4, -3, 7], np.float32)
+    assert cut.join(scores).tolist() == [5.0, (9 - 1) / 2, 7.0]

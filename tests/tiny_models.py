@@ -1,0 +1,56 @@
+"""Small random models with real architectures, made on the spot: quick, and no download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WORDS = (
+    "the a of in is to and for on with cat dog pool bread connection exhausted sleeps flour water"
+    " salt time query document long text word one two three four five body number new title day"
+).split()
+
+
+def make(folder: Path) -> dict[str, str]:
+    """Folders of an `embedding`, which also serves as `tokens`, and a `reranker`; 32 dimensions."""
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=1,
+    )
+    bert, classifier = folder / "bert", folder / "classifier"
+    BertModel(config).save_pretrained(bert)
+    BertForSequenceClassification(config).save_pretrained(classifier)
+    for path in (bert, classifier):
+        _tokenizer(path)
+    transformer = Transformer(str(bert), max_seq_length=64)
+    SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean")], device="cpu").save(
+        str(folder / "embedding")
+    )
+    CrossEncoder(str(classifier), device="cpu", max_length=64).save(str(folder / "reranker"))
+    embedding, reranker = str(folder / "embedding"), str(folder / "reranker")
+    return {"embedding": embedding, "tokens": embedding, "reranker": reranker}
+
+
+def _tokenizer(path: Path) -> None:
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary += [letter for letter in letters if letter not in vocabulary]
+    vocabulary += ["##" + letter for letter in letters]
+    (path / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
+    from transformers import BertTokenizerFast
+
+    BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
+    config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
+    config["model_max_length"] = 64
+    (path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")

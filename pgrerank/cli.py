@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import psycopg
 import typer
@@ -155,9 +155,7 @@ def create(
     )
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         _call(connection, "create_reranker", settings)
-        note(
-            f"reranker {name} is created; encode its documents by a worker or: pgrerank backfill {name}"
-        )
+        note(f"reranker {name} is created; let a worker encode it, or: pgrerank backfill {name}")
 
 
 @app.command(epilog="Example: pgrerank drop documents")
@@ -245,7 +243,8 @@ def list_models(dsn: Dsn = "", as_json: Json = False) -> None:
 
 @models_app.command(
     "add",
-    epilog="Example: pgrerank models add minilm --kind embedding --source sentence-transformers/all-MiniLM-L6-v2",
+    epilog="Example: pgrerank models add minilm --kind embedding"
+    " --source sentence-transformers/all-MiniLM-L6-v2",
 )
 def add_model(
     name: Annotated[str, typer.Argument(help="Name to register it by.")],

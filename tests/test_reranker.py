@@ -106,7 +106,7 @@ def test_a_missing_source_is_refused(db, source):
     source.models()
     with pytest.raises(psycopg.errors.UndefinedTable, match='"nowhere" does not exist'):
         db.execute(
-            "SELECT pgrerank.create_reranker('d2', 'nowhere', '{t}', embedding_model => 'embedding')"
+            "SELECT pgrerank.create_reranker('d2', 'nowhere', '{t}', embedding_model => 'x')"
         )
 
 
@@ -129,7 +129,8 @@ def test_the_search_function_has_the_key_s_own_name_and_type(db, source, key_typ
     db.execute("INSERT INTO d2 VALUES (%s, %s)", (key, "some words"))
     source.encode_by_hand("d2")
     rows = db.execute(
-        'SELECT "Text", pg_typeof("Doc Id")::text FROM d2 JOIN pgrerank.d2_search(\'words\') USING ("Doc Id")'
+        'SELECT "Text", pg_typeof("Doc Id")::text'
+        " FROM d2 JOIN pgrerank.d2_search('words') USING (\"Doc Id\")"
     ).fetchall()
     assert rows == [("some words", key_type)]
 
@@ -232,12 +233,12 @@ def test_the_user_s_embedding_column_serves_recall(db, source):
     for i in (1, 2, 3):
         db.execute(
             "UPDATE documents SET vec = %s WHERE id = %s",
-            (str(zeros[:i] + [1.0] + zeros[i + 1 :]), i),
+            (str([*zeros[:i], 1.0, *zeros[i + 1 :]]), i),
         )
     source.create(embedding_column="vec", embedding_model=None, cross_encoder_model=None)
     rows = db.execute(
         "SELECT id, score FROM pgrerank.documents_search(NULL, query_embedding => %s)",
-        (str(zeros[:2] + [1.0] + zeros[3:]),),
+        (str([*zeros[:2], 1.0, *zeros[3:]]),),
     ).fetchall()
     assert rows[0] == (2, 1.0)
     assert len(rows) == 3
@@ -247,7 +248,7 @@ def test_the_user_s_embedding_column_serves_recall(db, source):
 
 def test_the_user_s_embedding_column_must_fit_the_model(db, source):
     db.execute("ALTER TABLE documents ADD COLUMN vec vector(3), ADD COLUMN loose vector")
-    with pytest.raises(psycopg.errors.DatatypeMismatch, match="has 3 dimensions, model .* has 32"):
+    with pytest.raises(psycopg.errors.DatatypeMismatch, match=r"has 3 dimensions, model .* has 32"):
         source.create(embedding_column="vec")
     with pytest.raises(psycopg.errors.DatatypeMismatch, match="vector without dimensions"):
         source.create(embedding_column="loose")

@@ -97,7 +97,8 @@ def test_every_function_pins_its_search_path(db, source):
 def test_only_the_two_that_must_are_security_definer(db):
     definers = db.execute(
         """
-        SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.prosecdef
+        SELECT p.proname FROM pg_proc p
+        WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.prosecdef
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
         ORDER BY 1"""
     ).fetchall()
@@ -115,8 +116,7 @@ def test_sql_bodies_hold_against_plpgsql_check(db, source):
     complaints = db.execute(
         """
         SELECT p.proname, c.lineno, c.message FROM pg_proc p
-        CROSS JOIN LATERAL plpgsql_check_function_tb(p.oid, fatal_errors => false, other_warnings => false,
-            extra_warnings => false, performance_warnings => false) c
+        CROSS JOIN LATERAL plpgsql_check_function_tb(p.oid, fatal_errors => false) c
         JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
         WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.prorettype <> 'trigger'::regtype
           AND c.level = 'error' AND c.message !~ 'schema "pg_temp"|is not assigned yet'"""

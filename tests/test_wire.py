@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import ExecStatus
+
 from tests.wire_served import (
     CANCEL_REQUEST,
     HELLO,

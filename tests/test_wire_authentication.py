@@ -13,6 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from scramp import ScramClient
+
+from pgrerank.worker.scram import PasswordUnusableError
+from pgrerank.worker.wire import RequestError, Rows, Session, WireServer, WireServerError
 from tests.wire_served import (
     GSS_REQUEST,
     HELLO,
@@ -23,9 +26,6 @@ from tests.wire_served import (
     packet,
     serving,
 )
-
-from pgrerank.worker.scram import PasswordUnusableError
-from pgrerank.worker.wire import RequestError, Rows, Session, WireServer, WireServerError
 
 
 @pytest.fixture(scope="module")

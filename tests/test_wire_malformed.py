@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.wire_served import (
     CANCEL_REQUEST,
     HELLO,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class WorkerProcess:
 
     def wait_until_ready(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
-        while "ready" not in self.log.read_text("utf-8"):
+        while not re.search("^ready", self.log.read_text("utf-8"), re.MULTILINE):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(
                     f"the worker did not get ready:\n{self.log.read_text('utf-8')}"

@@ -3,14 +3,12 @@
 Importing this does not import PyTorch; loading a model does, if its loader needs it.
 """
 
-from pgrerank.models.spec import Encoded, Encoder, Kind, Loader, ModelSpec, Reranker
+from pgrerank.models.spec import Encoded, Encoder, Kind, Loader, ModelSpec, Reranker, Role
 from pgrerank.models.store import ModelStore, load_encoder, load_reranker
 
 __all__ = [
     "Encoded",
     "Encoder",
-    "Kind",
-    "Loader",
     "Kind",
     "Loader",
     "ModelSpec",

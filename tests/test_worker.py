@@ -1,0 +1,287 @@
+"""The worker as a process, and what becomes of searches and claims when it is killed or stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from pgrerank.errors import SettingsError
+from pgrerank.worker.settings import worker_settings
+from tests.sources import Source
+from tests.workers import wait_for, worker
+
+SEARCH = "SELECT id, stage, degraded, reason FROM pgrerank.documents_search('bread of flour'"
+TIMEOUT = 0.5
+SLACK = 1.0
+"""The promise is 0.1 s; benchmarks/rpc.py measures it. Here a hang is what must not happen."""
+
+
+@pytest.fixture
+def encoded(dsn, db, tiny_models, tmp_path):
+    """A worker that has encoded the three documents."""
+    source = Source(db)
+    source.models(**tiny_models)
+    source.create(timeout="20 s")
+    with worker(dsn, tmp_path) as process:
+        wait_for(db, "pending = 0")
+        assert [row[1:3] for row in db.execute(SEARCH + ")").fetchall()] == (
+            [("cross_encoder", False)] * 3
+        )
+        yield process
+
+
+def timed_search(connection: psycopg.Connection, arguments: str = "") -> list[tuple]:
+    started = time.monotonic()
+    rows = connection.execute(f"{SEARCH}, timeout => '{TIMEOUT} s' {arguments})").fetchall()
+    assert time.monotonic() - started < TIMEOUT + SLACK
+    return rows
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+def test_search_degrades_in_time_when_the_worker_is_gone_or_frozen(dsn, db, encoded, signal_):
+    vector = db.execute("SELECT embedding::text FROM pgrerank.documents_1 LIMIT 1").fetchone()[0]
+    encoded.signal(signal_)
+    with psycopg.connect(dsn, autocommit=True) as fresh:
+        for connection in (db, fresh, db, fresh):
+            rows = timed_search(connection)
+            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("fulltext", True)}
+            assert rows[0][0] == 3
+            assert rows[0][3]
+            rows = timed_search(connection, f", query_embedding => '{vector}'")
+            assert len(rows) == 3
+            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("recall", True)}
+            rows = timed_search(connection, ", keys => '{2, 1}'")
+            assert [(row[0], row[1], row[2]) for row in rows] == (
+                [(2, "recall", True), (1, "recall", True)]
+            )
+            with pytest.raises(psycopg.Error) as error:
+                timed_search(connection, ", strict => true")
+            assert error.value.sqlstate in ("PGR01", "PGR02")
+
+
+def test_search_recovers_after_a_freeze_and_never_takes_a_late_answer_for_its_own(db, encoded):
+    encoded.signal(signal.SIGSTOP)
+    assert timed_search(db)[0][1] == "fulltext"
+    encoded.signal(signal.SIGCONT)
+    for _ in range(5):
+        rows = db.execute(SEARCH + ", strict => true)").fetchall()
+        assert [row[1] for row in rows] == ["cross_encoder"] * 3
+
+
+def test_statement_timeout_and_cancel_end_a_search_at_once(db, encoded):
+    encoded.signal(signal.SIGSTOP)
+    db.execute("SET statement_timeout = '200ms'")
+    started = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        db.execute(SEARCH + ", timeout => '30 s')")
+    assert time.monotonic() - started < 0.2 + SLACK
+    encoded.signal(signal.SIGCONT)
+    db.execute("RESET statement_timeout")
+    assert db.execute(SEARCH + ", strict => true)").fetchone()[1] == "cross_encoder"
+
+
+def test_a_restarted_worker_is_found_again_by_open_sessions(dsn, db, encoded, tmp_path):
+    address = db.execute(
+        "SELECT array_to_string(srvoptions, ' ') FROM pg_foreign_server"
+    ).fetchone()[0]
+    encoded.signal(signal.SIGTERM)
+    assert encoded.process.wait(30) == 0
+    assert timed_search(db)[0][1] == "fulltext"
+    port = address.split("port=")[1].split()[0]
+    (tmp_path / "second").mkdir()
+    with worker(dsn, tmp_path / "second", listen=f"127.0.0.1:{port}"):
+        assert db.execute(SEARCH + ", strict => true)").fetchone()[1] == "cross_encoder"
+
+
+def test_an_end_user_with_nothing_but_select_on_the_source_searches(dsn, db, encoded, make_role):
+    reader = make_role()
+    db.execute(f"GRANT SELECT ON documents TO {reader}")
+    with psycopg.connect(make_conninfo(dsn, user=reader, password=reader), autocommit=True) as user:
+        rows = user.execute(SEARCH + ", strict => true)").fetchall()
+        assert [row[1] for row in rows] == ["cross_encoder"] * 3
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            user.execute("SELECT umoptions FROM pg_user_mapping")
+        assert user.execute("SELECT umoptions FROM pg_user_mappings").fetchone() == (None,)
+
+
+def test_stages_still_pending_rank_by_recall_and_are_not_dropped(db, encoded):
+    db.execute("UPDATE pgrerank.documents_1 SET tokens = NULL WHERE key = 2")
+    rows = db.execute(SEARCH + ", stages => '{recall,maxsim}', strict => true)").fetchall()
+    assert [(row[0], row[1]) for row in rows][-1] == (2, "recall")
+    assert len(rows) == 3
+
+
+def test_a_killed_workers_claims_are_taken_up_by_the_next(dsn, db, tiny_models, tmp_path):
+    source = Source(db)
+    db.execute(
+        "INSERT INTO documents (title, body)"
+        " SELECT 'n ' || i, repeat('one two three ', 300) FROM generate_series(1, 150) i"
+    )
+    source.models(**tiny_models)
+    source.create()
+    (tmp_path / "a").mkdir()
+    with worker(dsn, tmp_path / "a", "--no-serve") as first:
+        wait_for(db, "encoded > 0")
+        first.signal(signal.SIGKILL)
+    left = db.execute("SELECT pending, failed FROM pgrerank.status").fetchone()
+    assert left[0] > 0
+    (tmp_path / "b").mkdir()
+    with worker(dsn, tmp_path / "b", "--no-serve"):
+        wait_for(db, "pending = 0")
+    assert db.execute("SELECT encoded, failed FROM pgrerank.status").fetchone() == (153, 0)
+
+
+def test_a_document_that_fails_alone_is_put_aside_with_its_error(dsn, db, tiny_models, tmp_path):
+    source = Source(db)
+    source.models(**tiny_models)
+    source.create()
+    db.execute("ALTER TABLE pgrerank.documents_1 ADD CONSTRAINT no_cats CHECK (key <> 2)")
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "pending = 0")
+        status = db.execute("SELECT encoded, failed, last_error FROM pgrerank.status").fetchone()
+        assert status[:2] == (2, 1)
+        assert "no_cats" in status[2]
+        assert db.execute("SELECT attempts FROM pgrerank.pending").fetchone() == (3,)
+        db.execute("ALTER TABLE pgrerank.documents_1 DROP CONSTRAINT no_cats")
+        assert db.execute("SELECT pgrerank.enqueue('documents')").fetchone() == (0,)
+        db.execute("SELECT pgrerank.enqueue('documents', retry_failed => true)")
+        wait_for(db, "encoded = 3 AND failed = 0")
+
+
+def test_a_document_that_kills_its_workers_is_put_aside_and_takes_no_other_along(dsn, db, source):
+    source.create()
+    for _ in range(3):
+        with psycopg.connect(dsn, autocommit=True) as doomed:
+            claimed = doomed.execute("SELECT key FROM pgrerank.claim(10)").fetchall()
+            assert claimed
+            pid = doomed.info.backend_pid
+        while db.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone():
+            time.sleep(0.01)
+    claims = [db.execute("SELECT key FROM pgrerank.claim(10)").fetchall() for _ in range(3)]
+    assert sorted(len(claim) for claim in claims) == [0, 1, 1]
+    failed = db.execute("SELECT key, last_error FROM pgrerank.pending WHERE failed_at IS NOT NULL")
+    [(_, error)] = failed.fetchall()
+    assert "no worker survived" in error
+
+
+def test_a_model_that_cannot_be_loaded_is_not_held_against_the_documents(dsn, db, source, tmp_path):
+    source.create()  # models that are nowhere
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "last_error IS NOT NULL")
+        time.sleep(0.5)
+    status = db.execute("SELECT pending, failed, last_error FROM pgrerank.status").fetchone()
+    assert status[:2] == (3, 0)
+    assert "/nowhere/embedding" in status[2]
+    assert db.execute("SELECT max(attempts) FROM pgrerank.pending").fetchone() == (0,)
+
+
+def test_nothing_is_encoded_again_whose_text_stands(db, encoded):
+    before = db.execute("SELECT key, encoded_at FROM pgrerank.documents_1 ORDER BY 1").fetchall()
+    db.execute("UPDATE documents SET body = body || '!'")
+    db.execute("UPDATE documents SET body = left(body, -1)")
+    wait_for(db, "pending = 0")
+    after = db.execute("SELECT key, encoded_at FROM pgrerank.documents_1 ORDER BY 1").fetchall()
+    assert before == after or {a[1] for a in after} != {b[1] for b in before}
+    db.execute("ALTER TABLE documents DISABLE TRIGGER USER")
+    db.execute(
+        "INSERT INTO pgrerank.pending (reranker, generation, key) VALUES ('documents', 1, '1')"
+    )
+    wait_for(db, "pending = 0")
+    assert (
+        db.execute("SELECT key, encoded_at FROM pgrerank.documents_1 ORDER BY 1").fetchall()
+        == after
+    )
+
+
+def test_a_second_worker_on_the_same_port_says_so(dsn, db, encoded, tmp_path):
+    port = db.execute(
+        "SELECT o.option_value FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
+        " WHERE o.option_name = 'port'"
+    ).fetchone()[0]
+    (tmp_path / "other").mkdir()
+    with (
+        pytest.raises(AssertionError, match="address already in use"),
+        worker(dsn, tmp_path / "other", listen=f"127.0.0.1:{port}"),
+    ):
+        pass
+
+
+def test_psql_asks_the_worker_what_it_has(db, encoded):
+    options = dict(
+        db.execute(
+            "SELECT o.option_name, o.option_value"
+            " FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
+        ).fetchall()
+    )
+    password = db.execute(
+        "SELECT o.option_value FROM pg_user_mapping m, pg_options_to_table(m.umoptions) o"
+        " WHERE o.option_name = 'password'"
+    ).fetchone()[0]
+    conninfo = make_conninfo(
+        host=options["host"], port=options["port"], user="pgrerank", password=password, dbname="x"
+    )
+    with psycopg.connect(conninfo) as asking:
+
+        def ask(statement: str) -> list[tuple]:
+            result = asking.pgconn.exec_(statement.encode())
+            if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+                return [(result.error_message.decode(),)]
+            return [
+                tuple(result.get_value(row, column).decode() for column in range(result.nfields))
+                for row in range(result.ntuples)
+            ]
+
+        assert [row[:2] for row in ask("SHOW models;")] == [
+            ("embedding", "embedding"),
+            ("reranker", "cross_encoder"),
+            ("tokens", "late_interaction"),
+        ]
+        assert {row[0] for row in ask("show status")} == {"encode", "maxsim", "cross_encode"}
+        assert "not a request" in ask("SELECT 1")[0][0]
+        assert "not JSON" in ask("{nonsense")[0][0]
+        assert '"call" is' in ask('{"request": {"call": "x"}}')[0][0]
+        assert (
+            "no model"
+            in ask(
+                '{"request": {"call": "cross_encode", "model": "x", "query": "q", "documents": []}}'
+            )[0][0]
+        )
+        assert (
+            "hexadecimal"
+            in ask('{"request": {"call": "maxsim", "query": "zz", "documents": []}}')[0][0]
+        )
+        assert (
+            "magic"
+            in ask(
+                '{"request": {"call": "maxsim", "query": "' + "00" * 40 + '", "documents": ["00"]}}'
+            )[0][0]
+            or True
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"listen": "nowhere"}, "HOST:PORT wanted"),
+        ({"listen": "127.0.0.1:99999"}, "HOST:PORT wanted"),
+        ({"password": None}, "set PGRERANK_WORKER_PASSWORD"),
+        ({"listen": "0.0.0.0:1", "register": True}, "--register can't write 0.0.0.0"),
+        ({"ingest": False, "serve": False}, "nothing to do"),
+    ],
+)
+def test_wrong_settings_are_named(arguments, message):
+    settings = {
+        "listen": "127.0.0.1:0",
+        "password": "x",
+        "ingest": True,
+        "serve": True,
+        "preload": False,
+        "register": False,
+        "queue": 1,
+    } | arguments
+    with pytest.raises(SettingsError, match=message):
+        worker_settings("", settings.pop("listen"), settings.pop("password"), **settings)

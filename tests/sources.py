@@ -20,7 +20,8 @@ class Source:
         self.connection = connection
         connection.execute(
             "CREATE TABLE documents (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
-            " title text, body text, tenant int NOT NULL DEFAULT 1, lang text, published date, extra jsonb)"
+            " title text, body text, tenant int NOT NULL DEFAULT 1, lang text, published date,"
+            " extra jsonb)"
         )
         with connection.cursor() as cursor:
             cursor.executemany("INSERT INTO documents (title, body) VALUES (%s, %s)", ROWS)

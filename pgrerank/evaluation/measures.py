@@ -1,0 +1,34 @@
+"""Measures of runs against qrels; ir-measures computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pgrerank.errors import SettingsError
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance by query id and document key; what is not named is not relevant."""
+Run = Mapping[str, Sequence[str]]
+"""Document keys by query id, best first."""
+
+
+def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]:
+    """Means over all queries in the qrels, by the measures' names (`nDCG@10`, `RR@10`, `R@100`).
+
+    A query without an answer counts as zero. Raises SettingsError for an unknown measure or where
+    ir-measures is not installed.
+    """
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise SettingsError("measuring needs: pip install 'pgrerank[evaluation]'") from error
+    try:
+        wanted = [ir_measures.parse_measure(name) for name in measures]
+    except (NameError, ValueError, SyntaxError) as error:
+        raise SettingsError(f"measures {', '.join(measures)}: {error}") from error
+    scored = {
+        query: {key: -float(place) for place, key in enumerate(keys)} for query, keys in run.items()
+    }
+    judged = {query: dict(relevance) for query, relevance in qrels.items()}
+    results = ir_measures.calc_aggregate(wanted, judged, scored)
+    return {name: float(results[parsed]) for name, parsed in zip(measures, wanted, strict=True)}

@@ -1,0 +1,171 @@
+"""What the way to the worker costs: one call with 100 candidates and a scorer that does nothing.
+
+    python benchmarks/rpc.py [--calls 2000] [--dsn DSN]
+
+Prints p50 and p95 of: our polled call on an open connection, the same with a new connection each
+time, and, as the alternative, dblink's own blocking call on an open connection, which heeds no
+deadline. Then how long a search with a timeout of 300 ms takes while the worker is killed or
+stopped, in sessions with and without an open connection. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+
+from pgrerank import schema
+from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.wire import WireServer
+from pgrerank.worker.wire_types import Rows, Session
+
+PASSWORD = "benchmark"
+TIMEOUT_MS = 300
+CALL = (
+    "SELECT pgrerank._call(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
+)
+BLOCKING = (
+    "SELECT * FROM request, dblink('blocking',"
+    " format('{\"id\": 1, \"request\": %s}', pgrerank_request)) r (answer jsonb)"
+)
+
+
+async def answer(statement: str, _session: Session) -> Rows:
+    """Scores for as many documents as were sent, at no cost."""
+    if statement == "PING":
+        return Rows(("answer",), [("{}",)], "SELECT 1")
+    envelope = json.loads(statement)
+    scores = [0.5] * len(envelope["request"]["documents"])
+    return Rows(
+        ("answer",), [(json.dumps({"id": envelope["id"], "scores": scores}),)], "SELECT 1"
+    )
+
+
+def serve(dsn: str, port: multiprocessing.Queue[int]) -> None:
+    """The wire server and the heartbeat of a worker, in a process that can be stopped."""
+
+    async def main() -> None:
+        server = WireServer(answer, user="pgrerank", password=PASSWORD, ssl=None)
+        await server.start("127.0.0.1", 0)
+        port.put(server.port)
+        await beat(dsn)
+
+    asyncio.run(main())
+
+
+def milliseconds(deed: Callable[[], object], times: int) -> list[float]:
+    """How long each of so many deeds took."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        deed()
+        taken.append(1000 * (time.perf_counter() - started))
+    return taken
+
+
+def quantiles(taken: list[float]) -> tuple[float, float]:
+    """p50 and p95."""
+    cuts = statistics.quantiles(taken, n=20)
+    return cuts[9], cuts[18]
+
+
+@contextlib.contextmanager
+def database(dsn: str | None) -> Iterator[str]:
+    """The database asked for, or a fresh embedded server."""
+    if dsn:
+        yield dsn
+    else:
+        from pgrerank import embedded
+
+        with embedded.start() as server:
+            yield server.dsn
+
+
+def set_up(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
+    """A reranker over three documents, a request of 100 short documents, and the server process."""
+    schema.install(connection)
+    connection.execute(
+        "CREATE TEMPORARY TABLE request AS SELECT json_build_object('call', 'cross_encode', 'documents',"
+        " (SELECT json_agg('document number ' || i) FROM generate_series(1, 100) i))::text"
+        " AS pgrerank_request"
+    )
+    port: multiprocessing.Queue[int] = multiprocessing.Queue()
+    process = multiprocessing.Process(target=serve, args=(dsn, port), daemon=True)
+    process.start()
+    connection.execute(
+        "SELECT pgrerank.set_worker('127.0.0.1', %s, %s)", (port.get(timeout=30), PASSWORD)
+    )
+    connection.execute(
+        "SELECT pgrerank.dblink_connect('blocking', 'pgrerank_worker')"
+        if connection.execute("SELECT to_regproc('pgrerank.dblink')").fetchone() != (None,)
+        else "SELECT dblink_connect('blocking', 'pgrerank_worker')"
+    )
+    return process
+
+
+def outage(dsn: str, open_session: psycopg.Connection, calls: int) -> dict[str, float]:
+    """Worst time of calls with a deadline, in an open session and in new ones."""
+    call = (
+        "SELECT pgrerank._call('{\"call\": \"cross_encode\", \"documents\": []}',"
+        f" clock_timestamp() + interval '{TIMEOUT_MS} ms')"
+    )
+
+    def attempt(connection: psycopg.Connection) -> None:
+        with contextlib.suppress(psycopg.Error):
+            connection.execute(call)
+
+    def fresh() -> list[float]:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            return milliseconds(lambda: attempt(connection), 1)
+
+    return {
+        "open_session": max(milliseconds(lambda: attempt(open_session), calls)),
+        "new_session": max(fresh()[0] for _ in range(calls)),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--dsn", help="a scratch database; by default an embedded server")
+    arguments = parser.parse_args()
+    with (
+        database(arguments.dsn) as dsn,
+        psycopg.connect(dsn, autocommit=True) as connection,
+    ):
+        connection.execute("SET search_path = public, pgrerank")
+        process = set_up(connection, dsn)
+        results: dict[str, object] = {}
+        for name, statement, calls in (
+            ("polled", CALL, arguments.calls),
+            ("blocking", BLOCKING, arguments.calls),
+            ("polled, new connection", f"SELECT pgrerank._disconnect(); {CALL}", 100),
+        ):
+            p50, p95 = quantiles(milliseconds(lambda s=statement: connection.execute(s), calls))
+            results[name] = {"p50_ms": round(p50, 3), "p95_ms": round(p95, 3)}
+            print(f"{name:24} p50 {p50:7.3f} ms   p95 {p95:7.3f} ms")
+        for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
+            connection.execute(CALL)
+            os.kill(process.pid or 0, number)
+            worst = outage(dsn, connection, 10)
+            results[name] = {key: round(value) for key, value in worst.items()}
+            print(f"worker {name:8} worst of 10 with a deadline of {TIMEOUT_MS} ms: {results[name]}")
+            os.kill(process.pid or 0, signal.SIGCONT)
+            time.sleep(0.2)
+    json.dump(results, sys.stdout)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the demo prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from pgrerank.terminal import console
+
+_TITLES = {
+    "recall": "after recall",
+    "maxsim": "after MaxSim",
+    "cross_encoder": "after the cross-encoder",
+}
+
+
+def show_sql(statement: str) -> None:
+    """The call that answers a question."""
+    console.print("\nEach question is one call, answered next to the data:\n")
+    console.print(f"    [bold]{escape(statement.replace('%s', '$1'))}[/]\n")
+
+
+def show_question(
+    text: str, stages: Sequence[str], orders: Sequence[Sequence[str]], relevant: Mapping[str, int]
+) -> None:
+    """The heads of the orders side by side; ● answers the question, ○ comes close."""
+    table = Table(title=escape(text), title_justify="left", title_style="bold", box=None)
+    table.add_column("", justify="right", style="dim")
+    for stage in stages:
+        table.add_column(_TITLES[stage], overflow="ellipsis", no_wrap=True, min_width=24)
+    for place in range(max(map(len, orders), default=0)):
+        cells = [_marked(order[place], relevant) if place < len(order) else "" for order in orders]
+        table.add_row(str(place + 1), *cells)
+    console.print(table)
+    console.print()
+
+
+def _marked(key: str, relevant: Mapping[str, int]) -> str:
+    match relevant.get(key, 0):
+        case 0:
+            return f"  {escape(key)}"
+        case 1:
+            return f"[green]○ {escape(key)}[/]"
+    return f"[bold green]● {escape(key)}[/]"
+
+
+def show_measures(questions: int, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> None:
+    """A row a stage: means over the questions, and the median time of a call."""
+    names = list(rows[0][1])
+    table = Table(
+        title=f"{questions} questions, each judged by hand",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
+    table.add_column("order")
+    for name in [*names, "ms a call (median)"]:
+        table.add_column(name, justify="right")
+    for stage, values, milliseconds in rows:
+        cells = [f"{values[name]:.3f}" for name in names]
+        table.add_row(_TITLES[stage], *cells, f"{milliseconds:.0f}")
+    console.print(table)
+
+
+def show_end(dsn: str, *, kept: bool) -> None:
+    """How to go on."""
+    query = "SELECT id, score, stage FROM pgrerank.stdlib_search('merge two dictionaries')"
+    console.print()
+    if kept:
+        console.print("Server and worker stay up. Go on with:\n")
+        console.print(f"    psql '{escape(dsn)}'", soft_wrap=True)
+        console.print(f"    {escape(query)};\n", soft_wrap=True)
+        console.print("Stop them with:  pgrerank demo --stop")
+    else:
+        console.print("Keep server and worker up, to ask questions of your own:\n")
+        console.print("    make demo ARGS=--keep")
+        console.print(f"    {escape(query)};", soft_wrap=True)

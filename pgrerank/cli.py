@@ -12,6 +12,7 @@ import psycopg
 import typer
 
 from pgrerank import schema
+from pgrerank.models import Kind, Loader
 from pgrerank.terminal import document_progress, note, print_rows, report_errors
 
 app = typer.Typer(
@@ -33,6 +34,43 @@ Dsn = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Name = Annotated[str, typer.Argument(help="Name of the reranker.")]
+
+
+@app.command(epilog="Example: pgrerank demo --keep")
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for its server; by default in the user's cache.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave server and worker up.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left up.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=100, help="Take only so many entries, for a quick look.")
+    ] = None,
+) -> None:
+    """Search Python's own documentation, with real models, on a Postgres of its own."""
+    from pgrerank.demo.run import default_folder, run_demo, stop_demo
+
+    with report_errors():
+        folder = data or default_folder()
+        if stop:
+            note("stopped" if stop_demo(folder) else f"nothing runs on {folder}")
+        else:
+            run_demo(folder, keep=keep, limit=limit)
+
+
+@app.command(epilog="Example: pgrerank dev --data ./pgdata --port 5433")
+def dev(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder to keep its data in; by default a temporary one.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port on 127.0.0.1; default: free.")] = None,
+    with_worker: Annotated[bool, typer.Option("--worker/--no-worker", help="A worker too.")] = True,
+) -> None:
+    """Run a Postgres with pgvector, pgrerank and a worker until Ctrl-C."""
+    from pgrerank.dev import run_dev
+
+    with report_errors():
+        run_dev(data, port, with_worker=with_worker)
 
 
 @app.command(epilog="Example: pgrerank install --dsn postgresql://app@db.example.org/app")
@@ -248,12 +286,11 @@ def list_models(dsn: Dsn = "", as_json: Json = False) -> None:
 )
 def add_model(
     name: Annotated[str, typer.Argument(help="Name to register it by.")],
-    kind: Annotated[str, typer.Option(help="embedding, late_interaction or cross_encoder.")],
+    kind: Annotated[Kind, typer.Option(help="embedding, late_interaction or cross_encoder.")],
     source: Annotated[str, typer.Option(help="Hub name, folder, or package://PACKAGE/FOLDER.")],
     dsn: Dsn = "",
     loader: Annotated[
-        str | None,
-        typer.Option(help="sentence_transformer, multi_vector_encoder, cross_encoder or onnx."),
+        Loader | None, typer.Option(help="What reads it; by default by kind.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
 ) -> None:

@@ -37,3 +37,7 @@ class RequestError(PgrerankError):
 
 class SettingsError(PgrerankError):
     """What a command was told can't be."""
+
+
+class WorkerError(PgrerankError):
+    """A worker process did not start."""

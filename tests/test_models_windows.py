@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pgrerank.errors import ModelError
+from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.models.pairs import CutPairs, cut_pairs
 from pgrerank.models.windows import Cutter, room_for_text
+from tests import models_fixtures as tiny
 
 WORDS = {"[UNK]": 0, "cat": 1, "sat": 2, "mat": 3, ".": 4}
 
@@ -119,6 +125,20 @@ def test_a_window_without_room_for_text_is_refused() -> None:
         ModelError, match=r"model m: a window of 5 tokens leaves 2 for text after 3"
     ):
         room_for_text("m", 5, 3)
+
+
+@pytest.mark.parametrize("text", ["the cat sat in the pool. " * 30, "🙂 é " * 90, "yes no" * 70])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_no_window_of_an_encoder_would_be_truncated(tmp_path: Path, text: str, role: str) -> None:
+    prompts = {"query": "query ", "document": "passage: "}
+    folder = tiny.save_sentence_transformer(tmp_path, prompts)
+    encoder: Any = load_encoder(ModelSpec("m", "embedding", "sentence_transformer", str(folder)))
+    plain = SentenceTransformer(str(folder), device="cpu")
+    windows = encoder._cutter.cut(encoder._cutter.tokenise([text])[0], encoder._rooms[role])
+    whole = {"text": {"truncation": False}}
+    texts = [window.text for window in windows]
+    mask = plain.preprocess(texts, prompt=prompts[role], processing_kwargs=whole)["attention_mask"]
+    assert tiny.WINDOW / 2 < mask.sum(dim=1).max() <= tiny.WINDOW
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 90)), max_size=5))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,10 +20,10 @@ from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
-from pgrerank.errors import PgrerankError
 from pgrerank.evaluation import measure
 from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
+from pgrerank.worker.child import worker_process
 from pgrerank.worker.registry import register_model
 
 MODELS: tuple[dict[str, Any], ...] = (
@@ -54,8 +54,10 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
     """Set up what is missing below `data`, ask the questions, print orders and measures.
 
     `limit` takes only so many entries of the corpus, for a quick look. With `keep` the server and
-    the worker stay up. Raises PgrerankError for what stands in the way.
+    the worker stay up, until the next run or `stop_demo`. Raises PgrerankError for what stands in
+    the way.
     """
+    stop_demo(data)
     server = embedded.start(data / "postgres", detach=keep)
     with (
         contextlib.nullcontext() if keep else server,
@@ -63,9 +65,25 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
     ):
         _set_up(connection, limit)
         _encode(server.dsn)
-        with _worker(server.dsn, data, keep=keep):
+        with worker_process(server.dsn, data / "worker.log", "--preload", keep=keep) as worker:
             _ask(connection)
+            (data / "worker.pid").write_text(str(worker.pid), "utf-8")
             show_end(server.dsn, kept=keep)
+
+
+def stop_demo(data: Path) -> bool:
+    """Stop what a run with `keep` left running; whether there was anything."""
+    server = embedded.running(data / "postgres")
+    if server is None:
+        return False
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        worker = connection.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgrerank heartbeat'"
+        ).fetchone()
+    if worker is not None:  # so the process of that id is still the worker
+        os.kill(int((data / "worker.pid").read_text("utf-8")), signal.SIGTERM)
+    server.stop()
+    return True
 
 
 def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
@@ -118,42 +136,6 @@ def _encode(dsn: str) -> None:
     if total:
         seconds = time.monotonic() - started
         note(f"encoded {total} documents in {seconds:.0f} s: {total / seconds:.0f} documents/s")
-
-
-@contextlib.contextmanager
-def _worker(dsn: str, data: Path, *, keep: bool) -> Iterator[None]:
-    """`pgrerank worker` as a process of its own; with `keep` it outlives this one."""
-    log = data / "worker.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(  # noqa: S603
-            [
-                sys.executable,
-                "-m",
-                "pgrerank",
-                "worker",
-                "--dsn",
-                dsn,
-                "--register",
-                "--preload",
-                "--listen",
-                "127.0.0.1:0",
-            ],
-            stderr=stream,
-            start_new_session=keep,
-        )
-    try:
-        while "\nready" not in "\n" + log.read_text("utf-8"):
-            if process.poll() is not None:
-                raise PgrerankError(f"the worker did not start:\n{log.read_text('utf-8')}")
-            time.sleep(0.05)
-        yield
-    except BaseException:
-        keep = False
-        raise
-    finally:
-        if not keep:
-            process.terminate()
-            process.wait()
 
 
 def _ask(connection: psycopg.Connection[Any]) -> None:

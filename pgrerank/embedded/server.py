@@ -244,9 +244,8 @@ def _launch(
         }
         log = folder / "server.log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603
-                [programs / "postgres", "-D", folder]
-                + [word for key, value in options.items() for word in ("-c", f"{key}={value}")],
+            process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603
+                [programs / "postgres", "-D", folder, *_settings_arguments(options)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
@@ -272,6 +271,10 @@ def _launch(
             break
     shutil.rmtree(sockets, ignore_errors=True)
     raise EmbeddedServerError(_explain(folder, port, said))
+
+
+def _settings_arguments(options: Mapping[str, str]) -> list[str]:
+    return [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
 
 
 def _await(server: EmbeddedServer, process: subprocess.Popen[bytes]) -> bool:

@@ -42,7 +42,8 @@ class CrossEncoderReranker:
                 f"model {spec.name}: source {spec.source!r} gives {self._model.num_labels} scores a"
                 " pair, wanted 1; a reranker needs a model trained for relevance"
             )
-        self._model.set_keep_in_fp32_modules(_heads(self._model))
+        own = self._model.keep_in_fp32_modules or []
+        self._model.set_keep_in_fp32_modules(own + _heads(self._model))
         self._room = self._room_for_text()
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ def locate(spec: ModelSpec) -> Source:
     """Resolve a model's ``source``; raises ModelError when it names a folder that isn't there."""
     if spec.source.startswith(_PACKAGE):
         folder = _package_folder(spec)
-    elif Path(spec.source).is_dir():
+    elif spec.source and Path(spec.source).is_dir():
         folder = Path(spec.source).resolve()
     elif _looks_like_a_hub_name(spec.source):
         return Source(spec.source, spec.revision, None)

@@ -189,7 +189,10 @@ async def _store(
             [document.ticket for document in documents],
             [document.content_hash for document in documents],
             [None if v.embedding is None else _vector_text(v.embedding) for v in vectors],
-            [None if v.tokens is None else pack(v.tokens, precision) for v in vectors],
+            [
+                None if v.tokens is None or not len(v.tokens) else pack(v.tokens, precision)
+                for v in vectors
+            ],
         ),
     )
 

@@ -107,7 +107,7 @@ class Scorer:
             )
             if embeddings:
                 answer["embedding"] = vectors.embedding.tolist()
-            if tokens:
+            if tokens and len(vectors.tokens):
                 answer["tokens"] = pack(vectors.tokens, DType.FLOAT16).hex()
         return answer
 
@@ -133,11 +133,11 @@ class Scorer:
         scores = await self.lanes[2].submit(
             id(reranker),
             [(query, document) for document in documents],
-            reranker.score,
+            lambda pairs: reranker.score(pairs).tolist(),
             size=lambda pair: len(pair[1]),
             timeout=timeout,
         )
-        return {"scores": [float(score) for score in scores]}
+        return {"scores": scores}
 
 
 def _row(column: str, value: str) -> Rows:

@@ -31,12 +31,10 @@ from pgrerank.worker.wire_types import Rows, Session
 
 PASSWORD = "benchmark"
 TIMEOUT_MS = 300
-CALL = (
-    "SELECT pgrerank._call(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
-)
+CALL = "SELECT pgrerank._call(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
 BLOCKING = (
     "SELECT * FROM request, dblink('blocking',"
-    " format('{\"id\": 1, \"request\": %s}', pgrerank_request)) r (answer jsonb)"
+    ' format(\'{"id": 1, "request": %s}\', pgrerank_request)) r (answer jsonb)'
 )
 
 
@@ -46,9 +44,7 @@ async def answer(statement: str, _session: Session) -> Rows:
         return Rows(("answer",), [("{}",)], "SELECT 1")
     envelope = json.loads(statement)
     scores = [0.5] * len(envelope["request"]["documents"])
-    return Rows(
-        ("answer",), [(json.dumps({"id": envelope["id"], "scores": scores}),)], "SELECT 1"
-    )
+    return Rows(("answer",), [(json.dumps({"id": envelope["id"], "scores": scores}),)], "SELECT 1")
 
 
 def serve(dsn: str, port: multiprocessing.Queue[int]) -> None:
@@ -95,9 +91,9 @@ def set_up(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
     """A reranker over three documents, a request of 100 short documents, and the server process."""
     schema.install(connection)
     connection.execute(
-        "CREATE TEMPORARY TABLE request AS SELECT json_build_object('call', 'cross_encode', 'documents',"
-        " (SELECT json_agg('document number ' || i) FROM generate_series(1, 100) i))::text"
-        " AS pgrerank_request"
+        "CREATE TEMPORARY TABLE request AS SELECT json_build_object('call', 'cross_encode',"
+        " 'documents', (SELECT json_agg('document number ' || i) FROM generate_series(1, 100) i)"
+        ")::text AS pgrerank_request"
     )
     port: multiprocessing.Queue[int] = multiprocessing.Queue()
     process = multiprocessing.Process(target=serve, args=(dsn, port), daemon=True)
@@ -116,7 +112,7 @@ def set_up(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
 def outage(dsn: str, open_session: psycopg.Connection, calls: int) -> dict[str, float]:
     """Worst time of calls with a deadline, in an open session and in new ones."""
     call = (
-        "SELECT pgrerank._call('{\"call\": \"cross_encode\", \"documents\": []}',"
+        'SELECT pgrerank._call(\'{"call": "cross_encode", "documents": []}\','
         f" clock_timestamp() + interval '{TIMEOUT_MS} ms')"
     )
 
@@ -136,7 +132,9 @@ def outage(dsn: str, open_session: psycopg.Connection, calls: int) -> dict[str, 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--dsn", help="a scratch database; by default an embedded server")
     arguments = parser.parse_args()
@@ -160,7 +158,9 @@ def main() -> None:
             os.kill(process.pid or 0, number)
             worst = outage(dsn, connection, 10)
             results[name] = {key: round(value) for key, value in worst.items()}
-            print(f"worker {name:8} worst of 10 with a deadline of {TIMEOUT_MS} ms: {results[name]}")
+            print(
+                f"worker {name:8} worst of 10 with a deadline of {TIMEOUT_MS} ms: {results[name]}"
+            )
             os.kill(process.pid or 0, signal.SIGCONT)
             time.sleep(0.2)
     json.dump(results, sys.stdout)

@@ -48,7 +48,8 @@ def demo(
     ] = None,
 ) -> None:
     """Search Python's own documentation, with real models, on a Postgres of its own."""
-    from pgrerank.demo.run import default_folder, run_demo, stop_demo
+    from pgrerank.demo.models import default_folder
+    from pgrerank.demo.run import run_demo, stop_demo
 
     with report_errors():
         folder = data or default_folder()

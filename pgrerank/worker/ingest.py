@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 CLAIM = 64
 """Documents claimed at once: what a killed worker's successor has to do again."""
+SESSIONS = 2
+"""Sessions that claim side by side: one stores while the other's documents are encoded."""
 IDLE = 0.25
 """Seconds between two looks at an empty queue."""
 
@@ -45,7 +47,7 @@ class Document(NamedTuple):
 
 
 class Ingest:
-    """Claims, encodes and stores until told to stop. Uses one connection, autocommit."""
+    """Claims, encodes and stores until told to stop, in a few autocommit sessions."""
 
     def __init__(
         self,
@@ -83,6 +85,14 @@ class Ingest:
         Raises psycopg.OperationalError when the connection is lost: its claims end with it. Raises
         ModelError or RequestError when a model can't be had; the documents are not to blame.
         """
+        outcomes = await asyncio.gather(
+            *(self._drain() for _ in range(SESSIONS)), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _drain(self) -> None:
         async with await psycopg.AsyncConnection.connect(
             self._dsn, autocommit=True, application_name="pgrerank ingest"
         ) as connection:

@@ -116,23 +116,22 @@ def read_corpus() -> list[Entry]:
 
 
 def _entries() -> Iterator[Entry]:
-    """An entry an object: under the shortest of its names, each text once."""
+    """An entry an object, under the first of its names; of entries that say the same, the first."""
     seen: set[int] = set()
-    texts: set[tuple[str, str]] = set()
-    modules = sorted(_modules(), key=_precedence)
-    for module in modules:
-        if len(_text(module)) > 40:
-            yield Entry(module.__name__, module.__name__, "module", module.__name__, _text(module))
+    said: set[object] = set()
+    for module in sorted(_modules(), key=_precedence):
+        found = [_entry(module.__name__, module.__name__, "module", module)]
         for name in _public_names(module):
             thing = getattr(module, name, None)
             home = getattr(thing, "__module__", None) or module.__name__
-            if not _belongs(home, module.__name__) or id(thing) in seen:
-                continue
-            seen.add(id(thing))
-            for entry in _describe(module.__name__, name, thing):
-                if (entry.id.rpartition(".")[2], entry.text) not in texts:
-                    texts.add((entry.id.rpartition(".")[2], entry.text))
-                    yield entry
+            if _belongs(home, module.__name__) and id(thing) not in seen:
+                seen.add(id(thing))
+                found += _describe(module.__name__, name, thing)
+        for entry in filter(None, found):
+            keys = {entry.id, (entry.id.rpartition(".")[2], entry.text)}
+            if said.isdisjoint(keys):
+                said |= keys
+                yield entry
 
 
 def _precedence(module: types.ModuleType) -> tuple[bool, int, str]:
@@ -182,11 +181,11 @@ def _belongs(home: str, module: str) -> bool:
     )
 
 
-def _describe(module: str, name: str, thing: object) -> Iterator[Entry]:
+def _describe(module: str, name: str, thing: object) -> Iterator[Entry | None]:
     """The object itself, then, for a class, the public methods and properties that it defines."""
     prefix = "" if module == "builtins" else f"{module}."
-    if (kind := _kind(thing)) and (entry := _entry(prefix + name, module, kind, thing)):
-        yield entry
+    if kind := _kind(thing):
+        yield _entry(prefix + name, module, kind, thing)
     members = sorted(vars(thing).items()) if isinstance(thing, type) else []
     for member, value in members:
         inner = value.__func__ if isinstance(value, staticmethod | classmethod) else value
@@ -194,8 +193,7 @@ def _describe(module: str, name: str, thing: object) -> Iterator[Entry]:
         if member.startswith("_") or kind in (None, "class"):
             continue
         kind = "property" if kind == "property" else "method"
-        if entry := _entry(f"{prefix}{name}.{member}", module, kind, inner):
-            yield entry
+        yield _entry(f"{prefix}{name}.{member}", module, kind, inner)
 
 
 def _kind(thing: object) -> str | None:
@@ -203,6 +201,7 @@ def _kind(thing: object) -> str | None:
 
 
 def _entry(identifier: str, module: str, kind: str, thing: object) -> Entry | None:
+    """None for what has nothing to say."""
     text = _text(thing)
     if len(text.split()) < 3:
         return None

@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any
 
 import psycopg
-from pgrerank.demo.corpus import read_corpus
-from pgrerank.demo.questions import Question, load_qrels, load_questions
 from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
+from pgrerank.demo.corpus import read_corpus
 from pgrerank.demo.models import MODELS
+from pgrerank.demo.questions import Question, load_qrels, load_questions
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
 from pgrerank.evaluation import measure
 from pgrerank.terminal import document_progress, note

@@ -62,12 +62,22 @@ def test_nobody_gets_in_without_the_password():
                 psycopg.connect(dsn.replace(server.password, "wrong"))
 
 
-def test_two_at_once_and_a_server_within_an_exception():
-    with embedded.start() as one, pytest.raises(ZeroDivisionError), embedded.start() as two:
-        assert one.port != two.port
-        assert ask(one.dsn) == ask(two.dsn) == 42
+def _fail_with_a_server(started: list[embedded.EmbeddedServer]) -> None:
+    with embedded.start() as server:
+        started.append(server)
+        assert ask(server.dsn) == 42
         raise ZeroDivisionError
-    wait_until_dead(two.pid)
+
+
+def test_two_at_once_and_an_exception_ends_the_one_it_passes():
+    started: list[embedded.EmbeddedServer] = []
+    with embedded.start() as one:
+        with pytest.raises(ZeroDivisionError):
+            _fail_with_a_server(started)
+        [two] = started
+        assert one.port != two.port
+        wait_until_dead(two.pid)
+        assert ask(one.dsn) == 42
     wait_until_dead(one.pid)
 
 

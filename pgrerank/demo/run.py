@@ -83,7 +83,7 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
         connection.execute(
             "SELECT pgrerank.create_reranker('stdlib', 'stdlib', '{title,text}',"
             " embedding_model => 'minilm', late_interaction_model => 'minilm-tokens',"
-            " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 20,"
+            " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 10,"
             " timeout => '30 s')"
         )
 

@@ -22,8 +22,8 @@ import psycopg
 from psycopg import sql
 
 from pgrerank.embedded.binaries import Account, account, find
-from pgrerank.embedded.guard import Guard
 from pgrerank.errors import EmbeddedServerError
+from pgrerank.guard import Guard
 
 _PASSWORD_FILE = "pgrerank.password"  # noqa: S105 - a file's name
 _START_SECONDS = 60

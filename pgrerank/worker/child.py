@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from pgrerank.errors import WorkerError
+from pgrerank.guard import Guard
 
 
 @contextlib.contextmanager
@@ -21,12 +25,20 @@ def worker_process(
     Stopped at the end, unless `keep` is set and all went well: then it outlives this process.
     Raises WorkerError when it does not get ready.
     """
-    command = [sys.executable, "-m", "pgrerank", "worker", "--dsn", dsn]
+    parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    password = {"PGPASSWORD": parts.pop("password", "")}  # a command line is for all to read
+    command = [sys.executable, "-m", "pgrerank", "worker", "--dsn", make_conninfo(**parts)]
     command += ["--register", "--listen", "127.0.0.1:0", *options]
     with log.open("w") as stream:
         process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, stderr=stream, start_new_session=keep
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | password,
+            start_new_session=True,
         )
+    guard = None if keep else Guard(process.pid)
     try:
         _await(process, log)
         yield process
@@ -37,6 +49,8 @@ def worker_process(
         if not keep:
             process.terminate()
             process.wait()
+        if guard is not None:
+            guard.dismiss()
 
 
 def _await(process: subprocess.Popen[bytes], log: Path) -> None:

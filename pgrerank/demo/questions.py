@@ -1,7 +1,8 @@
 """The demo's questions and their judgements, written by hand before any ranking was seen.
 
-Relevance 2 answers the question, 1 comes close or answers a part; what is not named is not
-relevant. The twins that bytes and bytearray have of str's methods are not in the corpus.
+Relevance 2 answers the question, 1 answers a part of it, or in a roundabout way; what is not named
+is not relevant. Where a question is about text, a method of bytes or bytearray that does the same
+as one of str counts 1. Judged are the entries that Python 3.11 has.
 """
 
 from __future__ import annotations

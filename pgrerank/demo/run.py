@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
-from pgrerank.demo.corpus import read_corpus
+from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
 from pgrerank.demo.questions import Question, load_qrels, load_questions
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
@@ -71,10 +72,11 @@ def stop_demo(data: Path) -> bool:
 def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
     """Schema, corpus, models, reranker: each only where it is not there yet."""
     schema.install(connection)
-    python = sys.version.split()[0] + (f" ({limit} entries)" if limit else "")
+    entries = _corpus(limit)
+    version = hashlib.sha256(repr(entries).encode()).hexdigest()
     there = connection.execute("SELECT obj_description(to_regclass('stdlib'))").fetchone()
-    if there != (python,):
-        _load_corpus(connection, python, limit)
+    if there != (version,):
+        _load(connection, entries, version)
     registered = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
     for model in MODELS:
         if model["name"] not in registered:
@@ -88,17 +90,23 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
         )
 
 
-def _load_corpus(connection: psycopg.Connection[Any], python: str, limit: int | None) -> None:
+def _corpus(limit: int | None) -> list[Entry]:
+    """The whole corpus, or so many entries with the judged ones first."""
     entries = read_corpus()
     if limit:
         judged = {key for relevant in load_qrels().values() for key in relevant}
         entries = sorted(entries, key=lambda entry: entry.id not in judged)[:limit]
+    return entries
+
+
+def _load(connection: psycopg.Connection[Any], entries: list[Entry], version: str) -> None:
+    python = sys.version.split()[0]
     note(f"reading the documentation of Python {python}: {len(entries)} entries")
     with connection.transaction():
-        connection.execute("DROP TABLE IF EXISTS stdlib CASCADE")
         connection.execute(
             "DO $$ BEGIN PERFORM pgrerank.drop_reranker(name) FROM pgrerank.rerankers; END $$"
         )
+        connection.execute("DROP TABLE IF EXISTS stdlib")
         connection.execute(
             "CREATE TABLE stdlib (id text PRIMARY KEY, module text, kind text, title text,"
             " text text)"
@@ -107,7 +115,7 @@ def _load_corpus(connection: psycopg.Connection[Any], python: str, limit: int | 
             for entry in entries:
                 copy.write_row((entry.id, entry.module, entry.kind, entry.title, entry.text))
         connection.execute(
-            psycopg.sql.SQL("COMMENT ON TABLE stdlib IS {}").format(psycopg.sql.Literal(python))
+            psycopg.sql.SQL("COMMENT ON TABLE stdlib IS {}").format(psycopg.sql.Literal(version))
         )
 
 

@@ -29,7 +29,10 @@ from pgrerank.errors import PgrerankError
 
 __all__ = ["console", "document_progress", "note", "print_rows", "report_errors"]
 
-console = Console(highlight=False)
+_WIDE = 500
+"""Columns where there is no terminal: a file or pipe wraps nothing."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
 _errors = Console(stderr=True, highlight=False)
 
 

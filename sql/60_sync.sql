@@ -55,10 +55,11 @@ AS $$
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
--- gone, and returns how many wait. With retry_failed, documents that failed get their tries again.
+-- gone, and returns how many wait. With retry_failed, documents that failed get their tries again. To a role that
+-- row-level security hides documents from, they would seem gone: row_security = off makes that an error.
 CREATE OR REPLACE FUNCTION enqueue(name text, retry_failed boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     r rerankers := _reranker(name);

@@ -10,7 +10,7 @@ RETURNS TABLE (
     embedding_model text, late_interaction_model text, token_precision text
 )
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -64,7 +64,7 @@ COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker se
 CREATE OR REPLACE FUNCTION store(reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[], tokens bytea[])
 RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -160,3 +160,21 @@ def test_a_partitioned_source_is_followed(db, source):
     db.execute("INSERT INTO parts SELECT i, 'text ' || i FROM generate_series(1, 15) i")
     db.execute("UPDATE parts SET id = id + 10 WHERE id = 9")
     assert pending(db) == {str(i) for i in (*range(1, 9), *range(10, 16), 19)}
+
+
+def test_a_role_that_row_level_security_blinds_can_neither_enqueue_nor_claim(
+    dsn, db, encoded, make_role
+):
+    """It would take what it can't see for gone."""
+    blind = make_role()
+    db.execute(f"GRANT SELECT ON documents TO {blind}")
+    db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA pgrerank TO {blind}")
+    db.execute(f"GRANT USAGE ON SEQUENCE pgrerank.ticket TO {blind}")
+    db.execute("ALTER TABLE documents ENABLE ROW LEVEL SECURITY")
+    db.execute("UPDATE documents SET body = 'changed'")
+    with psycopg.connect(make_conninfo(dsn, user=blind, password=blind), autocommit=True) as role:
+        for call in ("enqueue('documents')", "claim()"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+                role.execute(f"SELECT pgrerank.{call}")
+    assert pending(db) == {"1", "2", "3"}
+    assert db.execute("SELECT count(*) FROM pgrerank.documents_1").fetchone() == (3,)

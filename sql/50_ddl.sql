@@ -208,7 +208,7 @@ BEGIN
         WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r' AND c.relname ~ ('^' || reranker || '_\d+$')
           AND NOT EXISTS (SELECT FROM generations g WHERE g.reranker || '_' || g.number = c.relname)
     LOOP
-        EXECUTE format('DROP TABLE %s', stale);
+        EXECUTE format('DROP TABLE IF EXISTS %s', stale);
     END LOOP;
 END
 $$;

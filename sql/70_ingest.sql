@@ -68,13 +68,14 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    r rerankers := _reranker(store.reranker);
+    r rerankers;
     g generations;
 BEGIN
     SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (store.reranker, store.generation);
     IF NOT FOUND THEN
         RETURN;  -- dropped while its documents were being encoded
     END IF;
+    r := _reranker(store.reranker);
     EXECUTE format(
         'WITH alive AS MATERIALIZED ('
         '  SELECT %1$I AS key, (%2$s) AS content FROM %3$s source WHERE %1$I = ANY ($1::%4$s[]) FOR KEY SHARE OF source) '
@@ -109,10 +110,10 @@ SET search_path FROM CURRENT
 AS $$
 #variable_conflict use_column
 DECLARE
-    serving int := (SELECT r.generation FROM rerankers r WHERE r.name = _switch_when_complete.reranker);
     newest int := (SELECT max(g.number) FROM generations g WHERE g.reranker = _switch_when_complete.reranker);
 BEGIN
-    IF newest <= serving OR EXISTS (SELECT FROM pending p
+    PERFORM FROM rerankers r WHERE r.name = _switch_when_complete.reranker AND r.generation < newest FOR UPDATE;
+    IF NOT FOUND OR EXISTS (SELECT FROM pending p
         WHERE p.reranker = _switch_when_complete.reranker AND p.generation = newest AND p.failed_at IS NULL) THEN
         RETURN;
     END IF;

@@ -41,8 +41,8 @@ BEGIN
     r.candidates := greatest(coalesce(candidates, r.candidates), top_k);
     r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
     r.timeout := coalesce(timeout, r.timeout);
-    PERFORM _check_settings(r);
     PERFORM _check_call(r, query, top_k, keys, query_embedding, recall);
+    PERFORM _check_settings(r);
     stages := _stages(r, stages, query IS NOT NULL, query_tokens IS NOT NULL);
     predicate := _filter_sql(r.source, filter);
     deadline := started + r.timeout;
@@ -100,8 +100,10 @@ BEGIN
             format('Call pgrerank.drop_reranker(%L).', r.name));
     ELSIF keys IS NULL AND query_embedding IS NULL AND coalesce(btrim(query), '') = '' THEN
         PERFORM _fail('invalid_parameter_value', 'nothing to search for: give a query, keys or query_embedding');
-    ELSIF top_k IS NULL OR top_k < 1 THEN
+    ELSIF top_k IS NULL OR top_k NOT BETWEEN 1 AND 100000 THEN
         PERFORM _fail('invalid_parameter_value', format('top_k is %s, wanted 1 to 100000', coalesce(top_k::text, 'NULL')));
+    ELSIF cardinality(keys) > 100000 THEN
+        PERFORM _fail('invalid_parameter_value', format('keys has %s elements, wanted up to 100000', cardinality(keys)));
     ELSIF recall IS NULL OR recall NOT IN ('hnsw', 'exact') THEN
         PERFORM _fail('invalid_parameter_value', format('recall is %L, wanted hnsw or exact', recall));
     ELSIF query_embedding IS NOT NULL THEN

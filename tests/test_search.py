@@ -166,6 +166,8 @@ def test_the_caller_s_query_vector_recalls_and_its_dimensions_are_checked(search
         ({"query": "   "}, "nothing to search for"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": None}, "top_k is NULL"),
+        ({"top_k": 1_000_000}, "top_k is 1000000, wanted 1 to 100000"),
+        ({"keys": list(range(100_001))}, "keys has 100001 elements, wanted up to 100000"),
         ({"candidates": 1_000_000}, "candidates is '1000000', wanted 1 to 100000"),
         ({"maxsim_top": 0}, "maxsim_top is '0'"),
         ({"recall": "magic"}, "recall is 'magic', wanted hnsw or exact"),
@@ -191,6 +193,19 @@ def test_any_text_is_a_query(search, query):
 def test_top_k_beyond_the_pool_widens_recall(search):
     assert len(search(top_k=150, stages=["recall"])) == 150
     assert len(search(top_k=5000, stages=["recall"])) == 200
+
+
+def test_ten_thousand_candidates_go_through_all_stages(search):
+    search.connection.execute("SET statement_timeout = '60s'")
+    rows = search(keys=list(range(1, 10_001)), top_k=100)
+    assert len(rows) == 100
+    assert search(candidates=10_000, stages=["recall", "maxsim"], top_k=1)[0]["maxsim_rank"] == 1
+
+
+def test_nothing_is_written_so_a_read_only_transaction_will_do(search):
+    with search.connection.transaction():
+        search.connection.execute("SET TRANSACTION READ ONLY")
+        assert {row["stage"] for row in search(top_k=5)} == {"cross_encoder"}
 
 
 def test_settings_of_the_session_are_left_alone(search):

@@ -190,6 +190,32 @@ def test_nothing_is_encoded_again_whose_text_stands(db, encoded):
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
+def test_a_worker_whose_sessions_are_ended_opens_new_ones(db, encoded):
+    db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name ~ '^pgrerank' AND datname = current_database()"
+    )
+    db.execute("INSERT INTO documents (title, body) VALUES ('Rye', 'Rye makes dark bread.')")
+    wait_for(db, "pending = 0 AND encoded = 4")
+    assert len(db.execute(SEARCH + ", strict => true)").fetchall()) == 4
+
+
+def test_dropping_a_reranker_while_it_is_encoded_harms_nothing(dsn, db, tiny_models, tmp_path):
+    source = Source(db)
+    db.execute(
+        "INSERT INTO documents (title, body)"
+        " SELECT 'n ' || i, repeat('one two three ', 300) FROM generate_series(1, 200) i"
+    )
+    source.models(**tiny_models)
+    source.create("doomed")
+    source.create("kept", text_columns=["title"])
+    with worker(dsn, tmp_path, "--no-serve") as process:
+        wait_for(db, "encoded > 0 OR reranker = 'kept'")
+        db.execute("SELECT pgrerank.drop_reranker('doomed')")
+        wait_for(db, "pending = 0 AND encoded = source_rows AND failed = 0")
+        assert process.process.poll() is None
+
+
 def test_a_second_worker_on_the_same_port_says_so(dsn, db, encoded, tmp_path):
     port = db.execute(
         "SELECT o.option_value FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"

@@ -26,6 +26,7 @@ from tests.wire_served import (
     Raw,
     Served,
     message,
+    next_result,
     packet,
     query,
     serving,
@@ -149,10 +150,10 @@ def test_a_client_cancels(trusting: Served, version: str) -> None:
         connection.pgconn.send_query(b"WAIT")
         assert trusting.started.wait(5)
         connection.cancel_safe()
-        result = connection.pgconn.get_result()
+        result = next_result(connection)
         assert result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) == b"57014"
         assert trusting.cancelled.is_set()
-        assert connection.pgconn.get_result() is None
+        assert next_result(connection) is None
         assert connection.execute("PING").fetchall() == [("pong",)]
 
 

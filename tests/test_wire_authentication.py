@@ -23,6 +23,7 @@ from tests.wire_served import (
     Raw,
     Served,
     message,
+    next_result,
     packet,
     serving,
 )
@@ -138,7 +139,7 @@ def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
             connection.pgconn.send_query(b"WAIT")
             assert served.started.wait(5)
             connection.cancel_safe()
-            assert b"user request" in connection.pgconn.get_result().error_message
+            assert b"user request" in next_result(connection).error_message
         with Raw(served, packet(SSL_REQUEST) + HELLO) as raw:  # CVE-2021-23214
             raw.dies("08P01")
         with Raw(served, packet(SSL_REQUEST)) as raw:

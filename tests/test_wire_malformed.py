@@ -19,6 +19,7 @@ from tests.wire_served import (
     Raw,
     Served,
     message,
+    next_result,
     packet,
     query,
     serving,
@@ -124,7 +125,7 @@ def test_the_longest_message() -> None:
         with closing(served.connect()) as connection:
             assert connection.pgconn.exec_(b"x" * 999_999).get_value(0, 0) == b"999999"
             connection.pgconn.send_query(b"x" * 3_000_000)  # exec_() would keep the last error only
-            assert b"longer than 1000000" in connection.pgconn.get_result().error_message
+            assert b"longer than 1000000" in next_result(connection).error_message
         assert served.answers()
 
 

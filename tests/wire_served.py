@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 import threading
@@ -169,3 +170,13 @@ class Raw:
         error = self.error()
         assert (error["S"], error["C"]) == ("FATAL", sqlstate), error
         assert self.file.read() == b""
+
+
+def next_result(connection: psycopg.Connection[Any]) -> Any:
+    """The next result of a query that was sent. PQgetResult alone would wait for it with the
+    interpreter locked, and so lock out the server, which runs on a thread of this process.
+    """
+    while connection.pgconn.is_busy():
+        select.select([connection.pgconn.socket], [], [], 20)
+        connection.pgconn.consume_input()
+    return connection.pgconn.get_result()

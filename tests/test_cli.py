@@ -1,0 +1,194 @@
+"""The commands, as users and scripts call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pgrerank import schema
+from pgrerank.cli import app
+
+COMMANDS = get_command(app).commands
+NAMES = sorted({(name,) for name in COMMANDS if name != "models"}) + [
+    ("models", name) for name in sorted(COMMANDS["models"].commands)
+]
+
+
+def run(*arguments: str, answer: str | None = None):
+    return CliRunner().invoke(app, list(arguments), input=answer)
+
+
+def ok(*arguments: str, **options) -> str:
+    result = run(*arguments, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("name", NAMES, ids=" ".join)
+def test_every_command_has_help_with_an_example(name):
+    assert "Example:" in ok(*name, "--help")
+
+
+def test_install_and_uninstall(empty_dsn):
+    for _ in range(2):
+        ok("install", "--dsn", empty_dsn)
+    with psycopg.connect(empty_dsn) as connection:
+        assert schema.installed_version(connection)
+    assert run("uninstall", "--dsn", empty_dsn, answer="n\n").exit_code == 1
+    with psycopg.connect(empty_dsn) as connection:
+        assert schema.installed_version(connection)
+    ok("uninstall", "--dsn", empty_dsn, "--yes")
+    with psycopg.connect(empty_dsn) as connection:
+        assert schema.installed_version(connection) is None
+
+
+def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
+    add = ("models", "add", "--dsn", dsn)
+    ok(*add, "embedding", "--kind", "embedding", "--source", tiny_models["embedding"])
+    ok(
+        *(*add, "tokens", "--kind", "late_interaction", "--loader", "sentence_transformer"),
+        *("--source", tiny_models["tokens"]),
+    )
+    ok(*add, "reranker", "--kind", "cross_encoder", "--source", tiny_models["reranker"])
+    models = json.loads(ok("models", "list", "--json", "--dsn", dsn))
+    assert [(model["name"], model["dims"]) for model in models] == [
+        ("embedding", 32),
+        ("reranker", None),
+        ("tokens", 32),
+    ]
+    ok(
+        *("create", "documents", "--dsn", dsn, "--source", "documents", "--text", "title, body"),
+        *("--embedding-model", "embedding", "--late-interaction-model", "tokens"),
+    )
+    assert json.loads(ok("status", "--json", "--dsn", dsn))[0]["pending"] == 3
+    result = run("backfill", "documents", "--dsn", dsn)
+    assert result.exit_code == 0
+    assert "3 documents were pending" in result.stderr
+    assert "━" not in result.stderr
+    [status] = json.loads(ok("status", "--json", "--dsn", dsn))
+    assert (status["encoded"], status["pending"]) == (3, 0)
+    rows = json.loads(ok("search", "documents", "flour bread", "--json", "--dsn", dsn))
+    assert (rows[0]["id"], rows[0]["degraded"], rows[0]["stage"]) == (3, True, "fulltext")
+    table = ok("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
+    assert re.search(r"^ *2 .*fulltext +yes +no worker is known", table, re.MULTILINE)
+    assert "no worker is known" in refused("search", "documents", "cat", "--strict", "--dsn", dsn)
+    ok("drop", "documents", "--dsn", dsn)
+    ok("models", "drop", "tokens", "--dsn", dsn)
+    assert db.execute("SELECT count(*) FROM pgrerank.rerankers").fetchone() == (0,)
+
+
+def test_errors_name_their_object_and_the_remedy(dsn, source, tmp_path):
+    source.models()
+    create = ("create", "documents", "--dsn", dsn, "--source", "documents")
+    models = ("--embedding-model", "embedding")
+    assert 'no column "x"' in refused(*create, "--text", "x", *models)
+    assert 'model "x" is not registered hint: Registered' in refused(
+        *create, "--text", "body", "--embedding-model", "x"
+    )
+    for command in ("drop", "backfill"):
+        assert 'reranker "x" does not exist' in refused(command, "x", "--dsn", dsn)
+    assert 'reranker "x" does not exist' in refused("search", "x", "q", "--dsn", dsn)
+    (tmp_path / "empty").mkdir()
+    error = refused(
+        *("models", "add", "m", "--kind", "embedding", "--source", str(tmp_path / "empty")),
+        *("--dsn", dsn),
+    )
+    assert "model m" in error
+    assert "connection failed" in refused("status", "--dsn", "host=127.0.0.1 port=1")
+    assert "HOST:PORT wanted" in refused("worker", "--dsn", dsn, "--listen", "x", "--register")
+
+
+def test_libpq_variables_serve_in_place_of_a_dsn(dsn, monkeypatch):
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+    names |= {"password": "PGPASSWORD"}
+    for key, value in conninfo_to_dict(dsn).items():
+        monkeypatch.setenv(names[key], str(value))
+    assert json.loads(ok("status", "--json")) == []
+
+
+def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
+    source.models(**tiny_models)
+    source.create()
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgrerank", "backfill", "documents", "--dsn", dsn],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    ) as process:
+        os.close(follower)
+        seen = b""
+        while chunk := _read(leader):
+            seen += chunk
+        assert process.wait() == 0
+    os.close(leader)
+    assert "encoding documents" in seen.decode()
+    assert "3/3" in seen.decode()
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_dev_serves_until_it_is_told_to_stop_and_leaves_nothing(number):
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgrerank", "dev"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        dsn = process.stdout.readline().strip()
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            assert schema.installed_version(connection)
+            [[pids]] = connection.execute(
+                "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name ~ 'heartbeat'"
+            ).fetchall()
+            assert len(pids) == 1
+        process.send_signal(number)
+        assert process.wait(30) == (-number if number == signal.SIGKILL else 0)
+    deadline = time.monotonic() + 20
+    while _commands_with(conninfo_to_dict(dsn)["port"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _commands_with(conninfo_to_dict(dsn)["port"]) == []
+
+
+def _commands_with(port: str) -> list[str]:
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.splitlines() if f"port={port}" in line]
+
+
+def test_no_secret_is_on_a_command_line():
+    with subprocess.Popen(
+        [sys.executable, "-m", "pgrerank", "dev"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        password = conninfo_to_dict(process.stdout.readline().strip())["password"]
+        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+        assert password not in listing.stdout
+        assert "pgrerank worker" in listing.stdout
+        process.terminate()

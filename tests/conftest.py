@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from pgrerank import schema
 from tests.sources import Source
 from tests.tiny_models import make as make_tiny_models
+from tests.wire_served import Served, serving
 
 Connection = psycopg.Connection[tuple]
 _numbers = itertools.count(1)
@@ -127,3 +128,31 @@ def source(db: Connection) -> Source:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders of small random models: embedding, tokens, reranker."""
     return make_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[Served]:
+    """A wire server that wants a password."""
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def locked(locked_server: Served) -> Served:
+    """The same, having seen nothing yet."""
+    locked_server.reset()
+    return locked_server
+
+
+@pytest.fixture(scope="module")
+def trusting_server() -> Iterator[Served]:
+    """A wire server that wants none."""
+    with serving(user=None, password=None, max_message=40_000_000) as served:
+        yield served
+
+
+@pytest.fixture
+def trusting(trusting_server: Served) -> Served:
+    """The same, having seen nothing yet."""
+    trusting_server.reset()
+    return trusting_server

@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,30 +30,6 @@ from tests.wire_served import (
     query,
     serving,
 )
-
-
-@pytest.fixture(scope="module")
-def locked_server() -> Iterator[Served]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def locked(locked_server: Served) -> Served:
-    locked_server.reset()
-    return locked_server
-
-
-@pytest.fixture(scope="module")
-def trusting_server() -> Iterator[Served]:
-    with serving(user=None, password=None, max_message=40_000_000) as served:
-        yield served
-
-
-@pytest.fixture
-def trusting(trusting_server: Served) -> Served:
-    trusting_server.reset()
-    return trusting_server
 
 
 def test_rows_with_null_and_unicode_arrive(locked: Served) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -24,30 +23,6 @@ from tests.wire_served import (
     query,
     serving,
 )
-
-
-@pytest.fixture(scope="module")
-def locked_server() -> Iterator[Served]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture
-def locked(locked_server: Served) -> Served:
-    locked_server.reset()
-    return locked_server
-
-
-@pytest.fixture(scope="module")
-def trusting_server() -> Iterator[Served]:
-    with serving(user=None, password=None, max_message=40_000_000) as served:
-        yield served
-
-
-@pytest.fixture
-def trusting(trusting_server: Served) -> Served:
-    trusting_server.reset()
-    return trusting_server
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -22,10 +21,10 @@ import psycopg
 from psycopg import sql
 
 from pgrerank.embedded.binaries import Account, account, find
+from pgrerank.embedded.cluster import PASSWORD_FILE, environment, prepare
 from pgrerank.errors import EmbeddedServerError
 from pgrerank.guard import Guard
 
-_PASSWORD_FILE = "pgrerank.password"  # noqa: S105 - a file's name
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _TEMPORARY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -118,10 +117,15 @@ def start(
         raise EmbeddedServerError("a detached server needs a data folder to be found by again")
     who = account()
     programs = find(who)
+    if data is not None and (other := running(data)) is not None:
+        raise EmbeddedServerError(
+            f"data folder {data} is in use by the server with process id {other.pid}, port "
+            f"{other.port}: stop it (kill -INT {other.pid}) or choose another folder"
+        )
     temporary = data is None
     folder = Path(tempfile.mkdtemp(prefix="pgrerank-") if data is None else data).absolute()
     try:
-        password = _prepare(folder, programs, who)
+        password = prepare(folder, programs, who)
         return _launch(
             folder, programs, who, password, port, dict(settings or {}), temporary, detach
         )
@@ -138,93 +142,9 @@ def running(data: Path | str) -> EmbeddedServer | None:
         lines = (folder / "postmaster.pid").read_text("utf-8").splitlines()
         pid, port, socket_folder = int(lines[0]), int(lines[3]), Path(lines[4])
         if _is_postgres(pid):
-            password = (folder / _PASSWORD_FILE).read_text("utf-8")
+            password = (folder / PASSWORD_FILE).read_text("utf-8")
             return EmbeddedServer(folder, port, find(account()), password, socket_folder, pid)
     return None
-
-
-def _prepare(folder: Path, programs: Path, who: Account | None) -> str:
-    """Make a cluster where there is none; returns its superuser's password."""
-    if (other := running(folder)) is not None:
-        raise EmbeddedServerError(
-            f"data folder {folder} is in use by the server with process id {other.pid}, port "
-            f"{other.port}: stop it (kill -INT {other.pid}) or choose another folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "PG_VERSION").exists():
-        return _check(folder, programs)
-    if any(folder.iterdir()):
-        raise EmbeddedServerError(
-            f"data folder {folder} is neither empty nor a database cluster: choose another"
-        )
-    folder.chmod(0o700)
-    if who is not None:
-        os.chown(folder, who.uid, who.gid)
-    password = secrets.token_urlsafe(24)
-    _initdb(folder, programs, who, password)
-    secret = folder / _PASSWORD_FILE
-    secret.touch(0o600)
-    secret.write_text(password, "utf-8")
-    return password
-
-
-def _check(folder: Path, programs: Path) -> str:
-    found = (folder / "PG_VERSION").read_text("utf-8").strip()
-    version = subprocess.run(  # noqa: S603
-        [programs / "pg_config", "--version"], capture_output=True, text=True, check=True
-    ).stdout
-    wanted = version.split()[1].split(".")[0]
-    if found != wanted:
-        raise EmbeddedServerError(
-            f"data folder {folder} was made by Postgres {found}, this is Postgres {wanted}: "
-            "choose another folder, or dump and restore"
-        )
-    if not (folder / _PASSWORD_FILE).exists():
-        raise EmbeddedServerError(
-            f"data folder {folder} was not made by pgrerank ({_PASSWORD_FILE} is missing): "
-            "choose another"
-        )
-    return (folder / _PASSWORD_FILE).read_text("utf-8")
-
-
-def _initdb(folder: Path, programs: Path, who: Account | None, password: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as secret:
-        secret.write(password)
-        secret.flush()
-        if who is not None:
-            os.chown(secret.name, who.uid, who.gid)
-        done = subprocess.run(  # noqa: S603
-            [
-                programs / "initdb",
-                "-D",
-                folder,
-                "-U",
-                "postgres",
-                "-A",
-                "scram-sha-256",
-                f"--pwfile={secret.name}",
-                "-E",
-                "UTF8",
-                "--locale=C.UTF-8",
-                "--no-sync",
-            ],
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env=_environment(),
-            check=False,
-            **(who.arguments if who else {}),
-        )
-    if done.returncode:
-        hint = (
-            f"\nthe server does not run as root but as user id {who.uid}: choose a folder that it "
-            "can reach, below /var/cache or /tmp for example"
-            if who is not None and "Permission denied" in done.stderr
-            else ""
-        )
-        raise EmbeddedServerError(
-            f"initdb failed in {folder}:\n{done.stderr.strip()[-2000:]}{hint}"
-        )
 
 
 def _launch(
@@ -250,18 +170,7 @@ def _launch(
             **(_TEMPORARY if temporary else {}),
             **settings,
         }
-        log = folder / "server.log"
-        with log.open("wb") as stream:
-            process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603
-                [programs / "postgres", "-D", folder, *_settings_arguments(options)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,
-                **(who.arguments if who else {}),
-            )
+        process = _spawn(folder, programs, who, options)
         guard = None if detach else Guard(process.pid, [sockets, *([folder] if temporary else [])])
         server = EmbeddedServer(
             folder, chosen, programs, password, sockets, process.pid, temporary, process, guard
@@ -274,11 +183,27 @@ def _launch(
             raise
         if guard is not None:
             guard.dismiss()
-        said = log.read_text("utf-8", "replace")
+        said = (folder / "server.log").read_text("utf-8", "replace")
         if "Address already in use" not in said or port or attempt == 4:
             break
     shutil.rmtree(sockets, ignore_errors=True)
     raise EmbeddedServerError(_explain(folder, port, said))
+
+
+def _spawn(
+    folder: Path, programs: Path, who: Account | None, options: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with (folder / "server.log").open("wb") as stream:
+        return subprocess.Popen(  # noqa: S603
+            [programs / "postgres", "-D", folder, *_settings_arguments(options)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd="/",
+            env=environment(),
+            start_new_session=True,
+            **(who.arguments if who else {}),
+        )
 
 
 def _settings_arguments(options: Mapping[str, str]) -> list[str]:
@@ -314,12 +239,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _environment() -> dict[str, str]:
-    """Ours without libpq's variables, which would lead the server's programs astray."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-    return kept | {"LC_ALL": "C.UTF-8", "HOME": "/"}
 
 
 def _is_postgres(pid: int) -> bool:

@@ -20,6 +20,7 @@ def run_dev(data: Path | None, port: int | None, *, with_worker: bool) -> None:
 
     Raises PgrerankError when the server or the worker does not start.
     """
+    stopping = {signal.SIGINT, signal.SIGTERM}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(embedded.start(data, port=port))
         with psycopg.connect(server.dsn, autocommit=True) as connection:
@@ -27,9 +28,9 @@ def run_dev(data: Path | None, port: int | None, *, with_worker: bool) -> None:
         if with_worker:
             logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(worker_process(server.dsn, logs / "worker.log"))
+        signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # kept until sigwait asks for them
         sys.stdout.write(server.dsn + "\n")
         sys.stdout.flush()
         note(f"ready: psql '{server.dsn}'\nCtrl-C stops it" + ("" if data else " and forgets all"))
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.sigwait(stopping)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)

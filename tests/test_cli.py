@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -152,21 +154,30 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_dev_serves_until_it_is_told_to_stop_and_leaves_nothing(number):
+@contextlib.contextmanager
+def dev() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`pgrerank dev` and its connection string; not left running when a test fails."""
     with subprocess.Popen(
         [sys.executable, "-m", "pgrerank", "dev"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        dsn = process.stdout.readline().strip()
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_dev_serves_until_it_is_told_to_stop_and_leaves_nothing(number):
+    with dev() as (process, dsn):
         with psycopg.connect(dsn, autocommit=True) as connection:
             assert schema.installed_version(connection)
-            [[pids]] = connection.execute(
-                "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name ~ 'heartbeat'"
-            ).fetchall()
-            assert len(pids) == 1
+            beating = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'heartbeat'"
+            ).fetchone()
+            assert beating == (1,)
         process.send_signal(number)
         assert process.wait(30) == (-number if number == signal.SIGKILL else 0)
     deadline = time.monotonic() + 20
@@ -181,14 +192,21 @@ def _commands_with(port: str) -> list[str]:
 
 
 def test_no_secret_is_on_a_command_line():
-    with subprocess.Popen(
-        [sys.executable, "-m", "pgrerank", "dev"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        password = conninfo_to_dict(process.stdout.readline().strip())["password"]
+    with dev() as (_, dsn):
+        password = conninfo_to_dict(dsn)["password"]
         listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
         assert password not in listing.stdout
         assert "pgrerank worker" in listing.stdout
-        process.terminate()
+
+
+def test_a_worker_without_a_database_says_so(empty_dsn):
+    done = subprocess.run(
+        [sys.executable, "-m", "pgrerank", "worker", "--dsn", empty_dsn, "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PGRERANK_WORKER_PASSWORD": "x"},
+    )
+    assert done.returncode == 1
+    assert "no heartbeat reached the database" in done.stderr
+    assert "Traceback" not in done.stderr

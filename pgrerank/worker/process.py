@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import psycopg
 
+from pgrerank.errors import WorkerError
 from pgrerank.worker.heartbeat import beat
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 10.0
 """Seconds that running requests get to finish when the worker is stopped."""
+FIRST_HEARTBEAT = 10.0
+"""Seconds until the database must have seen a heartbeat; before that, nobody trusts the worker."""
 
 
 async def run_worker(
@@ -30,7 +33,8 @@ async def run_worker(
     """Run until SIGTERM or SIGINT, then stop gracefully.
 
     `on_ready` is called once with the port that is listened on (None if nothing is served).
-    Raises psycopg.OperationalError when the database can't be reached at the start.
+    Raises WorkerError, or psycopg.Error where it registers or preloads, when the database can't be
+    reached or has no pgrerank.
     """
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -72,8 +76,16 @@ async def _serve(
     running.push_async_callback(server.stop, GRACE)
     if settings.register:
         await _register(settings, server.port)
-    pulse = asyncio.create_task(beat(settings.dsn))
+    begun = asyncio.Event()
+    pulse = asyncio.create_task(beat(settings.dsn, begun))
     running.callback(pulse.cancel)
+    try:
+        await asyncio.wait_for(begun.wait(), FIRST_HEARTBEAT)
+    except TimeoutError:
+        raise WorkerError(
+            f"no heartbeat reached the database within {FIRST_HEARTBEAT:g} s: check --dsn, and "
+            "that pgrerank is installed there (pgrerank install)"
+        ) from None
     return server.port
 
 

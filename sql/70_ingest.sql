@@ -104,9 +104,11 @@ BEGIN
 END
 $$;
 
+-- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
+-- us, so give up soon; whoever next finds the queue empty tries again.
 CREATE OR REPLACE FUNCTION _switch_when_complete(reranker text) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -120,6 +122,8 @@ BEGIN
     UPDATE rerankers r SET generation = newest WHERE r.name = _switch_when_complete.reranker;
     DELETE FROM generations g WHERE g.reranker = _switch_when_complete.reranker AND g.number < newest;
     PERFORM _drop_stale_sides(_switch_when_complete.reranker);
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
 END
 $$;
 

@@ -19,6 +19,24 @@ BEGIN
 END
 $$;
 
+-- The reranker's settings, and its side table held: a new generation that takes over meanwhile waits with dropping the
+-- old one until the caller's transaction ends. One that took over in between is read once more.
+CREATE OR REPLACE FUNCTION _settled(name text) RETURNS rerankers
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    r rerankers := _reranker(name);
+BEGIN
+    BEGIN
+        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', _side(r.name, r.generation));
+    EXCEPTION WHEN undefined_table THEN
+        r := _reranker(name);
+    END;
+    RETURN r;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION _search(
     reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_top int, stages text[], keys text[],
     query_embedding vector, query_tokens bytea, recall text, timeout interval, strict boolean
@@ -32,7 +50,7 @@ AS $$
 #variable_conflict use_variable
 DECLARE
     started timestamptz := clock_timestamp();
-    r rerankers := _reranker(reranker);
+    r rerankers := _settled(reranker);
     first_stage text := 'recall';
     deadline timestamptz;
     predicate text;

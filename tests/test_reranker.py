@@ -199,6 +199,24 @@ def test_alter_of_what_is_stored_makes_a_generation_that_takes_over_when_complet
     assert db.execute("SELECT * FROM pgrerank.documents_search('body')").fetchall() == []
 
 
+def test_a_search_holds_its_generation_and_nobody_waits_for_it(dsn, db, source):
+    source.create(late_interaction_model=None, cross_encoder_model=None)
+    source.encode_by_hand()
+    vector = str([1.0] + [0.0] * 31)
+    find = "SELECT id FROM pgrerank.documents_search(NULL, query_embedding => %s)"
+    generation = "SELECT generation FROM pgrerank.rerankers"
+    with psycopg.connect(dsn) as reader:
+        before = reader.execute(find, (vector,)).fetchall()
+        db.execute("SELECT pgrerank.alter_reranker('documents', text_columns => '{title}')")
+        source.encode_by_hand()
+        assert db.execute(generation).fetchone() == (1,)
+        assert db.execute(find, (vector,)).fetchall() == before
+        assert reader.execute(find, (vector,)).fetchall() == before
+    db.execute("SELECT * FROM pgrerank.claim()")
+    assert db.execute(generation).fetchone() == (2,)
+    assert len(db.execute(find, (vector,)).fetchall()) == 3
+
+
 def test_alter_of_an_empty_source_switches_too(db, source):
     db.execute("DELETE FROM documents")
     source.create()

@@ -1,0 +1,163 @@
+/* pgrerank.maxsim(bytea, bytea), and what the functions over arrays share with it. */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+#include "prepared.h"
+
+PG_MODULE_MAGIC;
+
+/* The setting pgrerank.instructions; the first is the fastest there is. */
+static const struct config_enum_entry instruction_sets[] = {
+	{"auto", 0, false},
+	{"amx", 1, false},
+	{"avx512", 2, false},
+	{"avx2", 3, false},
+	{"neon", 4, false},
+	{"portable", 5, false},
+	{NULL, 0, false}
+};
+static int	instructions = 0;
+
+static const pgr_kernel *
+kernel_of(int setting)
+{
+	return pgr_kernel_find(setting == 0 ? NULL : instruction_sets[setting].name);
+}
+
+static bool
+check_instructions(int *setting, void **extra, GucSource source)
+{
+	if (kernel_of(*setting) != NULL)
+		return true;
+	GUC_check_errdetail("This machine can't run \"%s\".", instruction_sets[*setting].name);
+	return false;
+}
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	DefineCustomEnumVariable("pgrerank.instructions",
+							 "Instruction set that maxsim uses.",
+							 "By default the fastest that the machine can run.",
+							 &instructions, 0, instruction_sets, PGC_USERSET, 0,
+							 check_instructions, NULL, NULL);
+}
+
+PG_FUNCTION_INFO_V1(pgrerank_maxsim_instructions);
+Datum
+pgrerank_maxsim_instructions(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(kernel_of(instructions)->name));
+}
+
+void
+pgr_raise(const char *message)
+{
+	ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("%s", message)));
+	pg_unreachable();
+}
+
+pgr_query *
+pgr_make_query(uint64 count, uint32 dims, MemoryContext context)
+{
+	Size		bytes = pgr_query_bytes(count, dims);
+
+	if (bytes == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("query of " UINT64_FORMAT " token vectors of %u dimensions is too large", count, dims),
+				 errdetail("It may have %u elements.", PGR_MAX_QUERY_ELEMENTS)));
+	return pgr_query_init(MemoryContextAlloc(context, bytes), kernel_of(instructions), (uint32) count, dims);
+}
+
+typedef struct
+{
+	MemoryContext context;		/* of query and given */
+	bool		stable;			/* the argument is the same for all rows */
+	pgr_query  *query;
+	struct varlena *given;		/* what it was made of, if it may change */
+} Prepared;
+
+static void
+prepare_anew(Prepared *prepared, struct varlena *given, pgr_prepare prepare)
+{
+	prepared->query = NULL;
+	MemoryContextReset(prepared->context);
+	if (!prepared->stable)
+	{
+		prepared->given = MemoryContextAlloc(prepared->context, VARSIZE_ANY(given));
+		memcpy(prepared->given, given, VARSIZE_ANY(given));
+	}
+	prepared->query = prepare(given, prepared->context);
+}
+
+pgr_query *
+pgr_prepared(FunctionCallInfo fcinfo, pgr_prepare prepare)
+{
+	FmgrInfo   *function = fcinfo->flinfo;
+	Prepared   *prepared = function->fn_extra;
+	struct varlena *given;
+
+	if (prepared == NULL)
+	{
+		prepared = MemoryContextAllocZero(function->fn_mcxt, sizeof(Prepared));
+		prepared->context = AllocSetContextCreate(function->fn_mcxt, "pgrerank query", ALLOCSET_DEFAULT_SIZES);
+		prepared->stable = get_fn_expr_arg_stable(function, 0);
+		function->fn_extra = prepared;
+	}
+	if (prepared->query != NULL && prepared->stable)
+		return prepared->query;
+	given = PG_DETOAST_DATUM(PG_GETARG_DATUM(0));
+	if (prepared->query == NULL || VARSIZE_ANY(given) != VARSIZE_ANY(prepared->given)
+		|| memcmp(given, prepared->given, VARSIZE_ANY(given)) != 0)
+		prepare_anew(prepared, given, prepare);
+	PG_FREE_IF_COPY(given, 0);
+	return prepared->query;
+}
+
+static void
+parse(const struct varlena *packed, pgr_tokens *tokens)
+{
+	char		error[PGR_ERROR_BYTES];
+
+	if (!pgr_tokens_parse((const uint8 *) VARDATA_ANY(packed), VARSIZE_ANY_EXHDR(packed), tokens, error))
+		pgr_raise(error);
+}
+
+static pgr_query *
+prepare_packed(struct varlena *given, MemoryContext context)
+{
+	char		error[PGR_ERROR_BYTES];
+	pgr_tokens	tokens;
+	pgr_query  *query;
+
+	parse(given, &tokens);
+	query = pgr_make_query(tokens.count, tokens.dims, context);
+	if (!pgr_tokens_read(&tokens, query->matrix, error))
+		pgr_raise(error);
+	pgr_query_ready(query);
+	return query;
+}
+
+PG_FUNCTION_INFO_V1(pgrerank_maxsim_packed);
+Datum
+pgrerank_maxsim_packed(PG_FUNCTION_ARGS)
+{
+	pgr_query  *query = pgr_prepared(fcinfo, prepare_packed);
+	struct varlena *packed = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(1));
+	char		error[PGR_ERROR_BYTES];
+	pgr_tokens	document;
+	float		score;
+
+	parse(packed, &document);
+	if (!pgr_score_tokens(query, &document, &score, error))
+		pgr_raise(error);
+	PG_FREE_IF_COPY(packed, 1);
+	PG_RETURN_FLOAT4(score);
+}

@@ -1,0 +1,31 @@
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION pgrerank_native" to load this file. \quit
+
+CREATE FUNCTION maxsim(query bytea, document bytea) RETURNS real
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 400
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_packed';
+COMMENT ON FUNCTION maxsim(bytea, bytea) IS 'MaxSim of a query''s and a document''s packed token vectors';
+
+CREATE FUNCTION maxsim_instructions() RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_instructions';
+COMMENT ON FUNCTION maxsim_instructions() IS 'Instruction set that maxsim uses: amx, avx512, avx2, neon or portable';
+
+-- pgrerank has maxsim(vector[], vector[]) in plain SQL. What uses that keeps working, faster.
+DO $$
+BEGIN
+    IF to_regprocedure('maxsim(vector[], vector[])') IS NOT NULL THEN
+        ALTER EXTENSION pgrerank_native ADD FUNCTION maxsim(vector[], vector[]);
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION maxsim(query vector[], document vector[]) RETURNS real
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 2000
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_vector';
+COMMENT ON FUNCTION maxsim(vector[], vector[]) IS 'MaxSim of a query''s and a document''s token vectors';
+
+CREATE FUNCTION maxsim(query halfvec[], document halfvec[]) RETURNS real
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 2000
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_halfvec';
+COMMENT ON FUNCTION maxsim(halfvec[], halfvec[]) IS 'MaxSim of a query''s and a document''s token vectors';

@@ -1,0 +1,39 @@
+/* Packed token vectors: docs/reference/packed-tokens.md. Knows nothing of Postgres; trusts no byte. */
+#ifndef PGR_TOKENS_H
+#define PGR_TOKENS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PGR_HEADER_BYTES 16
+#define PGR_ERROR_BYTES 160
+
+typedef enum
+{
+	PGR_FLOAT16 = 1,
+	PGR_INT8 = 2,
+	PGR_BIT = 3
+} pgr_dtype;
+
+/* A matrix whose header has been checked; the elements have not. */
+typedef struct
+{
+	pgr_dtype	dtype;
+	uint32_t	dims;			/* 1 to 65535 */
+	uint32_t	count;			/* rows, 1 or more */
+	float		scale;
+	size_t		row_bytes;
+	const uint8_t *rows;		/* count * row_bytes bytes, of no alignment */
+} pgr_tokens;
+
+/* Both return false and write a message when a byte could not have come from pgrerank.tokens.pack. */
+bool		pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, char error[PGR_ERROR_BYTES]);
+bool		pgr_tokens_read(const pgr_tokens *tokens, float *matrix, char error[PGR_ERROR_BYTES]);
+
+/* What is wrong with a matrix that a kernel refused. */
+void		pgr_tokens_malformed(const pgr_tokens *tokens, char error[PGR_ERROR_BYTES]);
+
+float		pgr_half_to_float(uint16_t half);
+
+#endif

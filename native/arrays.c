@@ -114,19 +114,17 @@ prepare_halfvecs(struct varlena *given, MemoryContext context)
 static Datum
 score_array(FunctionCallInfo fcinfo, pgr_prepare prepare, Size element_bytes, pgr_row_reader read)
 {
-	pgr_query  *query = pgr_prepared(fcinfo, prepare);
+	pgr_query  *query = pgr_prepared(fcinfo, 0, prepare);
 	struct varlena *given = PG_DETOAST_DATUM(PG_GETARG_DATUM(1));
 	Vectors		document = vectors_of(given, element_bytes, query->dims);
-	char		error[PGR_ERROR_BYTES];
-	float		score;
 
 	if (query->count == 0 || document.count == 0)
 		PG_RETURN_NULL();
-	if (!pgr_score_floats(query, read, &document, document.count, &score, error))
-		pgr_raise(error);
+	pgr_no_best(query, query->best);
+	pgr_raise_best_floats(query, read, &document, document.count, query->best);
 	pfree(document.vectors);
 	PG_FREE_IF_COPY(given, 1);
-	PG_RETURN_FLOAT4(score);
+	PG_RETURN_FLOAT4(pgr_score(query->best, query->count));
 }
 
 PG_FUNCTION_INFO_V1(pgrerank_maxsim_vector);

@@ -13,7 +13,8 @@
 #include "tokens.h"
 
 #define PGR_LANES 16			/* query vectors side by side: a group */
-#define PGR_BLOCK_ROWS 32		/* document rows unpacked at a time */
+#define PGR_BLOCK_ROWS 128		/* document rows unpacked at a time */
+#define PGR_FLOAT_ROWS 16		/* the same of floats; they take as much room as twice as many int16 */
 #define PGR_WIDTH_STEP 64		/* unpacked rows are this many elements, or a multiple, with zeros at their end */
 
 typedef struct pgr_kernel pgr_kernel;
@@ -36,12 +37,14 @@ typedef struct
 	void	   *block;			/* [PGR_BLOCK_ROWS][width] unpacked elements */
 	int32_t    *best_integers;	/* [groups * PGR_LANES] */
 	float	   *best_floats;
+	double	   *best;			/* [count], for whoever scores */
 } pgr_query;
 
 typedef enum
 {
 	PGR_QUADS,					/* int8 [width / 4][PGR_LANES][4], rows unpacked to bytes */
-	PGR_PAIRS					/* int16 [width / 2][PGR_LANES][2], rows unpacked to int16 */
+	PGR_PAIRS,					/* int16 [width / 2][PGR_LANES][2], rows unpacked to int16 */
+	PGR_ROWS					/* int16 [PGR_LANES][width], rows unpacked to int16 */
 } pgr_layout;
 
 struct pgr_kernel
@@ -52,7 +55,7 @@ struct pgr_kernel
 	int			bias;			/* added to each unpacked integer, to make it unsigned */
 	uint32_t	rows;			/* best_* want a multiple of so many; the last row is repeated */
 
-	/* Unpack rows of dims elements to rows of width; false if malformed. Floats are PGR_BLOCK_ROWS / 2 rows at most. */
+	/* Unpack rows of dims elements to rows of width; false if malformed. */
 	bool		(*unpack_int8) (const uint8_t *stored, uint32_t rows, const pgr_query *query);
 	bool		(*unpack_bit) (const uint8_t *stored, uint32_t rows, const pgr_query *query);
 	bool		(*unpack_float16) (const uint8_t *stored, uint32_t rows, const pgr_query *query);
@@ -71,6 +74,13 @@ extern const pgr_kernel pgr_kernel_amx;
 #endif
 #elif defined(__aarch64__)
 extern const pgr_kernel pgr_kernel_neon;
+#endif
+
+/* Before a loop of constant length whose array must stay in registers. */
+#if defined(__clang__)
+#define PGR_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define PGR_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /* Whether the bits of a row beyond its dimensions are zero, as they must be. */

@@ -98,7 +98,7 @@ prepare_anew(Prepared *prepared, struct varlena *given, pgr_prepare prepare)
 }
 
 pgr_query *
-pgr_prepared(FunctionCallInfo fcinfo, pgr_prepare prepare)
+pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 {
 	FmgrInfo   *function = fcinfo->flinfo;
 	Prepared   *prepared = function->fn_extra;
@@ -108,36 +108,32 @@ pgr_prepared(FunctionCallInfo fcinfo, pgr_prepare prepare)
 	{
 		prepared = MemoryContextAllocZero(function->fn_mcxt, sizeof(Prepared));
 		prepared->context = AllocSetContextCreate(function->fn_mcxt, "pgrerank query", ALLOCSET_DEFAULT_SIZES);
-		prepared->stable = get_fn_expr_arg_stable(function, 0);
+		prepared->stable = get_fn_expr_arg_stable(function, argument);
 		function->fn_extra = prepared;
 	}
 	if (prepared->query != NULL && prepared->stable)
 		return prepared->query;
-	given = PG_DETOAST_DATUM(PG_GETARG_DATUM(0));
+	given = PG_DETOAST_DATUM(PG_GETARG_DATUM(argument));
 	if (prepared->query == NULL || VARSIZE_ANY(given) != VARSIZE_ANY(prepared->given)
 		|| memcmp(given, prepared->given, VARSIZE_ANY(given)) != 0)
 		prepare_anew(prepared, given, prepare);
-	PG_FREE_IF_COPY(given, 0);
+	PG_FREE_IF_COPY(given, argument);
 	return prepared->query;
 }
 
-static void
-parse(const struct varlena *packed, pgr_tokens *tokens)
+pgr_query *
+pgr_prepare_packed(struct varlena *given, MemoryContext context)
 {
-	char		error[PGR_ERROR_BYTES];
-
-	if (!pgr_tokens_parse((const uint8 *) VARDATA_ANY(packed), VARSIZE_ANY_EXHDR(packed), tokens, error))
-		pgr_raise(error);
-}
-
-static pgr_query *
-prepare_packed(struct varlena *given, MemoryContext context)
-{
+	Size		size = VARSIZE_ANY_EXHDR(given);
+	size_t		taken;
 	char		error[PGR_ERROR_BYTES];
 	pgr_tokens	tokens;
 	pgr_query  *query;
 
-	parse(given, &tokens);
+	if (!pgr_tokens_parse((const uint8 *) VARDATA_ANY(given), size, &tokens, &taken, error))
+		pgr_raise(error);
+	if (taken != size)
+		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("packed query: expected one matrix of %zu bytes, not %zu bytes", taken, size)));
 	query = pgr_make_query(tokens.count, tokens.dims, context);
 	if (!pgr_tokens_read(&tokens, query->matrix, error))
 		pgr_raise(error);
@@ -145,19 +141,45 @@ prepare_packed(struct varlena *given, MemoryContext context)
 	return query;
 }
 
+void
+pgr_raise_best_packed(pgr_query *query, const struct varlena *packed, double *best)
+{
+	const uint8 *bytes = (const uint8 *) VARDATA_ANY(packed);
+	Size		size = VARSIZE_ANY_EXHDR(packed);
+	char		error[PGR_ERROR_BYTES];
+
+	do
+	{
+		pgr_tokens	matrix;
+		size_t		taken;
+
+		if (!pgr_tokens_parse(bytes, size, &matrix, &taken, error) || !pgr_raise_best(query, &matrix, best, error))
+			pgr_raise(error);
+		bytes += taken;
+		size -= taken;
+	} while (size > 0);
+}
+
 PG_FUNCTION_INFO_V1(pgrerank_maxsim_packed);
 Datum
 pgrerank_maxsim_packed(PG_FUNCTION_ARGS)
 {
-	pgr_query  *query = pgr_prepared(fcinfo, prepare_packed);
+	pgr_query  *query = pgr_prepared(fcinfo, 0, pgr_prepare_packed);
 	struct varlena *packed = PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(1));
+
+	pgr_no_best(query, query->best);
+	pgr_raise_best_packed(query, packed, query->best);
+	PG_FREE_IF_COPY(packed, 1);
+	PG_RETURN_FLOAT4(pgr_score(query->best, query->count));
+}
+
+float
+pgr_score(const double *best, uint32 count)
+{
 	char		error[PGR_ERROR_BYTES];
-	pgr_tokens	document;
 	float		score;
 
-	parse(packed, &document);
-	if (!pgr_score_tokens(query, &document, &score, error))
+	if (!pgr_sum_best(best, count, &score, error))
 		pgr_raise(error);
-	PG_FREE_IF_COPY(packed, 1);
-	PG_RETURN_FLOAT4(score);
+	return score;
 }

@@ -6,6 +6,32 @@ LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 400
 AS 'MODULE_PATHNAME', 'pgrerank_maxsim_packed';
 COMMENT ON FUNCTION maxsim(bytea, bytea) IS 'MaxSim of a query''s and a document''s packed token vectors';
 
+CREATE FUNCTION _maxsim_add(state internal, query bytea, part bytea) RETURNS internal
+LANGUAGE c IMMUTABLE PARALLEL SAFE COST 200
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_add';
+
+CREATE FUNCTION _maxsim_combine(state internal, other internal) RETURNS internal
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_combine';
+
+CREATE FUNCTION _maxsim_serialize(state internal) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_serialize';
+
+CREATE FUNCTION _maxsim_deserialize(serialized bytea, internal) RETURNS internal
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_deserialize';
+
+CREATE FUNCTION _maxsim_sum(state internal) RETURNS real
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_sum';
+
+CREATE AGGREGATE maxsim_agg(query bytea, part bytea) (
+    sfunc = _maxsim_add, stype = internal, sspace = 512, finalfunc = _maxsim_sum,
+    combinefunc = _maxsim_combine, serialfunc = _maxsim_serialize, deserialfunc = _maxsim_deserialize, parallel = safe
+);
+COMMENT ON AGGREGATE maxsim_agg(bytea, bytea) IS 'MaxSim of a query''s and a document''s packed token vectors, the document''s in several parts';
+
 CREATE FUNCTION maxsim_instructions() RETURNS text
 LANGUAGE c STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'pgrerank_maxsim_instructions';

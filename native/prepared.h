@@ -7,14 +7,21 @@
 
 #include "query.h"
 
-/* Makes a query of the function's first argument, detoasted, in the given memory context. */
+/* Makes a query of an argument, detoasted, in the given memory context. */
 typedef pgr_query *(*pgr_prepare) (struct varlena *given, MemoryContext context);
 
-pgr_query  *pgr_prepared(FunctionCallInfo fcinfo, pgr_prepare prepare);
+pgr_query  *pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare);
 
 /* A query without its matrix, or an error if that would be too large. */
 pgr_query  *pgr_make_query(uint64 count, uint32 dims, MemoryContext context);
 
-void		pgr_raise(const char *message) pg_attribute_noreturn();
+/* A query from packed tokens, and the best products raised by all matrices of a document, or of a part of one. */
+pgr_query  *pgr_prepare_packed(struct varlena *given, MemoryContext context);
+void		pgr_raise_best_packed(pgr_query *query, const struct varlena *packed, double *best);
+
+/* MaxSim from the best products, or an error. */
+float		pgr_score(const double *best, uint32 count);
+
+void		pgr_raise(const char *message) __attribute__((noreturn));
 
 #endif

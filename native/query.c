@@ -9,7 +9,6 @@
 
 #define ALIGNMENT 64
 #define STEPS 127				/* int8 levels on either side of zero */
-#define FLOAT_ROWS (PGR_BLOCK_ROWS / 2)
 #define LARGEST_HALF 65504.0f
 
 static size_t
@@ -33,7 +32,7 @@ width_of(uint32_t dims)
 /* Sizes of the parts of a query, in the order in which they lie in its memory. */
 enum
 {
-	SELF, MATRIX, INTEGERS, FLOATS, SCALES, BIASES, BLOCK, BEST_INTEGERS, BEST_FLOATS, PARTS
+	SELF, MATRIX, INTEGERS, FLOATS, SCALES, BIASES, BLOCK, BEST_INTEGERS, BEST_FLOATS, BEST, PARTS
 };
 
 static void
@@ -48,9 +47,10 @@ measure_parts(uint32_t count, uint32_t dims, size_t sizes[PARTS])
 	sizes[FLOATS] = lanes * dims * sizeof(float);
 	sizes[SCALES] = count * sizeof(float);
 	sizes[BIASES] = count * sizeof(int32_t);
-	sizes[BLOCK] = FLOAT_ROWS * width * sizeof(float);
+	sizes[BLOCK] = PGR_BLOCK_ROWS * width * sizeof(int16_t);
 	sizes[BEST_INTEGERS] = lanes * sizeof(int32_t);
 	sizes[BEST_FLOATS] = lanes * sizeof(float);
+	sizes[BEST] = count * sizeof(double);
 }
 
 size_t
@@ -87,7 +87,8 @@ pgr_query_init(void *memory, const pgr_kernel *kernel, uint32_t count, uint32_t 
 		.kernel = kernel, .count = count, .dims = dims, .groups = groups_of(count), .width = width_of(dims),
 		.matrix = (float *) parts[MATRIX], .integers = parts[INTEGERS], .floats = (float *) parts[FLOATS],
 		.scales = (float *) parts[SCALES], .biases = (int32_t *) parts[BIASES], .block = parts[BLOCK],
-		.best_integers = (int32_t *) parts[BEST_INTEGERS], .best_floats = (float *) parts[BEST_FLOATS]
+		.best_integers = (int32_t *) parts[BEST_INTEGERS], .best_floats = (float *) parts[BEST_FLOATS],
+		.best = (double *) parts[BEST]
 	};
 	memset(query->block, 0, sizes[BLOCK]);	/* kernels leave what is beyond dims alone */
 	return query;
@@ -114,9 +115,12 @@ pgr_query_ready(pgr_query *query)
 static size_t
 place_of(const pgr_query *query, uint32_t v, uint32_t i)
 {
-	size_t		run = query->kernel->layout == PGR_QUADS ? 4 : 2;
+	static const size_t runs[] = {[PGR_QUADS] = 4, [PGR_PAIRS] = 2, [PGR_ROWS] = 0};
+	size_t		run = runs[query->kernel->layout];
 	size_t		group = (size_t) (v / PGR_LANES) * query->width * PGR_LANES;
 
+	if (run == 0)
+		return (size_t) v * query->width + i;
 	return group + (i / run * PGR_LANES + v % PGR_LANES) * run + i % run;
 }
 
@@ -175,42 +179,60 @@ fill_block(const pgr_query *query, uint32_t rows, uint32_t most, size_t row_byte
 	return wanted;
 }
 
-static bool
-finish(double sum, float *score, char error[PGR_ERROR_BYTES])
+void
+pgr_no_best(const pgr_query *query, double *best)
 {
+	for (uint32_t v = 0; v < query->count; v++)
+		best[v] = -INFINITY;
+}
+
+bool
+pgr_sum_best(const double *best, uint32_t count, float *score, char error[PGR_ERROR_BYTES])
+{
+	double		sum = 0;
+
+	for (uint32_t v = 0; v < count; v++)
+		sum += best[v];
 	*score = (float) sum;
 	if (isfinite(*score))
 		return true;
-	snprintf(error, PGR_ERROR_BYTES, "packed tokens: the score is beyond float32; normalise vectors");
+	snprintf(error, PGR_ERROR_BYTES, "the score is beyond float32; normalise vectors");
 	return false;
 }
 
 static bool
-score_integers(pgr_query *query, const pgr_tokens *document, float *score, char error[PGR_ERROR_BYTES])
+refuse_malformed(const pgr_tokens *matrix, char error[PGR_ERROR_BYTES])
+{
+	pgr_tokens_malformed(matrix, error);
+	return false;
+}
+
+static bool
+raise_integers(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES])
 {
 	const pgr_kernel *kernel = query->kernel;
 	size_t		row_bytes = query->width * (kernel->layout == PGR_QUADS ? 1 : 2);
-	double		sum = 0;
 
 	if (!query->has_integers)
 		lay_integers(query);
 	for (uint32_t lane = 0; lane < query->groups * PGR_LANES; lane++)
 		query->best_integers[lane] = INT32_MIN;
-	for (uint32_t row = 0; row < document->count; row += PGR_BLOCK_ROWS)
+	for (uint32_t row = 0; row < matrix->count; row += PGR_BLOCK_ROWS)
 	{
-		uint32_t	rows = document->count - row < PGR_BLOCK_ROWS ? document->count - row : PGR_BLOCK_ROWS;
-		const uint8_t *stored = document->rows + row * document->row_bytes;
+		uint32_t	rows = matrix->count - row < PGR_BLOCK_ROWS ? matrix->count - row : PGR_BLOCK_ROWS;
+		const uint8_t *stored = matrix->rows + row * matrix->row_bytes;
 
-		if (!(document->dtype == PGR_INT8 ? kernel->unpack_int8 : kernel->unpack_bit) (stored, rows, query))
-		{
-			pgr_tokens_malformed(document, error);
-			return false;
-		}
+		if (!(matrix->dtype == PGR_INT8 ? kernel->unpack_int8 : kernel->unpack_bit) (stored, rows, query))
+			return refuse_malformed(matrix, error);
 		kernel->best_integers(query, fill_block(query, rows, PGR_BLOCK_ROWS, row_bytes));
 	}
 	for (uint32_t v = 0; v < query->count; v++)
-		sum += (double) query->scales[v] * ((int64_t) query->best_integers[v] - query->biases[v]);
-	return finish(sum * document->scale, score, error);
+	{
+		double		found = (double) query->scales[v] * matrix->scale * ((int64_t) query->best_integers[v] - query->biases[v]);
+
+		best[v] = found > best[v] ? found : best[v];
+	}
+	return true;
 }
 
 static void
@@ -222,66 +244,65 @@ start_floats(pgr_query *query)
 		query->best_floats[lane] = -INFINITY;
 }
 
-static bool
-finish_floats(pgr_query *query, float largest, float *score, char error[PGR_ERROR_BYTES])
+/* Where a product may be beyond float32, infinities could have cancelled one another. */
+static void
+finish_floats(const pgr_query *query, float largest, double *best)
 {
-	double		sum = 0;
+	bool		safe = (double) query->largest * largest * query->dims <= FLT_MAX;
 
-	/* Where a product may be beyond float32, infinities could have cancelled one another. */
-	if ((double) query->largest * largest * query->dims > FLT_MAX)
-		return finish(INFINITY, score, error);
 	for (uint32_t v = 0; v < query->count; v++)
-		sum += query->best_floats[v];
-	return finish(sum, score, error);
+	{
+		double		found = safe ? query->best_floats[v] : INFINITY;
+
+		best[v] = found > best[v] ? found : best[v];
+	}
 }
 
 static bool
-score_float16(pgr_query *query, const pgr_tokens *document, float *score, char error[PGR_ERROR_BYTES])
+raise_float16(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES])
 {
 	start_floats(query);
-	for (uint32_t row = 0; row < document->count; row += FLOAT_ROWS)
+	for (uint32_t row = 0; row < matrix->count; row += PGR_FLOAT_ROWS)
 	{
-		uint32_t	rows = document->count - row < FLOAT_ROWS ? document->count - row : FLOAT_ROWS;
+		uint32_t	rows = matrix->count - row < PGR_FLOAT_ROWS ? matrix->count - row : PGR_FLOAT_ROWS;
 
-		if (!query->kernel->unpack_float16(document->rows + row * document->row_bytes, rows, query))
-		{
-			pgr_tokens_malformed(document, error);
-			return false;
-		}
-		query->kernel->best_floats(query, fill_block(query, rows, FLOAT_ROWS, query->width * sizeof(float)));
+		if (!query->kernel->unpack_float16(matrix->rows + row * matrix->row_bytes, rows, query))
+			return refuse_malformed(matrix, error);
+		query->kernel->best_floats(query, fill_block(query, rows, PGR_FLOAT_ROWS, query->width * sizeof(float)));
 	}
-	return finish_floats(query, LARGEST_HALF, score, error);
+	finish_floats(query, LARGEST_HALF, best);
+	return true;
 }
 
 bool
-pgr_score_tokens(pgr_query *query, const pgr_tokens *document, float *score, char error[PGR_ERROR_BYTES])
+pgr_raise_best(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES])
 {
-	if (document->dims != query->dims)
+	if (matrix->dims != query->dims)
 	{
-		snprintf(error, PGR_ERROR_BYTES, "expected %u dimensions, not %u", query->dims, document->dims);
+		snprintf(error, PGR_ERROR_BYTES, "expected %u dimensions, not %u", query->dims, matrix->dims);
 		return false;
 	}
-	return (document->dtype == PGR_FLOAT16 ? score_float16 : score_integers) (query, document, score, error);
+	return (matrix->dtype == PGR_FLOAT16 ? raise_float16 : raise_integers) (query, matrix, best, error);
 }
 
-bool
-pgr_score_floats(pgr_query *query, pgr_row_reader read, const void *document, uint32_t count, float *score, char error[PGR_ERROR_BYTES])
+void
+pgr_raise_best_floats(pgr_query *query, pgr_row_reader read, const void *given, uint32_t count, double *best)
 {
 	float		largest = 0;
 
 	start_floats(query);
-	for (uint32_t row = 0; row < count; row += FLOAT_ROWS)
+	for (uint32_t row = 0; row < count; row += PGR_FLOAT_ROWS)
 	{
-		uint32_t	rows = count - row < FLOAT_ROWS ? count - row : FLOAT_ROWS;
+		uint32_t	rows = count - row < PGR_FLOAT_ROWS ? count - row : PGR_FLOAT_ROWS;
 
 		for (uint32_t i = 0; i < rows; i++)
 		{
 			float	   *values = (float *) query->block + (size_t) i * query->width;
 
-			read(document, row + i, values);
+			read(given, row + i, values);
 			largest = fmaxf(largest, largest_of(values, query->dims));
 		}
-		query->kernel->best_floats(query, fill_block(query, rows, FLOAT_ROWS, query->width * sizeof(float)));
+		query->kernel->best_floats(query, fill_block(query, rows, PGR_FLOAT_ROWS, query->width * sizeof(float)));
 	}
-	return finish_floats(query, largest, score, error);
+	finish_floats(query, largest, best);
 }

@@ -16,11 +16,17 @@ pgr_query  *pgr_query_init(void *memory, const pgr_kernel *kernel, uint32_t coun
 /* To be called when the matrix is filled, with finite values. */
 void		pgr_query_ready(pgr_query *query);
 
-/* MaxSim; false with a message if the document does not fit, is malformed, or its score is beyond float32. */
-bool		pgr_score_tokens(pgr_query *query, const pgr_tokens *document, float *score, char error[PGR_ERROR_BYTES]);
+/*
+ * Scoring a document that comes in several matrices: the best products start at pgr_no_best, each matrix raises them, MaxSim
+ * is their sum. best is double [query->count]. All return false with a message: for a matrix that does not fit or is
+ * malformed, or a score that float32 can't hold.
+ */
+void		pgr_no_best(const pgr_query *query, double *best);
+bool		pgr_raise_best(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES]);
+bool		pgr_sum_best(const double *best, uint32_t count, float *score, char error[PGR_ERROR_BYTES]);
 
-/* MaxSim with rows given by a function which writes row number `row` of dims floats. */
+/* The same with count rows given by a function which writes row number `row` of dims floats. */
 typedef void (*pgr_row_reader) (const void *rows, uint32_t row, float *values);
-bool		pgr_score_floats(pgr_query *query, pgr_row_reader read, const void *rows, uint32_t count, float *score, char error[PGR_ERROR_BYTES]);
+void		pgr_raise_best_floats(pgr_query *query, pgr_row_reader read, const void *rows, uint32_t count, double *best);
 
 #endif

@@ -61,7 +61,7 @@ bytes_of_row(pgr_dtype dtype, uint32_t dims)
 }
 
 bool
-pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, char error[PGR_ERROR_BYTES])
+pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *taken, char error[PGR_ERROR_BYTES])
 {
 	uint64_t	wanted;
 
@@ -101,12 +101,13 @@ pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, char err
 		return false;
 	/* At most 2^32 rows of 2^17 bytes: no overflow in 64 bits. */
 	wanted = PGR_HEADER_BYTES + (uint64_t) tokens->count * tokens->row_bytes;
-	if (size != wanted)
+	if (size < wanted)
 	{
 		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected %llu bytes for %u rows of %u dimensions, not %zu",
 				 (unsigned long long) wanted, tokens->count, tokens->dims, size);
 		return false;
 	}
+	*taken = (size_t) wanted;
 	return true;
 }
 

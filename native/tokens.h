@@ -27,8 +27,13 @@ typedef struct
 	const uint8_t *rows;		/* count * row_bytes bytes, of no alignment */
 } pgr_tokens;
 
-/* Both return false and write a message when a byte could not have come from pgrerank.tokens.pack. */
-bool		pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, char error[PGR_ERROR_BYTES]);
+/*
+ * All return false and write a message when a byte could not have come from pgrerank.tokens.pack.
+ *
+ * A document is one matrix or several, one after another. pgr_tokens_parse checks the header of the first and gives the bytes
+ * that it takes with its rows; pgr_tokens_read writes all elements of a matrix: float [count][dims].
+ */
+bool		pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *taken, char error[PGR_ERROR_BYTES]);
 bool		pgr_tokens_read(const pgr_tokens *tokens, float *matrix, char error[PGR_ERROR_BYTES]);
 
 /* What is wrong with a matrix that a kernel refused. */

@@ -56,7 +56,47 @@ raise_best(int32_t *best, const int32_t products[TILE][PGR_LANES])
 	_mm512_store_si512(best, largest);
 }
 
-/* Tiles 0 to 3 are sums, 4 and 5 document rows, 6 and 7 query vectors. */
+/*
+ * Products of 32 document rows and 32 query vectors: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 vectors. With fewer than 17 of
+ * either, half of them stay at rest.
+ */
+ISA static inline __attribute__((always_inline)) void
+multiply(const pgr_query *query, const uint8_t *rows, const uint8_t *vectors, const bool lower, const bool right,
+		 int32_t products[4][TILE][PGR_LANES])
+{
+	size_t		width = query->width;
+
+	_tile_zero(0);
+	_tile_zero(1);
+	_tile_zero(2);
+	_tile_zero(3);
+	for (size_t i = 0; i < width; i += 64)
+	{
+		_tile_loadd(4, rows + i, width);
+		_tile_loadd(6, vectors + i * PGR_LANES, 64);
+		_tile_dpbssd(0, 4, 6);
+		if (lower)
+		{
+			_tile_loadd(5, rows + TILE * width + i, width);
+			_tile_dpbssd(1, 5, 6);
+		}
+		if (right)
+		{
+			_tile_loadd(7, vectors + (width + i) * PGR_LANES, 64);
+			_tile_dpbssd(2, 4, 7);
+		}
+		if (lower && right)
+			_tile_dpbssd(3, 5, 7);
+	}
+	_tile_stored(0, products[0], 64);
+	if (lower)
+		_tile_stored(1, products[1], 64);
+	if (right)
+		_tile_stored(2, products[2], 64);
+	if (lower && right)
+		_tile_stored(3, products[3], 64);
+}
+
 ISA static void
 best_integers(const pgr_query *query, uint32_t rows)
 {
@@ -72,57 +112,30 @@ best_integers(const pgr_query *query, uint32_t rows)
 		.row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
 		.rows = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE}
 	};
-	size_t		width = query->width;
-	size_t		group_bytes = width * PGR_LANES;
-	int32_t		products[TILE][PGR_LANES] __attribute__((aligned(64)));
+	int32_t		products[4][TILE][PGR_LANES] __attribute__((aligned(64)));
 
 	_tile_loadconfig(&shape);
 	for (uint32_t row = 0; row < rows; row += 2 * TILE)
-	{
-		const uint8_t *upper = (const uint8_t *) query->block + row * width;
-		const uint8_t *lower = upper + TILE * width;
-
 		for (uint32_t group = 0; group < query->groups; group += 2)
 		{
-			const uint8_t *first = (const uint8_t *) query->integers + group * group_bytes;
-			bool		two = group + 1 < query->groups;
+			const uint8_t *block = (const uint8_t *) query->block + (size_t) row * query->width;
+			const uint8_t *vectors = (const uint8_t *) query->integers + (size_t) group * query->width * PGR_LANES;
+			bool		lower = row + TILE < rows;
+			bool		right = group + 1 < query->groups;
 
-			_tile_zero(0);
-			_tile_zero(1);
-			_tile_zero(2);
-			_tile_zero(3);
-			for (size_t i = 0; i < width; i += 64)
-			{
-				_tile_loadd(4, upper + i, width);
-				_tile_loadd(5, lower + i, width);
-				_tile_loadd(6, first + i * PGR_LANES, 64);
-				_tile_dpbssd(0, 4, 6);
-				_tile_dpbssd(1, 5, 6);
-				if (two)
-				{
-					_tile_loadd(7, first + group_bytes + i * PGR_LANES, 64);
-					_tile_dpbssd(2, 4, 7);
-					_tile_dpbssd(3, 5, 7);
-				}
-			}
-			_tile_stored(0, products, 64);
-			raise_best(query->best_integers + group * PGR_LANES, products);
-			_tile_stored(1, products, 64);
-			raise_best(query->best_integers + group * PGR_LANES, products);
-			if (two)
-			{
-				_tile_stored(2, products, 64);
-				raise_best(query->best_integers + (group + 1) * PGR_LANES, products);
-				_tile_stored(3, products, 64);
-				raise_best(query->best_integers + (group + 1) * PGR_LANES, products);
-			}
+			if (lower && right)
+				multiply(query, block, vectors, true, true, products);
+			else
+				multiply(query, block, vectors, lower, right, products);
+			for (int tile = 0; tile < 4; tile++)
+				if ((lower || tile % 2 == 0) && (right || tile < 2))
+					raise_best(query->best_integers + (group + tile / 2) * PGR_LANES, products[tile]);
 		}
-	}
 	_tile_release();
 }
 
 const pgr_kernel pgr_kernel_amx = {
-	.name = "amx", .available = available, .layout = PGR_QUADS, .bias = 0, .rows = 2 * TILE,
+	.name = "amx", .available = available, .layout = PGR_QUADS, .bias = 0, .rows = TILE,
 	.unpack_int8 = unpack_int8, .unpack_bit = unpack_bit, .unpack_float16 = pgr_avx512_unpack_float16,
 	.best_integers = best_integers, .best_floats = pgr_avx512_best_floats
 };

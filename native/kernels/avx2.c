@@ -124,7 +124,7 @@ best_integers(const pgr_query *query, uint32_t rows)
 				__m256i		low = _mm256_load_si256((const __m256i *) (vectors + (size_t) pair * 2 * PGR_LANES));
 				__m256i		high = _mm256_load_si256((const __m256i *) (vectors + (size_t) pair * 2 * PGR_LANES + 16));
 
-#pragma GCC unroll 4
+				PGR_UNROLL
 				for (int i = 0; i < TILE; i++)
 				{
 					int32_t		two;
@@ -163,7 +163,7 @@ best_floats(const pgr_query *query, uint32_t rows)
 				__m256		low = _mm256_load_ps(vectors + (size_t) i * PGR_LANES);
 				__m256		high = _mm256_load_ps(vectors + (size_t) i * PGR_LANES + 8);
 
-#pragma GCC unroll 4
+				PGR_UNROLL
 				for (int j = 0; j < TILE; j++)
 				{
 					__m256		element = _mm256_set1_ps(values[(size_t) j * query->width + i]);

@@ -64,7 +64,7 @@ tile_integers(const pgr_query *query, const uint8_t *block, uint32_t group, cons
 	__m512i    *best = (__m512i *) (query->best_integers + group * PGR_LANES);
 	__m512i		sums[2 * TILE][2];
 
-#pragma GCC unroll 16
+	PGR_UNROLL
 	for (int i = 0; i < tile; i++)
 		sums[i][0] = sums[i][1] = _mm512_setzero_si512();
 	for (uint32_t quad = 0; quad < quads; quad++)
@@ -72,7 +72,7 @@ tile_integers(const pgr_query *query, const uint8_t *block, uint32_t group, cons
 		__m512i		first = _mm512_load_si512(vectors + (size_t) quad * 64);
 		__m512i		second = groups == 2 ? _mm512_load_si512(vectors + group_bytes + (size_t) quad * 64) : first;
 
-#pragma GCC unroll 16
+		PGR_UNROLL
 		for (int i = 0; i < tile; i++)
 		{
 			int32_t		four;
@@ -85,7 +85,7 @@ tile_integers(const pgr_query *query, const uint8_t *block, uint32_t group, cons
 				sums[i][1] = _mm512_dpbusd_epi32(sums[i][1], element, second);
 		}
 	}
-#pragma GCC unroll 16
+	PGR_UNROLL
 	for (int i = 0; i < tile; i++)
 	{
 		best[0] = _mm512_max_epi32(best[0], sums[i][0]);
@@ -115,7 +115,7 @@ tile_floats(const pgr_query *query, const float *block, uint32_t group, const in
 	__m512	   *best = (__m512 *) (query->best_floats + group * PGR_LANES);
 	__m512		sums[2 * TILE][2];
 
-#pragma GCC unroll 16
+	PGR_UNROLL
 	for (int i = 0; i < tile; i++)
 		sums[i][0] = sums[i][1] = _mm512_setzero_ps();
 	for (uint32_t i = 0; i < query->dims; i++)
@@ -123,7 +123,7 @@ tile_floats(const pgr_query *query, const float *block, uint32_t group, const in
 		__m512		first = _mm512_load_ps(vectors + (size_t) i * PGR_LANES);
 		__m512		second = groups == 2 ? _mm512_load_ps(vectors + group_floats + (size_t) i * PGR_LANES) : first;
 
-#pragma GCC unroll 16
+		PGR_UNROLL
 		for (int j = 0; j < tile; j++)
 		{
 			__m512		element = _mm512_set1_ps(block[(size_t) j * query->width + i]);
@@ -133,7 +133,7 @@ tile_floats(const pgr_query *query, const float *block, uint32_t group, const in
 				sums[j][1] = _mm512_fmadd_ps(second, element, sums[j][1]);
 		}
 	}
-#pragma GCC unroll 16
+	PGR_UNROLL
 	for (int j = 0; j < tile; j++)
 	{
 		best[0] = _mm512_max_ps(best[0], sums[j][0]);

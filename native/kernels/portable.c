@@ -1,7 +1,7 @@
 /* Plain C, for machines that have none of the others. */
 #include "kernel.h"
 
-#include <math.h>
+#include <string.h>
 
 static bool
 available(void)
@@ -44,6 +44,18 @@ unpack_bit(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 	return true;
 }
 
+/* Exact, by a multiplication instead of branches: the exponent's bias changes from 15 to 127. */
+static float
+half_to_float(uint16_t half)
+{
+	uint32_t	bits = (uint32_t) (half & 0x7fff) << 13;
+	float		magnitude;
+
+	memcpy(&magnitude, &bits, sizeof magnitude);
+	magnitude *= 0x1p112f;
+	return half & 0x8000 ? -magnitude : magnitude;
+}
+
 static bool
 unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 {
@@ -58,39 +70,45 @@ unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 		{
 			uint16_t	half = (uint16_t) (halves[2 * i] | halves[2 * i + 1] << 8);
 
-			values[i] = pgr_half_to_float(half);
+			values[i] = half_to_float(half);
 			malformed |= (half & 0x7c00) == 0x7c00;
 		}
 	}
 	return !malformed;
 }
 
+/* Compilers make one instruction of eight such products where they can. */
+static int32_t
+product(const int16_t *a, const int16_t *b, uint32_t dims)
+{
+	int32_t		sum = 0;
+
+	for (uint32_t i = 0; i < dims; i++)
+		sum += a[i] * b[i];
+	return sum;
+}
+
 static void
 best_integers(const pgr_query *query, uint32_t rows)
 {
-	uint32_t	pairs = (query->dims + 1) / 2;
-
-	for (uint32_t group = 0; group < query->groups; group++)
-	{
-		const int16_t *vectors = (const int16_t *) query->integers + (size_t) group * query->width * PGR_LANES;
-		int32_t    *best = query->best_integers + group * PGR_LANES;
-
+	for (uint32_t v = 0; v < query->count; v++)
 		for (uint32_t row = 0; row < rows; row++)
 		{
-			const int16_t *values = (const int16_t *) query->block + (size_t) row * query->width;
-			int32_t		products[PGR_LANES] = {0};
+			int32_t		found = product((const int16_t *) query->integers + (size_t) v * query->width,
+										(const int16_t *) query->block + (size_t) row * query->width, query->dims);
 
-			for (uint32_t pair = 0; pair < pairs; pair++)
-				for (int lane = 0; lane < PGR_LANES; lane++)
-				{
-					const int16_t *element = vectors + ((size_t) pair * PGR_LANES + lane) * 2;
-
-					products[lane] += element[0] * values[2 * pair] + element[1] * values[2 * pair + 1];
-				}
-			for (int lane = 0; lane < PGR_LANES; lane++)
-				best[lane] = products[lane] > best[lane] ? products[lane] : best[lane];
+			query->best_integers[v] = found > query->best_integers[v] ? found : query->best_integers[v];
 		}
-	}
+}
+
+/* Four lanes of whatever the machine has: compilers split or join them. */
+typedef float four_floats __attribute__((vector_size(16)));
+
+static void
+raise_floats(float *best, four_floats found)
+{
+	for (int lane = 0; lane < 4; lane++)
+		best[lane] = found[lane] > best[lane] ? found[lane] : best[lane];
 }
 
 static void
@@ -98,25 +116,31 @@ best_floats(const pgr_query *query, uint32_t rows)
 {
 	for (uint32_t group = 0; group < query->groups; group++)
 	{
-		const float *vectors = query->floats + (size_t) group * query->dims * PGR_LANES;
+		const four_floats *vectors = (const four_floats *) (query->floats + (size_t) group * query->dims * PGR_LANES);
 		float	   *best = query->best_floats + group * PGR_LANES;
 
 		for (uint32_t row = 0; row < rows; row++)
 		{
 			const float *values = (const float *) query->block + (size_t) row * query->width;
-			float		products[PGR_LANES] = {0};
+			four_floats first = {0}, second = {0}, third = {0}, fourth = {0};
 
 			for (uint32_t i = 0; i < query->dims; i++)
-				for (int lane = 0; lane < PGR_LANES; lane++)
-					products[lane] += vectors[(size_t) i * PGR_LANES + lane] * values[i];
-			for (int lane = 0; lane < PGR_LANES; lane++)
-				best[lane] = products[lane] > best[lane] ? products[lane] : best[lane];
+			{
+				first += vectors[(size_t) i * 4] * values[i];
+				second += vectors[(size_t) i * 4 + 1] * values[i];
+				third += vectors[(size_t) i * 4 + 2] * values[i];
+				fourth += vectors[(size_t) i * 4 + 3] * values[i];
+			}
+			raise_floats(best, first);
+			raise_floats(best + 4, second);
+			raise_floats(best + 8, third);
+			raise_floats(best + 12, fourth);
 		}
 	}
 }
 
 const pgr_kernel pgr_kernel_portable = {
-	.name = "portable", .available = available, .layout = PGR_PAIRS, .bias = 0, .rows = 1,
+	.name = "portable", .available = available, .layout = PGR_ROWS, .bias = 0, .rows = 1,
 	.unpack_int8 = unpack_int8, .unpack_bit = unpack_bit, .unpack_float16 = unpack_float16,
 	.best_integers = best_integers, .best_floats = best_floats
 };

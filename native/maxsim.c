@@ -63,6 +63,13 @@ pgr_raise(const char *message)
 	pg_unreachable();
 }
 
+void
+pgr_check_dims(uint32 wanted, uint32 found)
+{
+	if (found != wanted)
+		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("expected %u dimensions, not %u", wanted, found)));
+}
+
 pgr_query *
 pgr_make_query(uint64 count, uint32 dims, MemoryContext context)
 {
@@ -121,22 +128,47 @@ pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 	return prepared->query;
 }
 
+/* The matrix at the beginning, which is then taken off. */
+static pgr_tokens
+next_matrix(const uint8 **bytes, Size *size)
+{
+	char		error[PGR_ERROR_BYTES];
+	pgr_tokens	matrix;
+	size_t		taken;
+
+	if (!pgr_tokens_parse(*bytes, *size, &matrix, &taken, error))
+		pgr_raise(error);
+	*bytes += taken;
+	*size -= taken;
+	return matrix;
+}
+
 pgr_query *
 pgr_prepare_packed(struct varlena *given, MemoryContext context)
 {
+	const uint8 *bytes = (const uint8 *) VARDATA_ANY(given);
 	Size		size = VARSIZE_ANY_EXHDR(given);
-	size_t		taken;
+	pgr_tokens	first = next_matrix(&bytes, &size);
+	uint64		count = first.count;
 	char		error[PGR_ERROR_BYTES];
-	pgr_tokens	tokens;
 	pgr_query  *query;
+	float	   *place;
 
-	if (!pgr_tokens_parse((const uint8 *) VARDATA_ANY(given), size, &tokens, &taken, error))
-		pgr_raise(error);
-	if (taken != size)
-		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("packed query: expected one matrix of %zu bytes, not %zu bytes", taken, size)));
-	query = pgr_make_query(tokens.count, tokens.dims, context);
-	if (!pgr_tokens_read(&tokens, query->matrix, error))
-		pgr_raise(error);
+	while (size > 0)
+		count += next_matrix(&bytes, &size).count;
+	query = pgr_make_query(count, first.dims, context);
+	bytes = (const uint8 *) VARDATA_ANY(given);
+	size = VARSIZE_ANY_EXHDR(given);
+	place = query->matrix;
+	while (size > 0)
+	{
+		pgr_tokens	matrix = next_matrix(&bytes, &size);
+
+		pgr_check_dims(first.dims, matrix.dims);
+		if (!pgr_tokens_read(&matrix, place, error))
+			pgr_raise(error);
+		place += (Size) matrix.count * matrix.dims;
+	}
 	pgr_query_ready(query);
 	return query;
 }
@@ -150,13 +182,11 @@ pgr_raise_best_packed(pgr_query *query, const struct varlena *packed, double *be
 
 	do
 	{
-		pgr_tokens	matrix;
-		size_t		taken;
+		pgr_tokens	matrix = next_matrix(&bytes, &size);
 
-		if (!pgr_tokens_parse(bytes, size, &matrix, &taken, error) || !pgr_raise_best(query, &matrix, best, error))
+		pgr_check_dims(query->dims, matrix.dims);
+		if (!pgr_raise_best(query, &matrix, best, error))
 			pgr_raise(error);
-		bytes += taken;
-		size -= taken;
 	} while (size > 0);
 }
 

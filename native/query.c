@@ -277,11 +277,6 @@ raise_float16(pgr_query *query, const pgr_tokens *matrix, double *best, char err
 bool
 pgr_raise_best(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES])
 {
-	if (matrix->dims != query->dims)
-	{
-		snprintf(error, PGR_ERROR_BYTES, "expected %u dimensions, not %u", query->dims, matrix->dims);
-		return false;
-	}
 	return (matrix->dtype == PGR_FLOAT16 ? raise_float16 : raise_integers) (query, matrix, best, error);
 }
 

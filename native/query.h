@@ -18,8 +18,8 @@ void		pgr_query_ready(pgr_query *query);
 
 /*
  * Scoring a document that comes in several matrices: the best products start at pgr_no_best, each matrix raises them, MaxSim
- * is their sum. best is double [query->count]. All return false with a message: for a matrix that does not fit or is
- * malformed, or a score that float32 can't hold.
+ * is their sum. best is double [query->count]. A matrix must have the query's dimensions. False with a message: for a malformed
+ * one, or a score that float32 can't hold.
  */
 void		pgr_no_best(const pgr_query *query, double *best);
 bool		pgr_raise_best(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES]);

@@ -63,6 +63,7 @@ bytes_of_row(pgr_dtype dtype, uint32_t dims)
 bool
 pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *taken, char error[PGR_ERROR_BYTES])
 {
+	static const char *const names[] = {"", "float16", "int8", "bit"};
 	uint64_t	wanted;
 
 	if (size < PGR_HEADER_BYTES)
@@ -103,8 +104,8 @@ pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *
 	wanted = PGR_HEADER_BYTES + (uint64_t) tokens->count * tokens->row_bytes;
 	if (size < wanted)
 	{
-		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected %llu bytes for %u rows of %u dimensions, not %zu",
-				 (unsigned long long) wanted, tokens->count, tokens->dims, size);
+		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected %llu bytes for %u rows of %u dimensions in %s, not %zu",
+				 (unsigned long long) wanted, tokens->count, tokens->dims, names[tokens->dtype], size);
 		return false;
 	}
 	*taken = (size_t) wanted;

@@ -1,6 +1,8 @@
 """The packed format of token vectors, and MaxSim over it in NumPy.
 
-A packed matrix is a header of 16 bytes, little-endian, and ``count`` rows without padding::
+A document is one packed matrix, or several, one after another: then its token vectors are the rows
+of all of them. A packed matrix is a header of 16 bytes, little-endian, and ``count`` rows without
+padding::
 
     offset  0  magic    4 bytes  b"pgrt"
             4  version  uint8    1
@@ -30,17 +32,17 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.errors import TokensError
 
-__all__ = ["DType", "Header", "maxsim", "pack", "parse_header", "unpack"]
+__all__ = ["DType", "Header", "maxsim", "pack", "pack_parts", "parse_header", "unpack"]
 
 MAGIC = b"pgrt"
 VERSION = 1
@@ -104,10 +106,25 @@ def pack(matrix: NDArray[np.floating], dtype: DType | str = DType.INT8) -> bytes
     return _HEADER.pack(MAGIC, VERSION, _CODES[dtype], dims, count, scale) + rows.tobytes()
 
 
-def parse_header(blob: bytes) -> Header:
-    """Read and check the header, and that ``blob`` has exactly the length that it promises.
+def pack_parts(
+    matrix: NDArray[np.floating], dtype: DType | str = DType.INT8, most_bytes: int = 8000
+) -> list[bytes]:
+    """Pack token vectors of shape [count, dims] as matrices of at most ``most_bytes`` bytes each.
 
-    Raises TokensError, naming the field, the value found and the value wanted.
+    By default each fits a page of Postgres together with its row's header and a key. All but the
+    last have as many rows as fit, and at least one. Raises as :func:`pack` does.
+    """
+    values = _checked_matrix(matrix)
+    row = Header(DType(dtype), values.shape[1], 1, 1.0).size - _HEADER.size
+    rows = max(1, (most_bytes - _HEADER.size) // row)
+    return [pack(values[start : start + rows], dtype) for start in range(0, len(values), rows)]
+
+
+def parse_header(blob: bytes | memoryview) -> Header:
+    """Read and check the header of a matrix, and that ``blob`` is as long as it promises.
+
+    More bytes may follow: the document's next matrix. Raises TokensError, naming the field, the
+    value found and the value wanted.
     """
     if len(blob) < _HEADER.size:
         raise TokensError(
@@ -124,7 +141,7 @@ def parse_header(blob: bytes) -> Header:
         raise TokensError(f"packed tokens: expected rows and dimensions, not {count} by {dims}")
     header = Header(_DTYPES[code], dims, count, scale)
     _check_scale(header)
-    if len(blob) != header.size:
+    if len(blob) < header.size:
         raise TokensError(
             f"packed tokens: expected {header.size} bytes for {count} rows of {dims} dimensions"
             f" in {header.dtype}, not {len(blob)}"
@@ -133,15 +150,22 @@ def parse_header(blob: bytes) -> Header:
 
 
 def unpack(blob: bytes) -> NDArray[np.float32]:
-    """Give the token vectors of a packed matrix: float32 of shape [count, dims].
+    """Give the token vectors of packed matrices: float32 of shape [count, dims].
 
     Raises TokensError if any byte could not have come from :func:`pack`.
     """
-    header = parse_header(blob)
-    values = np.empty((header.count, header.dims), np.float32)
-    _read_rows(header.dtype, _stored_rows(header, blob[_HEADER.size :]), values)
-    values *= np.float32(header.scale)
-    return values
+    parts = []
+    for header, body in _matrices(blob):
+        values = np.empty((header.count, header.dims), np.float32)
+        _read_rows(header.dtype, _stored_rows(header, body), values)
+        values *= np.float32(header.scale)
+        parts.append(values)
+    if len({part.shape[1] for part in parts}) > 1:
+        raise TokensError(
+            f"packed tokens: expected matrices of {parts[0].shape[1]} dimensions throughout"
+        )
+    matrix: NDArray[np.float32] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return matrix
 
 
 def maxsim(query: bytes | NDArray[np.floating], documents: Sequence[bytes]) -> NDArray[np.float32]:
@@ -159,43 +183,70 @@ def maxsim(query: bytes | NDArray[np.floating], documents: Sequence[bytes]) -> N
     dimensions than the query, or a score that float32 can't hold.
     """
     vectors = unpack(query) if isinstance(query, bytes) else _checked_matrix(query, least=0)
-    headers = [_document_header(blob, index, vectors) for index, blob in enumerate(documents)]
-    scores = np.zeros(len(documents), np.float64)
+    matrices = [
+        _Matrix(index, header, body)
+        for index, blob in enumerate(documents)
+        for header, body in _document_matrices(blob, index, vectors)
+    ]
+    best = np.empty((len(matrices), len(vectors)), np.float64)
     for dtype in DType:
-        chosen = [index for index, header in enumerate(headers) if header.dtype is dtype]
-        if chosen:
-            blobs = {index: documents[index] for index in chosen}
-            best = _maxima(vectors, [headers[i] for i in chosen], blobs)
-            scales = np.array([headers[i].scale for i in chosen])
-            scores[chosen] = best.sum(axis=1, dtype=np.float64) * scales
+        places = [place for place, one in enumerate(matrices) if one.header.dtype is dtype]
+        if places:
+            chosen = [matrices[place] for place in places]
+            scales = np.array([one.header.scale for one in chosen])
+            best[places] = _maxima(vectors, chosen) * scales[:, np.newaxis]
+    starts = [
+        p for p, one in enumerate(matrices) if not p or matrices[p - 1].document != one.document
+    ]
+    if starts:
+        best = np.maximum.reduceat(best, starts, axis=0)
+    scores = best.sum(axis=1)
     beyond = np.flatnonzero(~(np.abs(scores) <= _FLOAT32_MAX))
     if len(beyond):
         raise TokensError(f"document {beyond[0]}: its score is beyond float32; normalise vectors")
-    return scores.astype(np.float32)
+    rounded: NDArray[np.float32] = scores.astype(np.float32)
+    return rounded
 
 
-def _maxima(
-    query: NDArray[np.float32], headers: list[Header], blobs: dict[int, bytes]
-) -> NDArray[np.float32]:
-    """Find the largest product of each document with each query vector, leaving out the scale.
+class _Matrix(NamedTuple):
+    """A matrix of the document with that index."""
 
-    The documents, all of one dtype, are laid end to end and cut into chunks of bounded size
+    document: int
+    header: Header
+    body: memoryview
+
+
+def _matrices(blob: bytes) -> Iterator[tuple[Header, memoryview]]:
+    """Take a document apart: header and rows of each of its matrices."""
+    rest = memoryview(blob)
+    while True:
+        header = parse_header(rest)
+        yield header, rest[_HEADER.size : header.size]
+        rest = rest[header.size :]
+        if not rest:
+            return
+
+
+def _maxima(query: NDArray[np.float32], matrices: list[_Matrix]) -> NDArray[np.float32]:
+    """Find the largest product of each matrix with each query vector, leaving out the scale.
+
+    The matrices, all of one dtype, are laid end to end and cut into chunks of bounded size
     wherever that falls: one product serves many short documents, a long one takes several.
     """
-    ends = np.cumsum([header.count for header in headers])
+    ends = np.cumsum([one.header.count for one in matrices])
     starts = np.concatenate(([0], ends[:-1]))
-    body = b"".join([memoryview(blob)[_HEADER.size :] for blob in blobs.values()])
-    stored = _stored_rows(headers[0], body)
+    dtype = matrices[0].header.dtype
+    stored = _stored_rows(matrices[0].header, b"".join([one.body for one in matrices]))
     rows = max(1, _CHUNK_ELEMENTS // query.shape[1])
     buffer = np.empty((min(rows, len(stored)), query.shape[1]), np.float32)
-    best = np.full((len(headers), len(query)), -np.inf, np.float32)
+    best = np.full((len(matrices), len(query)), -np.inf, np.float32)
     for begin in range(0, len(stored), rows):
         chunk = stored[begin : begin + rows]
         values = buffer[: len(chunk)]
         try:
-            _read_rows(headers[0].dtype, chunk, values)
+            _read_rows(dtype, chunk, values)
         except TokensError:
-            _name_malformed(blobs)
+            _name_malformed(matrices)
             raise
         with np.errstate(over="ignore", invalid="ignore"):
             products = values @ query.T
@@ -207,23 +258,27 @@ def _maxima(
     return best
 
 
-def _document_header(blob: bytes, index: int, query: NDArray[np.float32]) -> Header:
+def _document_matrices(
+    blob: bytes, index: int, query: NDArray[np.float32]
+) -> list[tuple[Header, memoryview]]:
     try:
-        header = parse_header(blob)
+        matrices = list(_matrices(blob))
     except TokensError as error:
         raise TokensError(f"document {index}: {error}") from None
-    if header.dims != query.shape[1]:
-        raise TokensError(
-            f"document {index}: expected {query.shape[1]} dimensions, not {header.dims};"
-            " encode query and documents with one model"
-        )
-    return header
+    for header, _ in matrices:
+        if header.dims != query.shape[1]:
+            raise TokensError(
+                f"document {index}: expected {query.shape[1]} dimensions, not {header.dims};"
+                " encode query and documents with one model"
+            )
+    return matrices
 
 
-def _name_malformed(blobs: dict[int, bytes]) -> None:
-    for index, blob in blobs.items():
+def _name_malformed(matrices: list[_Matrix]) -> None:
+    for index, header, body in matrices:
+        values = np.empty((header.count, header.dims), np.float32)
         try:
-            unpack(blob)
+            _read_rows(header.dtype, _stored_rows(header, body), values)
         except TokensError as error:
             raise TokensError(f"document {index}: {error}") from None
 
@@ -280,7 +335,7 @@ def _pack_bit(values: NDArray[np.float32]) -> tuple[float, NDArray[Any]]:
 _PACKERS = {DType.FLOAT16: _pack_float16, DType.INT8: _pack_int8, DType.BIT: _pack_bit}
 
 
-def _stored_rows(header: Header, body: bytes) -> NDArray[Any]:
+def _stored_rows(header: Header, body: bytes | memoryview) -> NDArray[Any]:
     return np.frombuffer(body, _ELEMENTS[header.dtype]).reshape(-1, header.row_elements)
 
 

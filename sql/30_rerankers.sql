@@ -9,6 +9,7 @@ CREATE TABLE IF NOT EXISTS rerankers (
     distance text NOT NULL DEFAULT 'cosine',
     cross_encoder_model text REFERENCES models,
     candidates int NOT NULL DEFAULT 100,
+    maxsim_bit_top int,
     maxsim_top int NOT NULL DEFAULT 30,
     timeout interval NOT NULL DEFAULT '5 seconds',
     text_search_config regconfig NOT NULL DEFAULT 'simple',
@@ -18,6 +19,7 @@ CREATE TABLE IF NOT EXISTS rerankers (
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
 COMMENT ON COLUMN rerankers.embedding_column IS 'The user''s own embedding column, where recall does not use the side table''s';
 COMMENT ON COLUMN rerankers.candidates IS 'How many documents recall returns';
+COMMENT ON COLUMN rerankers.maxsim_bit_top IS 'How many of the best by one bit a dimension MaxSim scores in full; NULL for all candidates, without that stage';
 COMMENT ON COLUMN rerankers.maxsim_top IS 'How many of the best so far the cross-encoder scores';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
 
@@ -28,10 +30,18 @@ CREATE TABLE IF NOT EXISTS generations (
     embedding_model text REFERENCES models,
     late_interaction_model text REFERENCES models,
     token_precision text NOT NULL DEFAULT 'int8',
+    token_dims int,
+    token_pool int NOT NULL DEFAULT 1,
+    token_bits boolean NOT NULL DEFAULT false,
+    projection bytea,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (reranker, number)
 );
 COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made from: one side table each';
+COMMENT ON COLUMN generations.token_dims IS 'Dimensions that token vectors are projected to; NULL for the model''s own';
+COMMENT ON COLUMN generations.token_pool IS 'A document''s token vectors are pooled to one for so many';
+COMMENT ON COLUMN generations.token_bits IS 'Whether they are stored a second time, in one bit a dimension';
+COMMENT ON COLUMN generations.projection IS 'The matrix that reduces token vectors, once a worker has fitted it';
 
 CREATE SEQUENCE IF NOT EXISTS ticket;
 
@@ -87,6 +97,7 @@ BEGIN
         ('name', r.name, r.name ~ '^[a-z_][a-z0-9_]{0,39}$', 'a lower-case letter or _, then up to 39 more of these or digits'),
         ('distance', r.distance, r.distance IN ('cosine', 'inner_product', 'l2'), 'cosine, inner_product or l2'),
         ('candidates', r.candidates::text, r.candidates BETWEEN 1 AND 100000, '1 to 100000'),
+        ('maxsim_bit_top', r.maxsim_bit_top::text, r.maxsim_bit_top IS NULL OR r.maxsim_bit_top BETWEEN 1 AND 100000, '1 to 100000'),
         ('maxsim_top', r.maxsim_top::text, r.maxsim_top BETWEEN 1 AND 1000, '1 to 1000'),
         ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min')) rules (setting, value, holds, wanted)
     WHERE holds IS NOT TRUE;
@@ -95,6 +106,18 @@ BEGIN
     END IF;
 END
 $$;
+
+-- The tiers in which a generation keeps token vectors.
+CREATE OR REPLACE FUNCTION _tiers(reranker text, generation int) RETURNS text[]
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT ARRAY['tokens'] || CASE WHEN g.token_bits THEN ARRAY['bits'] ELSE '{}' END FROM generations g WHERE (g.reranker, g.number) = ($1, $2) $$;
+
+-- The table with the parts of one tier.
+CREATE OR REPLACE FUNCTION _parts(reranker text, generation int, tier text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', reranker || '_' || generation || '_' || tier) $$;
 
 -- The side table of a generation, quoted and with its schema.
 CREATE OR REPLACE FUNCTION _side(reranker text, generation int) RETURNS text

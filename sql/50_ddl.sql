@@ -11,8 +11,11 @@ CREATE OR REPLACE FUNCTION create_reranker(
     embedding_column text DEFAULT NULL,
     distance text DEFAULT 'cosine',
     candidates int DEFAULT 100,
+    maxsim_bit_top int DEFAULT NULL,
     maxsim_top int DEFAULT 30,
     token_precision text DEFAULT 'int8',
+    token_dims int DEFAULT NULL,
+    token_pool int DEFAULT 1,
     timeout interval DEFAULT '5 seconds',
     text_search_config regconfig DEFAULT 'simple'
 ) RETURNS void
@@ -23,6 +26,7 @@ AS $$
 DECLARE
     key record;
     reranker rerankers;
+    generation generations;
 BEGIN
     IF source IS NULL THEN
         PERFORM _fail('null_value_not_allowed', format('reranker "%s": the source table is NULL', create_reranker.name));
@@ -36,13 +40,14 @@ BEGIN
     key := _source_key(source);
     reranker := (
         create_reranker.name, source, key.key_column, key.key_type, embedding_column, distance,
-        cross_encoder_model, candidates, maxsim_top, timeout, text_search_config, 1, now());
+        cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now());
     PERFORM _check_settings(reranker);
-    PERFORM _check_models(reranker, (create_reranker.name, 1, '', embedding_model, late_interaction_model, token_precision, now()));
+    generation := (create_reranker.name, 1, '', embedding_model, late_interaction_model,
+        token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now());
+    PERFORM _check_models(reranker, generation);
+    generation.text_expression := _text_expression(source, text_columns, create_reranker.text_expression);
     INSERT INTO rerankers SELECT reranker.*;
-    INSERT INTO generations VALUES (
-        create_reranker.name, 1, _text_expression(source, text_columns, create_reranker.text_expression),
-        embedding_model, late_interaction_model, token_precision);
+    INSERT INTO generations SELECT generation.*;
     PERFORM _create_side(create_reranker.name, 1);
     PERFORM _create_triggers(create_reranker.name);
     PERFORM _create_search(create_reranker.name);
@@ -51,7 +56,8 @@ END
 $$;
 COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
 
--- NULL leaves a setting as it is; '' as a model leaves the stage out. What stored vectors depend on starts a new
+-- NULL leaves a setting as it is; '' as a model leaves the stage out, as does 0 for maxsim_bit_top; 0 for token_dims means the
+-- model's own. What stored vectors depend on starts a new
 -- generation, which takes over once it is complete; searches go on with the old one until then.
 CREATE OR REPLACE FUNCTION alter_reranker(
     name text,
@@ -61,8 +67,11 @@ CREATE OR REPLACE FUNCTION alter_reranker(
     late_interaction_model text DEFAULT NULL,
     cross_encoder_model text DEFAULT NULL,
     candidates int DEFAULT NULL,
+    maxsim_bit_top int DEFAULT NULL,
     maxsim_top int DEFAULT NULL,
     token_precision text DEFAULT NULL,
+    token_dims int DEFAULT NULL,
+    token_pool int DEFAULT NULL,
     timeout interval DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql
@@ -76,6 +85,7 @@ DECLARE
 BEGIN
     reranker.cross_encoder_model := nullif(coalesce(alter_reranker.cross_encoder_model, reranker.cross_encoder_model), '');
     reranker.candidates := coalesce(alter_reranker.candidates, reranker.candidates);
+    reranker.maxsim_bit_top := nullif(coalesce(alter_reranker.maxsim_bit_top, reranker.maxsim_bit_top), 0);
     reranker.maxsim_top := coalesce(alter_reranker.maxsim_top, reranker.maxsim_top);
     reranker.timeout := coalesce(alter_reranker.timeout, reranker.timeout);
     PERFORM _check_settings(reranker);
@@ -84,15 +94,19 @@ BEGIN
     wanted.embedding_model := nullif(coalesce(alter_reranker.embedding_model, present.embedding_model), '');
     wanted.late_interaction_model := nullif(coalesce(alter_reranker.late_interaction_model, present.late_interaction_model), '');
     wanted.token_precision := coalesce(alter_reranker.token_precision, present.token_precision);
+    wanted.token_dims := nullif(coalesce(alter_reranker.token_dims, present.token_dims), 0);
+    wanted.token_pool := coalesce(alter_reranker.token_pool, present.token_pool);
+    wanted.token_bits := reranker.maxsim_bit_top IS NOT NULL;
     IF text_columns IS NOT NULL OR alter_reranker.text_expression IS NOT NULL THEN
         wanted.text_expression := _text_expression(reranker.source, text_columns, alter_reranker.text_expression);
     END IF;
     PERFORM _check_models(reranker, wanted);
-    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_top, timeout)
-        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_top, reranker.timeout)
+    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout)
+        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_bit_top, reranker.maxsim_top, reranker.timeout)
     WHERE r.name = reranker.name;
     IF wanted IS DISTINCT FROM present THEN
         wanted.number := present.number + 1;
+        wanted.projection := NULL;
         wanted.created_at := now();
         INSERT INTO generations SELECT wanted.*;
         PERFORM _create_side(reranker.name, wanted.number);
@@ -136,6 +150,7 @@ AS $$
 DECLARE
     own record;
     embedding models;
+    late_interaction models;
 BEGIN
     IF g.token_precision IS NULL OR g.token_precision NOT IN ('float16', 'int8', 'bit') THEN
         PERFORM _fail('invalid_parameter_value', format('reranker "%s": token_precision is %L, wanted float16, int8 or bit', r.name, g.token_precision));
@@ -144,7 +159,18 @@ BEGIN
         PERFORM _fail('invalid_parameter_value', format('reranker "%s" has neither embedding_model nor embedding_column: recall needs one', r.name));
     END IF;
     IF g.late_interaction_model IS NOT NULL THEN
-        PERFORM _model(g.late_interaction_model, 'late_interaction');
+        late_interaction := _model(g.late_interaction_model, 'late_interaction');
+    ELSIF g.token_dims IS NOT NULL OR g.token_pool > 1 OR g.token_bits THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s" has no late_interaction_model: token_dims, token_pool and maxsim_bit_top want one', r.name));
+    END IF;
+    IF g.token_pool IS NULL OR g.token_pool NOT BETWEEN 1 AND 16 THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s": token_pool is %s, wanted 1 to 16', r.name, coalesce(g.token_pool::text, 'NULL')));
+    ELSIF g.token_dims NOT BETWEEN 8 AND late_interaction.dims THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s": token_dims is %s, wanted 8 to %s, the dimensions of model "%s"',
+            r.name, g.token_dims, late_interaction.dims, late_interaction.name));
+    ELSIF g.token_bits AND g.token_precision = 'bit' THEN
+        PERFORM _fail('invalid_parameter_value', format('reranker "%s" has token_precision bit: maxsim_bit_top would score the same bits twice', r.name),
+            'Leave maxsim_bit_top out, or choose token_precision int8.');
     END IF;
     IF r.cross_encoder_model IS NOT NULL THEN
         PERFORM _model(r.cross_encoder_model, 'cross_encoder');
@@ -162,8 +188,7 @@ BEGIN
 END
 $$;
 
--- The side table: visible exactly to those who may read the text in the source, for vectors can be inverted to text.
--- OFFSET 0 keeps the planner from hashing the whole source for it, and has it look up the keys that a search reads.
+-- The side table, and beside it a table for each tier of token vectors.
 CREATE OR REPLACE FUNCTION _create_side(reranker text, generation int) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -172,6 +197,7 @@ DECLARE
     r rerankers := _reranker(reranker);
     g generations;
     side text := _side(reranker, generation);
+    tier text;
     dims int;
 BEGIN
     SELECT * INTO g FROM generations x WHERE x.reranker = r.name AND x.number = generation;
@@ -179,19 +205,46 @@ BEGIN
         dims := (_model(g.embedding_model, 'embedding')).dims;
     END IF;
     EXECUTE format(
-        'CREATE TABLE %s (key %s PRIMARY KEY, embedding halfvec%s, tokens bytea, lexemes tsvector, '
+        'CREATE TABLE %s (key %s PRIMARY KEY, embedding halfvec%s, lexemes tsvector, '
         'content_hash bytea NOT NULL, encoded_at timestamptz NOT NULL DEFAULT now())', side, r.key_type, coalesce('(' || dims || ')', ''));
-    EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', side);
     IF dims IS NOT NULL THEN
         EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side,
             CASE r.distance WHEN 'inner_product' THEN 'ip' ELSE r.distance END);
     END IF;
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes)', side);
+    PERFORM _protect(side, r, g, format('Vectors of reranker %s, generation %s', r.name, generation));
+    FOREACH tier IN ARRAY _tiers(reranker, generation) LOOP
+        PERFORM _create_parts(r, g, tier);
+    END LOOP;
+END
+$$;
+
+-- A document's token vectors in parts that fit a page: read in place, they cost half of what TOAST's pieces of 2 kB do.
+CREATE OR REPLACE FUNCTION _create_parts(r rerankers, g generations, tier text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    parts text := _parts(r.name, g.number, tier);
+BEGIN
+    EXECUTE format('CREATE TABLE %s (key %s, part int, tokens bytea NOT NULL, PRIMARY KEY (key, part)) WITH (toast_tuple_target = 8160)', parts, r.key_type);
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', parts);
+    PERFORM _protect(parts, r, g, format('Token vectors of reranker %s, generation %s, in %s', r.name, g.number, CASE tier WHEN 'bits' THEN 'bit' ELSE g.token_precision END));
+END
+$$;
+
+-- Visible exactly to those who may read the text in the source, for vectors can be inverted to text.
+-- OFFSET 0 keeps the planner from hashing the whole source for it, and has it look up the keys that a search reads.
+CREATE OR REPLACE FUNCTION _protect(side text, r rerankers, g generations, comment text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', side);
     EXECUTE format('CREATE POLICY visible_with_source ON %s FOR SELECT USING (EXISTS (SELECT (%s) FROM %s source WHERE source.%I = %s.key OFFSET 0))',
         side, g.text_expression, r.source, r.key_column, side);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', side);
-    EXECUTE format('COMMENT ON TABLE %s IS %L', side, format('Vectors of reranker %s, generation %s', r.name, generation));
+    EXECUTE format('COMMENT ON TABLE %s IS %L', side, comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', side, (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank'));
 END
 $$;
@@ -205,8 +258,8 @@ DECLARE
     stale regclass;
 BEGIN
     FOR stale IN SELECT c.oid FROM pg_class c
-        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r' AND c.relname ~ ('^' || reranker || '_\d+$')
-          AND NOT EXISTS (SELECT FROM generations g WHERE g.reranker || '_' || g.number = c.relname)
+        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r' AND c.relname ~ ('^' || reranker || '_\d+(_tokens|_bits)?$')
+          AND NOT EXISTS (SELECT FROM generations g WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits)$', ''))
     LOOP
         EXECUTE format('DROP TABLE IF EXISTS %s', stale);
     END LOOP;

@@ -23,7 +23,8 @@ BEGIN
         WHEN 'DELETE' THEN
             EXECUTE format(_forget_sql(r.name, g.number), format('SELECT %I AS key FROM old_rows', r.key_column));
         WHEN 'TRUNCATE' THEN
-            EXECUTE format('TRUNCATE %s', _side(r.name, g.number));
+            EXECUTE format('TRUNCATE %s', concat_ws(', ', _side(r.name, g.number), (
+                SELECT string_agg(_parts(r.name, g.number, t), ', ') FROM unnest(_tiers(r.name, g.number)) t)));
             DELETE FROM pending p WHERE (p.reranker, p.generation) = (r.name, g.number);
         END CASE;
     END LOOP;
@@ -44,13 +45,15 @@ $$;
 
 -- Statement with one %s: a query that yields keys in the source's own type.
 CREATE OR REPLACE FUNCTION _forget_sql(reranker text, generation int) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format(
-        'WITH gone AS MATERIALIZED (%%s), '
+        'WITH gone AS MATERIALIZED (%%s), %s'
         'dropped AS (DELETE FROM %s s USING gone WHERE s.key = gone.key) '
         'DELETE FROM pending p USING gone WHERE p.reranker = %L AND p.generation = %s AND p.key = gone.key::text',
+        (SELECT string_agg(format('%I AS (DELETE FROM %s p USING gone WHERE p.key = gone.key), ', t, _parts(reranker, generation, t)), '')
+         FROM unnest(_tiers(reranker, generation)) t),
         _side(reranker, generation), reranker, generation)
 $$;
 

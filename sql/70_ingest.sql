@@ -7,7 +7,7 @@
 CREATE OR REPLACE FUNCTION claim(max_documents int DEFAULT 64, only_reranker text DEFAULT NULL, max_attempts int DEFAULT 3, lease interval DEFAULT '10 minutes')
 RETURNS TABLE (
     reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean,
-    embedding_model text, late_interaction_model text, token_precision text
+    embedding_model text, late_interaction_model text, token_precision text, token_dims int, token_pool int, token_bits boolean
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
@@ -49,20 +49,24 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'WITH d AS MATERIALIZED (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) '
         'SELECT $3, $4, c.key, c.ticket, d.content, _content_hash(d.content), '
-        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7 '
+        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7, $8, $9, $10 '
         'FROM unnest($1, $2) c (key, ticket) LEFT JOIN d ON d.key = c.key::%4$s LEFT JOIN %5$s s ON s.key = d.key',
         r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number))
     USING keys, tickets, r.name, g.number,
-        CASE WHEN r.embedding_column IS NULL THEN g.embedding_model END, g.late_interaction_model, g.token_precision;
+        CASE WHEN r.embedding_column IS NULL THEN g.embedding_model END, g.late_interaction_model,
+        g.token_precision, g.token_dims, g.token_pool, g.token_bits;
 END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session';
 
--- Stores the vectors of claimed documents (NULL for those with nothing to encode) and settles their claims. Parallel arrays; an
--- embedding is written '[…]', tokens are packed. A document that has gone meanwhile is left out; one that has
--- changed has a new ticket and stays pending.
-CREATE OR REPLACE FUNCTION store(reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[], tokens bytea[])
-RETURNS void
+-- Stores the vectors of claimed documents (none for those with nothing to encode) and settles their claims. Arrays of one
+-- length go together: an embedding is written '[…]'; token vectors are packed in parts, whose keys stand beside them in the
+-- parts' order, bits likewise. A document that has gone meanwhile is left out; one that has changed has a new ticket and
+-- stays pending.
+CREATE OR REPLACE FUNCTION store(
+    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[],
+    token_keys text[] DEFAULT '{}', tokens bytea[] DEFAULT '{}', bit_keys text[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
+) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
@@ -70,6 +74,7 @@ AS $$
 DECLARE
     r rerankers;
     g generations;
+    stored text[];
 BEGIN
     SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (store.reranker, store.generation);
     IF NOT FOUND THEN
@@ -78,18 +83,37 @@ BEGIN
     r := _reranker(store.reranker);
     EXECUTE format(
         'WITH alive AS MATERIALIZED ('
-        '  SELECT %1$I AS key, (%2$s) AS content FROM %3$s source WHERE %1$I = ANY ($1::%4$s[]) FOR KEY SHARE OF source) '
-        'INSERT INTO %5$s AS s (key, embedding, tokens, lexemes, content_hash) '
-        'SELECT alive.key, d.embedding::halfvec, d.tokens, to_tsvector(%6$L, left(alive.content, 200000)), d.hash '
-        'FROM unnest($1, $2, $3, $4) d (key, embedding, tokens, hash) JOIN alive ON alive.key = d.key::%4$s '
-        'ON CONFLICT (key) DO UPDATE SET embedding = excluded.embedding, tokens = excluded.tokens, lexemes = excluded.lexemes, '
-        'content_hash = excluded.content_hash, encoded_at = now()',
+        '  SELECT %1$I AS key, (%2$s) AS content FROM %3$s source WHERE %1$I = ANY ($1::%4$s[]) FOR KEY SHARE OF source), '
+        'stored AS (INSERT INTO %5$s AS s (key, embedding, lexemes, content_hash) '
+        'SELECT alive.key, d.embedding::halfvec, to_tsvector(%6$L, left(alive.content, 200000)), d.hash '
+        'FROM unnest($1, $2, $3) d (key, embedding, hash) JOIN alive ON alive.key = d.key::%4$s '
+        'ON CONFLICT (key) DO UPDATE SET embedding = excluded.embedding, lexemes = excluded.lexemes, '
+        'content_hash = excluded.content_hash, encoded_at = now() RETURNING s.key) SELECT array_agg(key::text) FROM stored',
         r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number), r.text_search_config)
-    USING keys, embeddings, store.tokens, hashes;
+    INTO stored USING keys, embeddings, hashes;
+    PERFORM _store_parts(r, g, 'tokens', stored, token_keys, store.tokens);
+    IF g.token_bits THEN
+        PERFORM _store_parts(r, g, 'bits', stored, bit_keys, bits);
+    END IF;
     PERFORM settle(store.reranker, store.generation, keys, tickets);
 END
 $$;
 COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and settles their claims';
+
+-- Replaces the parts of the documents just stored.
+CREATE OR REPLACE FUNCTION _store_parts(r rerankers, g generations, tier text, stored text[], keys text[], tokens bytea[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    parts text := _parts(r.name, g.number, tier);
+BEGIN
+    EXECUTE format('DELETE FROM %s WHERE key = ANY ($1::%s[])', parts, r.key_type) USING stored;
+    EXECUTE format(
+        'INSERT INTO %s (key, part, tokens) SELECT key::%s, row_number() OVER (PARTITION BY key ORDER BY i), tokens '
+        'FROM unnest($2, $3) WITH ORDINALITY u (key, tokens, i) WHERE key = ANY ($1)', parts, r.key_type) USING stored, keys, tokens;
+END
+$$;
 
 -- Takes claimed documents off the queue. When a new generation has nothing left to do it takes over.
 CREATE OR REPLACE FUNCTION settle(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void

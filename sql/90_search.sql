@@ -1,4 +1,5 @@
--- Search: a pool of candidates goes through the stages recall, maxsim, cross_encoder; each adds its score and rank.
+-- Search: a pool of candidates goes through the stages recall, maxsim_bit, maxsim, cross_encoder; each adds its score and
+-- rank. Here are those that make a pool or settle it, 91 has MaxSim.
 -- All SECURITY INVOKER: the caller's grants and row-level security decide what is read.
 
 DO $$
@@ -7,6 +8,7 @@ BEGIN
         CREATE TYPE candidate AS (
             key text,
             recall_score real, recall_rank int,
+            maxsim_bit_score real, maxsim_bit_rank int,
             maxsim_score real, maxsim_rank int,
             cross_encoder_score real, cross_encoder_rank int
         );
@@ -61,7 +63,7 @@ BEGIN
     EXECUTE format(
         'WITH nearest AS MATERIALIZED (SELECT d.%1$I AS key, %2$s %3$s $1::%4$s AS distance FROM %5$s WHERE %2$s IS NOT NULL AND %6$s '
         'ORDER BY (%2$s %3$s $1::%4$s) %7$s LIMIT $2) '
-        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT key, (%8$s)::real AS score, row_number() OVER (ORDER BY distance, key) AS rank FROM nearest) ranked',
         r.key_column, coalesce('d.' || quote_ident(r.embedding_column), 's.embedding'), d.operator, type,
         CASE WHEN r.embedding_column IS NULL
@@ -83,7 +85,7 @@ DECLARE
     pool candidate[];
 BEGIN
     EXECUTE format(
-        'SELECT array_agg((key, NULL, rank, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, NULL, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT d.%1$I AS key, row_number() OVER (ORDER BY k.place) AS rank FROM ('
         'SELECT key, min(place) AS place FROM unnest($1::%2$s[]) WITH ORDINALITY u (key, place) GROUP BY key) k '
         'JOIN %3$s d ON d.%1$I = k.key WHERE %4$s) ranked', r.key_column, r.key_type, r.source, filter)
@@ -103,64 +105,12 @@ DECLARE
     pool candidate[];
 BEGIN
     EXECUTE format(
-        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT key, score, row_number() OVER (ORDER BY score DESC, key) AS rank FROM ('
         'SELECT s.key, ts_rank_cd(s.lexemes, $1, 1) AS score FROM %s s JOIN %s d ON d.%I = s.key WHERE s.lexemes @@ $1 AND %s '
         'ORDER BY score DESC LIMIT $2) best) ranked', _side(r.name, r.generation), r.source, r.key_column, filter)
     INTO pool USING words, n;
     RETURN pool;
-END
-$$;
-
--- Writes a stage's scores into the pool; scores and keys are parallel. Candidates without a score get no rank.
-CREATE OR REPLACE FUNCTION _rank_maxsim(pool candidate[], keys text[], scores real[]) RETURNS candidate[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg((c.key, c.recall_score, c.recall_rank, s.score, s.rank, NULL, NULL)::candidate ORDER BY s.rank, c.recall_rank)
-    FROM unnest(pool) c LEFT JOIN (
-        SELECT u.key, u.score, row_number() OVER (ORDER BY u.score DESC, u.key) AS rank FROM unnest(keys, scores) u (key, score)) s USING (key)
-$$;
-
-CREATE OR REPLACE FUNCTION _rank_cross_encoder(pool candidate[], keys text[], scores real[]) RETURNS candidate[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg((c.key, c.recall_score, c.recall_rank, c.maxsim_score, c.maxsim_rank, s.score, s.rank)::candidate
-                     ORDER BY s.rank, c.maxsim_rank, c.recall_rank)
-    FROM unnest(pool) c LEFT JOIN (
-        SELECT u.key, u.score, row_number() OVER (ORDER BY u.score DESC, u.key) AS rank FROM unnest(keys, scores) u (key, score)) s USING (key)
-$$;
-
--- MaxSim by the worker: token matrices go over in batches of bounded size, scores come back.
-CREATE OR REPLACE FUNCTION _maxsim(r rerankers, pool candidate[], query_tokens bytea, deadline timestamptz) RETURNS candidate[]
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    batch record;
-    keys text[] := '{}';
-    scores real[] := '{}';
-BEGIN
-    FOR batch IN EXECUTE format(
-        'SELECT array_agg(key::text) AS keys FROM ('
-        'SELECT key, sum(octet_length(tokens)) OVER (ORDER BY key) / 16777216 AS part FROM %s s '
-        'WHERE key = ANY ($1::%s[]) AND tokens IS NOT NULL) parts GROUP BY part', _side(r.name, r.generation), r.key_type)
-        USING ARRAY(SELECT c.key FROM unnest(pool) c)
-    LOOP
-        DECLARE
-            request text;
-        BEGIN
-            EXECUTE format(
-                'SELECT format(''{"call": "maxsim", "query": "%%s", "documents": ["%%s"]}'', encode($2, ''hex''), '
-                'string_agg(encode(tokens, ''hex''), ''","'' ORDER BY u.i)) '
-                'FROM unnest($1::%s[]) WITH ORDINALITY u (key, i) JOIN %s s ON s.key = u.key', r.key_type, _side(r.name, r.generation))
-            INTO request USING batch.keys, query_tokens;
-            scores := scores || _scores(_call(request, deadline), cardinality(batch.keys));
-            keys := keys || batch.keys;
-        END;
-    END LOOP;
-    RETURN _rank_maxsim(pool, keys, scores);
 END
 $$;
 
@@ -178,7 +128,7 @@ BEGIN
         'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d',
         r.key_column, (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation)), r.source, r.key_type)
     INTO keys, texts USING ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n);
-    RETURN _rank_cross_encoder(pool, keys, _scores(_call(json_build_object(
+    RETURN _rank_by(pool, 'cross_encoder', keys, _scores(_call(json_build_object(
         'call', 'cross_encode', 'model', r.cross_encoder_model, 'query', query, 'documents', texts)::text, deadline), cardinality(keys)));
 END
 $$;

@@ -6,14 +6,16 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    late_interaction_model text := (SELECT g.late_interaction_model FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation));
+    g generations := (SELECT x FROM generations x WHERE (x.reranker, x.number) = (r.name, r.generation));
+    has_query boolean := g.late_interaction_model IS NOT NULL AND (has_text OR has_tokens);
     possible text[] := ARRAY['recall']
-        || CASE WHEN late_interaction_model IS NOT NULL AND (has_text OR has_tokens) THEN ARRAY['maxsim'] ELSE '{}' END
+        || CASE WHEN has_query AND g.token_bits THEN ARRAY['maxsim_bit'] ELSE '{}' END
+        || CASE WHEN has_query THEN ARRAY['maxsim'] ELSE '{}' END
         || CASE WHEN r.cross_encoder_model IS NOT NULL AND has_text THEN ARRAY['cross_encoder'] ELSE '{}' END;
 BEGIN
     IF NOT coalesce(stages, '{}') <@ possible THEN
         PERFORM _fail('invalid_parameter_value', format('stages %s can''t all run: possible here are %s', stages, possible),
-            'maxsim wants a late_interaction_model and a query text or query_tokens; cross_encoder wants a cross_encoder_model and a query text.');
+            'maxsim wants a late_interaction_model and a query text or query_tokens, maxsim_bit also a maxsim_bit_top; cross_encoder wants a cross_encoder_model and a query text.');
     END IF;
     RETURN coalesce(stages, possible);
 END
@@ -38,11 +40,12 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION _search(
-    reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_top int, stages text[], keys text[],
+    reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_bit_top int, maxsim_top int, stages text[], keys text[],
     query_embedding vector, query_tokens bytea, recall text, timeout interval, strict boolean
 ) RETURNS TABLE (
     key text, score real, rank int, stage text, degraded boolean, reason text,
-    recall_score real, recall_rank int, maxsim_score real, maxsim_rank int, cross_encoder_score real, cross_encoder_rank int
+    recall_score real, recall_rank int, maxsim_bit_score real, maxsim_bit_rank int, maxsim_score real, maxsim_rank int,
+    cross_encoder_score real, cross_encoder_rank int
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -53,15 +56,18 @@ DECLARE
     r rerankers := _settled(reranker);
     first_stage text := 'recall';
     deadline timestamptz;
+    wants_tokens boolean;
     predicate text;
     pool candidate[];
 BEGIN
     r.candidates := greatest(coalesce(candidates, r.candidates), top_k);
+    r.maxsim_bit_top := coalesce(maxsim_bit_top, r.maxsim_bit_top);
     r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
     r.timeout := coalesce(timeout, r.timeout);
     PERFORM _check_call(r, query, top_k, keys, query_embedding, recall);
     PERFORM _check_settings(r);
     stages := _stages(r, stages, query IS NOT NULL, query_tokens IS NOT NULL);
+    wants_tokens := stages && '{maxsim_bit,maxsim}';
     predicate := _filter_sql(r.source, filter);
     deadline := started + r.timeout;
     BEGIN
@@ -70,13 +76,18 @@ BEGIN
         ELSE
             IF query_embedding IS NULL THEN
                 SELECT * INTO query_embedding, query_tokens
-                FROM _encode_query(r, query, query_embedding, query_tokens, true, 'maxsim' = ANY (stages), deadline);
+                FROM _encode_query(r, query, query_embedding, query_tokens, true, wants_tokens, deadline);
             END IF;
             pool := _recall(r, query_embedding, predicate, r.candidates, recall = 'exact');
         END IF;
-        IF 'maxsim' = ANY (stages) AND pool <> '{}' THEN
+        IF wants_tokens AND pool <> '{}' THEN
             query_tokens := (_encode_query(r, query, NULL, query_tokens, false, true, deadline)).tokens;
-            pool := _maxsim(r, pool, query_tokens, deadline);
+        END IF;
+        IF 'maxsim_bit' = ANY (stages) AND pool <> '{}' THEN
+            pool := _maxsim(r, pool, 'maxsim_bit', NULL, query_tokens, deadline);
+        END IF;
+        IF 'maxsim' = ANY (stages) AND pool <> '{}' THEN
+            pool := _maxsim(r, pool, 'maxsim', CASE WHEN 'maxsim_bit' = ANY (stages) THEN r.maxsim_bit_top END, query_tokens, deadline);
         END IF;
         IF 'cross_encoder' = ANY (stages) AND pool <> '{}' THEN
             pool := _cross_encode(r, pool, query, r.maxsim_top, deadline);
@@ -95,12 +106,14 @@ BEGIN
         END IF;
     END IF;
     RETURN QUERY
-        SELECT c.key, coalesce(c.cross_encoder_score, c.maxsim_score, c.recall_score), c.place::int,
-            CASE WHEN c.cross_encoder_rank IS NOT NULL THEN 'cross_encoder' WHEN c.maxsim_rank IS NOT NULL THEN 'maxsim' ELSE first_stage END,
+        SELECT c.key, coalesce(c.cross_encoder_score, c.maxsim_score, c.maxsim_bit_score, c.recall_score), c.place::int,
+            CASE WHEN c.cross_encoder_rank IS NOT NULL THEN 'cross_encoder' WHEN c.maxsim_rank IS NOT NULL THEN 'maxsim'
+                 WHEN c.maxsim_bit_rank IS NOT NULL THEN 'maxsim_bit' ELSE first_stage END,
             reason IS NOT NULL, reason,
-            c.recall_score, c.recall_rank, c.maxsim_score, c.maxsim_rank, c.cross_encoder_score, c.cross_encoder_rank
+            c.recall_score, c.recall_rank, c.maxsim_bit_score, c.maxsim_bit_rank, c.maxsim_score, c.maxsim_rank,
+            c.cross_encoder_score, c.cross_encoder_rank
         FROM unnest(pool) WITH ORDINALITY c (
-            key, recall_score, recall_rank, maxsim_score, maxsim_rank, cross_encoder_score, cross_encoder_rank, place)
+            key, recall_score, recall_rank, maxsim_bit_score, maxsim_bit_rank, maxsim_score, maxsim_rank, cross_encoder_score, cross_encoder_rank, place)
         ORDER BY c.place LIMIT top_k;
 END
 $$;
@@ -141,23 +154,23 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     r rerankers := _reranker(reranker);
-    taken text[] := '{query,top_k,filter,candidates,maxsim_top,stages,keys,query_embedding,query_tokens,recall,timeout,strict,score,rank,stage,degraded,reason,recall_score,recall_rank,maxsim_score,maxsim_rank,cross_encoder_score,cross_encoder_rank}';
+    taken text[] := '{query,top_k,filter,candidates,maxsim_bit_top,maxsim_top,stages,keys,query_embedding,query_tokens,recall,timeout,strict,score,rank,stage,degraded,reason,recall_score,recall_rank,maxsim_bit_score,maxsim_bit_rank,maxsim_score,maxsim_rank,cross_encoder_score,cross_encoder_rank}';
     signature text;
 BEGIN
     EXECUTE format($create$
         CREATE FUNCTION pgrerank.%1$I(
-            query text, top_k int DEFAULT 10, filter jsonb DEFAULT NULL, candidates int DEFAULT NULL, maxsim_top int DEFAULT NULL,
-            stages text[] DEFAULT NULL, keys %2$s[] DEFAULT NULL, query_embedding vector DEFAULT NULL, query_tokens bytea DEFAULT NULL,
+            query text, top_k int DEFAULT 10, filter jsonb DEFAULT NULL, candidates int DEFAULT NULL, maxsim_bit_top int DEFAULT NULL,
+            maxsim_top int DEFAULT NULL, stages text[] DEFAULT NULL, keys %2$s[] DEFAULT NULL, query_embedding vector DEFAULT NULL, query_tokens bytea DEFAULT NULL,
             recall text DEFAULT 'hnsw', timeout interval DEFAULT NULL, strict boolean DEFAULT false)
         RETURNS TABLE (
             %3$I %2$s, score real, rank int, stage text, degraded boolean, reason text, recall_score real, recall_rank int,
-            maxsim_score real, maxsim_rank int, cross_encoder_score real, cross_encoder_rank int)
+            maxsim_bit_score real, maxsim_bit_rank int, maxsim_score real, maxsim_rank int, cross_encoder_score real, cross_encoder_rank int)
         LANGUAGE sql VOLATILE ROWS 10
         SET search_path FROM CURRENT
         AS $body$
             SELECT s.key::%2$s, s.score, s.rank, s.stage, s.degraded, s.reason, s.recall_score, s.recall_rank,
-                s.maxsim_score, s.maxsim_rank, s.cross_encoder_score, s.cross_encoder_rank
-            FROM pgrerank._search(%4$L, $1, $2, $3, $4, $5, $6, $7::text[], $8, $9, $10, $11, $12) s
+                s.maxsim_bit_score, s.maxsim_bit_rank, s.maxsim_score, s.maxsim_rank, s.cross_encoder_score, s.cross_encoder_rank
+            FROM pgrerank._search(%4$L, $1, $2, $3, $4, $5, $6, $7, $8::text[], $9, $10, $11, $12, $13) s
         $body$ $create$,
         r.name || '_search', r.key_type, CASE WHEN r.key_column = ANY (taken) THEN 'key' ELSE r.key_column END, r.name);
     EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', r.name || '_search', format('Searches %s by reranker %s', r.source, r.name));

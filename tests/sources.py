@@ -65,6 +65,6 @@ class Source:
             vector = [0.0] * 32
             vector[int(content_hash[0]) % 32] = 1.0
             self.connection.execute(
-                "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s)",
-                (reranker, generation, [key], [ticket], [content_hash], [str(vector)], [None]),
+                "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s)",
+                (reranker, generation, [key], [ticket], [content_hash], [str(vector)]),
             )

@@ -125,10 +125,10 @@ def test_a_document_deleted_while_it_is_encoded_is_not_stored(db, source):
     source.create()
     claimed = db.execute("SELECT key, ticket, content_hash FROM pgrerank.claim()").fetchall()
     db.execute("DELETE FROM documents WHERE id = 1")
-    store = "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s, %s)"
+    store = "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)"
     keys, tickets, hashes = map(list, zip(*claimed, strict=True))
     nothing = [None] * 3
-    db.execute(store, (keys, tickets, hashes, nothing, nothing))
+    db.execute(store, (keys, tickets, hashes, nothing))
     assert db.execute(
         "SELECT array_agg(key ORDER BY key) FROM pgrerank.documents_1"
     ).fetchone() == ([2, 3],)
@@ -142,8 +142,8 @@ def test_a_document_changed_while_it_is_encoded_stays_pending(db, source):
     keys, tickets, hashes = map(list, zip(*claimed, strict=True))
     nothing = [None] * 3
     db.execute(
-        "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s, %s)",
-        (keys, tickets, hashes, nothing, nothing),
+        "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)",
+        (keys, tickets, hashes, nothing),
     )
     assert pending(db) == {"1"}
 

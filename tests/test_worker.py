@@ -109,7 +109,7 @@ def test_an_end_user_with_nothing_but_select_on_the_source_searches(dsn, db, enc
 
 
 def test_stages_still_pending_rank_by_recall_and_are_not_dropped(db, encoded):
-    db.execute("UPDATE pgrerank.documents_1 SET tokens = NULL WHERE key = 2")
+    db.execute("DELETE FROM pgrerank.documents_1_tokens WHERE key = 2")
     rows = db.execute(SEARCH + ", stages => '{recall,maxsim}', strict => true)").fetchall()
     assert [(row[0], row[1]) for row in rows][-1] == (2, "recall")
     assert len(rows) == 3

@@ -16,7 +16,7 @@ from psycopg.rows import namedtuple_row
 
 from pgrerank.errors import PgrerankError
 from pgrerank.models import Encoder
-from pgrerank.tokens import DType, pack
+from pgrerank.tokens import DType, pack_parts
 from pgrerank.worker.encoding import Vectors, encode
 from pgrerank.worker.lanes import SLICE, Lane
 from pgrerank.worker.registry import Registry
@@ -44,6 +44,9 @@ class Document(NamedTuple):
     embedding_model: str | None
     late_interaction_model: str | None
     token_precision: str
+    token_dims: int | None
+    token_pool: int
+    token_bits: bool
 
 
 class Ingest:
@@ -190,21 +193,32 @@ async def _store(
     documents: Sequence[Document],
     vectors: Sequence[Vectors],
 ) -> None:
-    precision = DType(documents[0].token_precision)
+    first = documents[0]
     await connection.execute(
-        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %b)",
+        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %b, %s, %b)",
         (
             *documents[0][:2],
             [document.key for document in documents],
             [document.ticket for document in documents],
             [document.content_hash for document in documents],
             [None if v.embedding is None else _vector_text(v.embedding) for v in vectors],
-            [
-                None if v.tokens is None or not len(v.tokens) else pack(v.tokens, precision)
-                for v in vectors
-            ],
+            *_parts(documents, vectors, DType(first.token_precision)),
+            *(_parts(documents, vectors, DType.BIT) if first.token_bits else ([], [])),
         ),
     )
+
+
+def _parts(
+    documents: Sequence[Document], vectors: Sequence[Vectors], dtype: DType
+) -> tuple[list[str], list[bytes]]:
+    """Token vectors packed in parts, and for each part the key of its document."""
+    parts = [
+        (document.key, part)
+        for document, one in zip(documents, vectors, strict=True)
+        if one.tokens is not None and len(one.tokens)
+        for part in pack_parts(one.tokens, dtype)
+    ]
+    return [key for key, _ in parts], [part for _, part in parts]
 
 
 def _vector_text(vector: NDArray[np.float32]) -> str:

@@ -31,8 +31,8 @@ checked_vector(Datum element, Size element_bytes, uint32 dims)
 
 	if (VARSIZE(vector) < wanted || vector->dims < 1 || VARSIZE(vector) != wanted + vector->dims * element_bytes)
 		pgr_raise("malformed vector in an array of token vectors");
-	if (dims != 0)
-		pgr_check_dims(dims, vector->dims);
+	if (dims != 0 && (uint32) vector->dims != dims)
+		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("expected %u dimensions, not %d", dims, vector->dims)));
 	return vector;
 }
 

@@ -11,7 +11,7 @@ static const pgr_kernel *const kernels[] = {
 #endif
 	&pgr_kernel_avx512,
 	&pgr_kernel_avx2,
-#elif defined(__aarch64__)
+#elif defined(PGR_NEON)
 	&pgr_kernel_neon,
 #endif
 	&pgr_kernel_portable,

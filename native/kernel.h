@@ -65,6 +65,11 @@ struct pgr_kernel
 	void		(*best_floats) (const pgr_query *query, uint32_t rows);
 };
 
+/* Before clang 16 the header has the dot product only where all of the program may use it. */
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define PGR_NEON
+#endif
+
 extern const pgr_kernel pgr_kernel_portable;
 #if defined(__x86_64__)
 extern const pgr_kernel pgr_kernel_avx2;
@@ -72,7 +77,7 @@ extern const pgr_kernel pgr_kernel_avx512;
 #if defined(__linux__)
 extern const pgr_kernel pgr_kernel_amx;
 #endif
-#elif defined(__aarch64__)
+#elif defined(PGR_NEON)
 extern const pgr_kernel pgr_kernel_neon;
 #endif
 

@@ -63,13 +63,6 @@ pgr_raise(const char *message)
 	pg_unreachable();
 }
 
-void
-pgr_check_dims(uint32 wanted, uint32 found)
-{
-	if (found != wanted)
-		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("expected %u dimensions, not %u", wanted, found)));
-}
-
 pgr_query *
 pgr_make_query(uint64 count, uint32 dims, MemoryContext context)
 {
@@ -128,66 +121,31 @@ pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 	return prepared->query;
 }
 
-/* The matrix at the beginning, which is then taken off. */
-static pgr_tokens
-next_matrix(const uint8 **bytes, Size *size)
-{
-	char		error[PGR_ERROR_BYTES];
-	pgr_tokens	matrix;
-	size_t		taken;
-
-	if (!pgr_tokens_parse(*bytes, *size, &matrix, &taken, error))
-		pgr_raise(error);
-	*bytes += taken;
-	*size -= taken;
-	return matrix;
-}
-
 pgr_query *
 pgr_prepare_packed(struct varlena *given, MemoryContext context)
 {
 	const uint8 *bytes = (const uint8 *) VARDATA_ANY(given);
 	Size		size = VARSIZE_ANY_EXHDR(given);
-	pgr_tokens	first = next_matrix(&bytes, &size);
-	uint64		count = first.count;
 	char		error[PGR_ERROR_BYTES];
 	pgr_query  *query;
-	float	   *place;
+	uint64_t	count;
+	uint32_t	dims;
 
-	while (size > 0)
-		count += next_matrix(&bytes, &size).count;
-	query = pgr_make_query(count, first.dims, context);
-	bytes = (const uint8 *) VARDATA_ANY(given);
-	size = VARSIZE_ANY_EXHDR(given);
-	place = query->matrix;
-	while (size > 0)
-	{
-		pgr_tokens	matrix = next_matrix(&bytes, &size);
-
-		pgr_check_dims(first.dims, matrix.dims);
-		if (!pgr_tokens_read(&matrix, place, error))
-			pgr_raise(error);
-		place += (Size) matrix.count * matrix.dims;
-	}
-	pgr_query_ready(query);
+	if (!pgr_packed_measure(bytes, size, &count, &dims, error))
+		pgr_raise(error);
+	query = pgr_make_query(count, dims, context);
+	if (!pgr_packed_fill(query, bytes, size, error))
+		pgr_raise(error);
 	return query;
 }
 
 void
 pgr_raise_best_packed(pgr_query *query, const struct varlena *packed, double *best)
 {
-	const uint8 *bytes = (const uint8 *) VARDATA_ANY(packed);
-	Size		size = VARSIZE_ANY_EXHDR(packed);
 	char		error[PGR_ERROR_BYTES];
 
-	do
-	{
-		pgr_tokens	matrix = next_matrix(&bytes, &size);
-
-		pgr_check_dims(query->dims, matrix.dims);
-		if (!pgr_raise_best(query, &matrix, best, error))
-			pgr_raise(error);
-	} while (size > 0);
+	if (!pgr_packed_raise(query, (const uint8 *) VARDATA_ANY(packed), VARSIZE_ANY_EXHDR(packed), best, error))
+		pgr_raise(error);
 }
 
 PG_FUNCTION_INFO_V1(pgrerank_maxsim_packed);

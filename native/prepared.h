@@ -8,7 +8,7 @@
 #include "varatt.h"
 #endif
 
-#include "query.h"
+#include "packed.h"
 
 /* Makes a query of an argument, detoasted, in the given memory context. */
 typedef pgr_query *(*pgr_prepare) (struct varlena *given, MemoryContext context);
@@ -25,7 +25,6 @@ void		pgr_raise_best_packed(pgr_query *query, const struct varlena *packed, doub
 /* MaxSim from the best products, or an error. */
 float		pgr_score(const double *best, uint32 count);
 
-void		pgr_check_dims(uint32 wanted, uint32 found);
 void		pgr_raise(const char *message) __attribute__((noreturn));
 
 #endif

@@ -1,7 +1,7 @@
 /* NEON with the dot-product instructions of Armv8.2: Graviton 2, Apple M1 and later. */
 #include "kernel.h"
 
-#if defined(__aarch64__)
+#if defined(PGR_NEON)
 
 #include <arm_neon.h>
 #include <float.h>
@@ -10,7 +10,6 @@
 #include <sys/auxv.h>
 #endif
 
-/* Compilers guard vdotq_laneq_s32 by the feature, not by the architecture alone. */
 #if defined(__clang__)
 #define ISA __attribute__((target("dotprod")))
 #else

@@ -12,6 +12,7 @@ import psycopg
 import typer
 
 from pgrerank import schema
+from pgrerank.cli_native import native_app
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import document_progress, note, print_rows, report_errors
 
@@ -27,6 +28,7 @@ models_app = typer.Typer(
     help="The registry of models: list, add, drop.", no_args_is_help=True, rich_markup_mode="rich"
 )
 app.add_typer(models_app, name="models")
+app.add_typer(native_app, name="native")
 
 Dsn = Annotated[
     str,

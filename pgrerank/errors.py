@@ -23,6 +23,10 @@ class InstallError(PgrerankError):
     """The schema can't be installed into or removed from this database."""
 
 
+class KernelError(PgrerankError):
+    """The native kernel can't be built for a server, or not be put there."""
+
+
 class ProtocolError(PgrerankError):
     """A peer broke the wire protocol; its connection ends."""
 

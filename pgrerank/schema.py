@@ -10,7 +10,14 @@ import psycopg
 
 from pgrerank.errors import InstallError
 
-__all__ = ["install", "installed_version", "sql_files", "uninstall"]
+__all__ = [
+    "create_kernel",
+    "install",
+    "installed_version",
+    "maxsim_engine",
+    "sql_files",
+    "uninstall",
+]
 
 
 def sql_files() -> list[Traversable]:
@@ -56,6 +63,29 @@ def installed_version(connection: psycopg.Connection[Any]) -> str | None:
         return None
     version = connection.execute("SELECT pgrerank.schema_version()").fetchone()
     return None if version is None else str(version[0])
+
+
+def create_kernel(connection: psycopg.Connection[Any]) -> str:
+    """Create the native kernel's extension in a database that has pgrerank; returns the engine.
+
+    Raises InstallError for a role that is no superuser, or a server without the kernel.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SET LOCAL client_min_messages = warning")
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pgrerank_native")
+    except psycopg.Error as error:
+        raise InstallError(_explain("create the kernel in", connection, error)) from error
+    return maxsim_engine(connection)
+
+
+def maxsim_engine(connection: psycopg.Connection[Any]) -> str:
+    """What scores MaxSim in a database that has pgrerank: ``native (avx512)``, or ``worker``."""
+    row = connection.execute("SELECT pgrerank._has_native()").fetchone()
+    if row is None or not row[0]:
+        return "worker"
+    row = connection.execute("SELECT pgrerank.maxsim_instructions()").fetchone()
+    return f"native ({row[0]})" if row else "native"
 
 
 def _file(name: str) -> Traversable:

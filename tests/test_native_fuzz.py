@@ -1,4 +1,4 @@
-"""The kernel against bytes from anywhere: its fuzzer's corpus, and a short run of the fuzzer itself."""
+"""The kernel against bytes from anywhere: its fuzzer's corpus, and a short run of the fuzzer."""
 
 from __future__ import annotations
 

@@ -22,8 +22,13 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"pgrerank/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")}
+    native = ROOT / "native"
+    for path in (*native.glob("*.[chs]*"), *native.glob("kernels/*"), native / "Makefile"):
+        wanted.add(f"pgrerank/kernel_source/{path.relative_to(native)}")
     wanted |= {"pgrerank/py.typed", "pgrerank/demo/questions.tsv", "pgrerank/demo/qrels.tsv"}
+    wanted = {name for name in wanted if not name.endswith((".o", ".so"))}
     assert wanted <= names
+    assert not [name for name in names if "fuzz" in name]
     assert {file.name for file in schema.sql_files()} <= {Path(name).name for name in wanted}
 
 

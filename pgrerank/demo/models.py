@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from pgrerank.embedded.binaries import cache_folder
 
 MODELS: tuple[dict[str, Any], ...] = (
     {
@@ -29,11 +30,5 @@ MODELS: tuple[dict[str, Any], ...] = (
 
 
 def default_folder() -> Path:
-    """Where the demo keeps its server: the user's cache, or, for root, the system's.
-
-    Root's server runs as an unprivileged user, to whom root's home is closed.
-    """
-    if os.geteuid() == 0:
-        return Path("/var/cache/pgrerank/demo")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pgrerank" / "demo"
+    """Where the demo keeps its server."""
+    return cache_folder() / "demo"

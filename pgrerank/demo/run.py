@@ -47,6 +47,8 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
         psycopg.connect(server.dsn, autocommit=True) as connection,
     ):
         _set_up(connection, limit)
+        why = f": {server.without_kernel}" if server.without_kernel else ""
+        note(f"MaxSim by {schema.maxsim_engine(connection)}{why}")
         _encode(server.dsn)
         with worker_process(server.dsn, data / "worker.log", "--preload", keep=keep) as worker:
             _ask(connection)

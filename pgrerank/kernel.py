@@ -87,8 +87,9 @@ def pg_config_value(pg_config: Path, option: str) -> str:
             [pg_config, option], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "strerror", None) or error
         raise KernelError(
-            f"{pg_config} does not run ({getattr(error, 'strerror', None) or error}): give the pg_config of the server, such as"
+            f"{pg_config} does not run ({why}): give the pg_config of the server, such as"
             " --pg-config /usr/lib/postgresql/18/bin/pg_config"
         ) from error
     return done.stdout.strip()

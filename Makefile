@@ -18,6 +18,7 @@ lint: .venv/ready  ## formatting, types, direction of imports
 
 bench: .venv/ready  ## side-by-side measurements
 	$(BIN)/python benchmarks/rpc.py
+	$(BIN)/python benchmarks/maxsim.py
 
 clean:
 	rm -rf .venv

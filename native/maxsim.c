@@ -2,6 +2,7 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "nodes/primnodes.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -97,6 +98,19 @@ prepare_anew(Prepared *prepared, struct varlena *given, pgr_prepare prepare)
 	prepared->query = prepare(given, prepared->context);
 }
 
+/* Whether an argument is the same for all rows. An aggregate's function sees its own expression only, not the caller's. */
+static bool
+is_stable(FunctionCallInfo fcinfo, int argument)
+{
+	Aggref	   *aggregate = AggGetAggref(fcinfo);
+	Node	   *given;
+
+	if (aggregate == NULL)
+		return get_fn_expr_arg_stable(fcinfo->flinfo, argument);
+	given = (Node *) ((TargetEntry *) list_nth(aggregate->args, argument - 1))->expr;
+	return IsA(given, Const) || (IsA(given, Param) && ((Param *) given)->paramkind == PARAM_EXTERN);
+}
+
 pgr_query *
 pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 {
@@ -108,7 +122,7 @@ pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 	{
 		prepared = MemoryContextAllocZero(function->fn_mcxt, sizeof(Prepared));
 		prepared->context = AllocSetContextCreate(function->fn_mcxt, "pgrerank query", ALLOCSET_DEFAULT_SIZES);
-		prepared->stable = get_fn_expr_arg_stable(function, argument);
+		prepared->stable = is_stable(fcinfo, argument);
 		function->fn_extra = prepared;
 	}
 	if (prepared->query != NULL && prepared->stable)

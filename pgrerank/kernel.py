@@ -44,14 +44,16 @@ def install(pg_config: Path) -> None:
         _make(folder, pg_config, "install")
 
 
-def build_into(pg_config: Path, home: Path) -> None:
+def build_into(pg_config: Path, home: Path, source: Traversable | None = None) -> None:
     """Build for the server of this pg_config, and lay the files out below ``home``.
+
+    ``source`` is the folder of another extension than the kernel.
 
     `home/lib` is for dynamic_library_path, `home/share` for extension_control_path (Postgres 18).
     Two processes at once end with one whole copy. Raises KernelError as :func:`install` does.
     """
     home.parent.mkdir(parents=True, exist_ok=True)
-    with _built(pg_config) as built:
+    with _built(pg_config, source) as built:
         fresh = Path(tempfile.mkdtemp(dir=home.parent))
         try:
             for kind, suffixes in (
@@ -95,8 +97,8 @@ def pg_config_value(pg_config: Path, option: str) -> str:
     return done.stdout.strip()
 
 
-def _sources() -> list[tuple[str, bytes]]:
-    """The files that a build needs, by their names below native/."""
+def _sources(folder: Traversable | None = None) -> list[tuple[str, bytes]]:
+    """The files that a build needs, by their names below the folder."""
 
     def walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, bytes]]:
         for entry in folder.iterdir():
@@ -107,11 +109,11 @@ def _sources() -> list[tuple[str, bytes]]:
             elif entry.name == "Makefile" or entry.name.endswith((".c", ".h", ".control", ".sql")):
                 yield name, entry.read_bytes()
 
-    return list(walk(importlib.resources.files("pgrerank") / "kernel_source", ""))
+    return list(walk(folder or importlib.resources.files("pgrerank") / "kernel_source", ""))
 
 
 @contextmanager
-def _built(pg_config: Path) -> Iterator[Path]:
+def _built(pg_config: Path, source: Traversable | None = None) -> Iterator[Path]:
     """A folder with the sources and what was built of them."""
     version = pg_config_value(pg_config, "--version").split()[1]
     if (
@@ -124,7 +126,7 @@ def _built(pg_config: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="pgrerank-kernel-") as name:
         folder = Path(name)
-        for path, content in _sources():
+        for path, content in _sources(source):
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
         _make(folder, pg_config)

@@ -35,6 +35,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,12 +113,14 @@ def pack_parts(
     """Pack token vectors of shape [count, dims] as matrices of at most ``most_bytes`` bytes each.
 
     By default each fits a page of Postgres together with its row's header and a key. All but the
-    last have as many rows as fit, and at least one. Raises as :func:`pack` does.
+    first have as many rows as fit, and at least one; the first has what is left over, for Postgres
+    copies the first tuple of a group. Raises as :func:`pack` does.
     """
     values = _checked_matrix(matrix)
     row = Header(DType(dtype), values.shape[1], 1, 1.0).size - _HEADER.size
     rows = max(1, (most_bytes - _HEADER.size) // row)
-    return [pack(values[start : start + rows], dtype) for start in range(0, len(values), rows)]
+    cuts = [0, *range((len(values) - 1) % rows + 1, len(values) + 1, rows)]
+    return [pack(values[start:end], dtype) for start, end in pairwise(cuts)]
 
 
 def parse_header(blob: bytes | memoryview) -> Header:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import psycopg
+from beir_folder import read_lines, read_qrels, read_queries
 
 from pgrerank import embedded, schema
 from pgrerank.demo.models import MODELS, default_folder
@@ -42,20 +42,6 @@ SEARCH = (
     "SELECT id FROM pgrerank.collection_search(%(query)s, top_k => 100, stages => %(stages)s,"
     " recall => %(recall)s, maxsim_top => %(maxsim_top)s, timeout => '5 min', strict => true)"
 )
-
-
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """Objects of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-
-
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Relevance by query and document."""
-    qrels: dict[str, dict[str, int]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for query, document, relevance in list(csv.reader(file, delimiter="\t"))[1:]:
-            qrels.setdefault(query, {})[document] = int(relevance)
-    return qrels
 
 
 def set_up(connection: psycopg.Connection, folder: Path, precision: str) -> None:
@@ -106,9 +92,8 @@ def main() -> None:
     parser.add_argument("--maxsim-top", type=int, default=30)
     parser.add_argument("--precision", default="int8", choices=["float16", "int8", "bit"])
     arguments = parser.parse_args()
-    qrels = read_qrels(arguments.folder / "qrels" / "test.tsv")
-    texts = {line["_id"]: line["text"] for line in read_lines(arguments.folder / "queries.jsonl")}
-    queries = {query: texts[query] for query in list(qrels)[: arguments.queries]}
+    qrels = read_qrels(arguments.folder)
+    queries = dict(list(read_queries(arguments.folder).items())[: arguments.queries])
     home = default_folder().parent / f"beir-{arguments.folder.name}-{arguments.precision}"
     with (
         embedded.start(home) as server,

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS generations (
     token_dims int,
     token_pool int NOT NULL DEFAULT 1,
     token_bits boolean NOT NULL DEFAULT false,
-    projection bytea,
+    projection text,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (reranker, number)
 );
@@ -41,7 +41,20 @@ COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made fro
 COMMENT ON COLUMN generations.token_dims IS 'Dimensions that token vectors are projected to; NULL for the model''s own';
 COMMENT ON COLUMN generations.token_pool IS 'A document''s token vectors are pooled to one for so many';
 COMMENT ON COLUMN generations.token_bits IS 'Whether they are stored a second time, in one bit a dimension';
-COMMENT ON COLUMN generations.projection IS 'The matrix that reduces token vectors, once a worker has fitted it';
+COMMENT ON COLUMN generations.projection IS 'MD5 of the matrix that reduces token vectors, once a worker has fitted it';
+
+-- Apart from generations, which everybody may read: fitted on few documents, a projection tells of them.
+CREATE TABLE IF NOT EXISTS projections (
+    reranker text NOT NULL,
+    generation int NOT NULL,
+    matrix bytea NOT NULL,
+    documents int NOT NULL,
+    PRIMARY KEY (reranker, generation),
+    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+);
+COMMENT ON TABLE projections IS 'What reduces a generation''s token vectors to token_dims dimensions';
+COMMENT ON COLUMN projections.matrix IS 'Orthonormal rows, packed as float16';
+COMMENT ON COLUMN projections.documents IS 'How many documents it was fitted on';
 
 CREATE SEQUENCE IF NOT EXISTS ticket;
 

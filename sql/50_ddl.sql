@@ -52,13 +52,17 @@ BEGIN
     PERFORM _create_triggers(create_reranker.name);
     PERFORM _create_search(create_reranker.name);
     PERFORM enqueue(create_reranker.name);
+    IF token_dims IS NOT NULL AND (SELECT count(*) FROM pending p WHERE p.reranker = create_reranker.name) < _sample_size() THEN
+        RAISE WARNING 'reranker "%": table % has fewer than % documents to fit the projection to % dimensions on', name, source, _sample_size(), token_dims
+            USING HINT = 'Once it has more, give token_dims again by pgrerank.alter_reranker.';
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
 
 -- NULL leaves a setting as it is; '' as a model leaves the stage out, as does 0 for maxsim_bit_top; 0 for token_dims means the
--- model's own. What stored vectors depend on starts a new
--- generation, which takes over once it is complete; searches go on with the old one until then.
+-- model's own. What stored vectors depend on starts a new generation, which takes over once it is complete; searches go on
+-- with the old one until then. So does token_dims given again, where its projection was fitted on few documents.
 CREATE OR REPLACE FUNCTION alter_reranker(
     name text,
     text_columns text[] DEFAULT NULL,
@@ -97,6 +101,10 @@ BEGIN
     wanted.token_dims := nullif(coalesce(alter_reranker.token_dims, present.token_dims), 0);
     wanted.token_pool := coalesce(alter_reranker.token_pool, present.token_pool);
     wanted.token_bits := reranker.maxsim_bit_top IS NOT NULL;
+    IF alter_reranker.token_dims > 0 AND EXISTS (SELECT FROM projections p
+        WHERE (p.reranker, p.generation) = (present.reranker, present.number) AND p.documents < _sample_size()) THEN
+        wanted.projection := NULL;
+    END IF;
     IF text_columns IS NOT NULL OR alter_reranker.text_expression IS NOT NULL THEN
         wanted.text_expression := _text_expression(reranker.source, text_columns, alter_reranker.text_expression);
     END IF;

@@ -7,7 +7,7 @@
 CREATE OR REPLACE FUNCTION claim(max_documents int DEFAULT 64, only_reranker text DEFAULT NULL, max_attempts int DEFAULT 3, lease interval DEFAULT '10 minutes')
 RETURNS TABLE (
     reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean,
-    embedding_model text, late_interaction_model text, token_precision text, token_dims int, token_pool int, token_bits boolean
+    embedding_model text, late_interaction_model text, token_precision text, token_dims int, token_pool int, token_bits boolean, projection text
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
@@ -49,15 +49,60 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'WITH d AS MATERIALIZED (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) '
         'SELECT $3, $4, c.key, c.ticket, d.content, _content_hash(d.content), '
-        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7, $8, $9, $10 '
+        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7, $8, $9, $10, $11 '
         'FROM unnest($1, $2) c (key, ticket) LEFT JOIN d ON d.key = c.key::%4$s LEFT JOIN %5$s s ON s.key = d.key',
         r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number))
     USING keys, tickets, r.name, g.number,
         CASE WHEN r.embedding_column IS NULL THEN g.embedding_model END, g.late_interaction_model,
-        g.token_precision, g.token_dims, g.token_pool, g.token_bits;
+        g.token_precision, g.token_dims, g.token_pool, g.token_bits, g.projection;
 END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session';
+
+-- How many documents a projection is fitted on: some ten thousand token vectors.
+CREATE OR REPLACE FUNCTION _sample_size() RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT 256 $$;
+
+-- Texts of the source at random, to fit a projection on.
+CREATE OR REPLACE FUNCTION sample_texts(reranker text, generation int) RETURNS SETOF text
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    r rerankers := _reranker(sample_texts.reranker);
+BEGIN
+    RETURN QUERY EXECUTE format(
+        'SELECT d.content FROM (SELECT %1$I AS key FROM %2$s ORDER BY random() LIMIT $1) k '
+        'JOIN (SELECT %1$I AS key, (%3$s) AS content FROM %2$s) d USING (key) WHERE d.content ~ ''\S''', r.key_column, r.source,
+        (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, sample_texts.generation)))
+    USING _sample_size();
+END
+$$;
+COMMENT ON FUNCTION sample_texts IS 'Texts of a reranker''s source at random';
+
+-- Keeps the projection fitted first, and returns the generation's: all its token vectors go by that one.
+-- NULL when the generation has gone.
+CREATE OR REPLACE FUNCTION keep_projection(reranker text, generation int, matrix bytea, documents int) RETURNS bytea
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    kept projections;
+BEGIN
+    UPDATE generations g SET projection = md5(keep_projection.matrix)
+    WHERE (g.reranker, g.number) = (keep_projection.reranker, keep_projection.generation) AND g.projection IS NULL;
+    IF FOUND THEN
+        INSERT INTO projections VALUES (keep_projection.reranker, keep_projection.generation, keep_projection.matrix, keep_projection.documents);
+    END IF;
+    SELECT * INTO kept FROM projections p WHERE (p.reranker, p.generation) = (keep_projection.reranker, keep_projection.generation);
+    RETURN kept.matrix;
+END
+$$;
+COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unless it has one; returns the one it has';
 
 -- Stores the vectors of claimed documents (none for those with nothing to encode) and settles their claims. Arrays of one
 -- length go together: an embedding is written '[…]'; token vectors are packed in parts, whose keys stand beside them in the

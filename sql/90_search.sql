@@ -154,7 +154,7 @@ BEGIN
     END IF;
     answer := _call(json_build_object('call', 'encode', 'text', query,
         'embedding', CASE WHEN want_embedding THEN g.embedding_model END,
-        'late_interaction', CASE WHEN want_tokens THEN g.late_interaction_model END)::text, deadline);
+        'late_interaction', CASE WHEN want_tokens THEN g.late_interaction_model END, 'projection', g.projection)::text, deadline);
     BEGIN
         IF want_embedding THEN
             embedding := (answer -> 'embedding')::text::vector;

@@ -15,6 +15,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from pgrerank.errors import ModelError
 from pgrerank.models import loading
 from pgrerank.models.options import Options
+from pgrerank.models.reduction import of_length_one
 from pgrerank.models.spec import Encoded, ModelSpec, Role
 from pgrerank.models.windows import Window, room_for_text
 
@@ -164,7 +165,7 @@ class SentenceTransformerEncoder(_Encoder):
         content = np.isin(row["input_ids"].cpu().numpy(), self._special_ids, invert=True)
         after_prompt = attended.cumsum() > row.get("prompt_length", 0)
         kept = _floats(row["token_embeddings"])[attended & content & after_prompt]
-        return _Made(embedding, _of_length_one(kept))
+        return _Made(embedding, of_length_one(kept))
 
     @cached_property
     def _special_ids(self) -> list[int]:
@@ -212,12 +213,7 @@ def _floats(tensor: Any) -> NDArray[np.float32]:
     return np.asarray(tensor.float().cpu().numpy(), np.float32)
 
 
-def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
-
-
 def _mean_embedding(windows: list[Window], made: list[_Made]) -> NDArray[np.float32]:
     weights = np.array([max(window.tokens, 1) for window in windows], np.float32)
     stacked = np.array([one.embedding for one in made], np.float32)
-    return _of_length_one(weights @ stacked)
+    return of_length_one(weights @ stacked)

@@ -9,6 +9,7 @@ import psycopg
 
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
+from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry
 
 POLL = 0.25
@@ -45,7 +46,9 @@ async def backfill(
             return int(count)
 
         lane = Lane("encode")
-        ingest = Ingest(dsn, Registry(dsn), lane, only=reranker, after_claim=pending)
+        ingest = Ingest(
+            dsn, Registry(dsn), lane, Projections(dsn), only=reranker, after_claim=pending
+        )
         try:
             await ingest.drain()
             while await pending():

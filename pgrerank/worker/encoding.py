@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.models import Encoder
+from pgrerank.models.reduction import Reduction
 
 
 class Vectors(NamedTuple):
@@ -23,13 +24,14 @@ def encode(
     role: Literal["query", "document"],
     embeddings: bool,
     tokens: bool,
+    reduction: Reduction,
     texts: Sequence[str],
 ) -> list[Vectors]:
-    """Encode texts in one forward pass; a Vectors for each, in their order."""
+    """Encode texts in one forward pass and reduce their token vectors; a Vectors for each text."""
     encoded = encoder.encode(texts, role=role, embeddings=embeddings, tokens=tokens)
     nothing = [None] * len(texts)
     return [
-        Vectors(embedding, matrix)
+        Vectors(embedding, None if matrix is None else reduction.apply(matrix, role))
         for embedding, matrix in zip(
             nothing if encoded.embeddings is None else encoded.embeddings,
             nothing if encoded.tokens is None else encoded.tokens,

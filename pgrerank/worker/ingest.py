@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -16,9 +16,12 @@ from psycopg.rows import namedtuple_row
 
 from pgrerank.errors import PgrerankError
 from pgrerank.models import Encoder
+from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, pack_parts
+from pgrerank.worker.document import Document
 from pgrerank.worker.encoding import Vectors, encode
 from pgrerank.worker.lanes import SLICE, Lane
+from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -31,24 +34,6 @@ IDLE = 0.25
 """Seconds between two looks at an empty queue."""
 
 
-class Document(NamedTuple):
-    """A claimed document and what to make of it."""
-
-    reranker: str
-    generation: int
-    key: str
-    ticket: int
-    content: str | None
-    content_hash: bytes
-    settled: bool
-    embedding_model: str | None
-    late_interaction_model: str | None
-    token_precision: str
-    token_dims: int | None
-    token_pool: int
-    token_bits: bool
-
-
 class Ingest:
     """Claims, encodes and stores until told to stop, in a few autocommit sessions."""
 
@@ -57,6 +42,7 @@ class Ingest:
         dsn: str,
         registry: Registry,
         lane: Lane,
+        projections: Projections,
         *,
         only: str | None = None,
         after_claim: Callable[[], Awaitable[object]] | None = None,
@@ -64,6 +50,7 @@ class Ingest:
         self._dsn = dsn
         self._registry = registry
         self._lane = lane
+        self._projections = projections
         self._only = only
         self._after_claim = after_claim
         self.stopping = asyncio.Event()
@@ -124,7 +111,8 @@ class Ingest:
             )
         if unsettled := [document for document in documents if not document.settled]:
             encoders = await self._encoders(unsettled[0])
-            await self._encode_and_store(connection, unsettled, encoders)
+            reduction = await self._reduction(connection, unsettled[0], encoders)
+            await self._encode_and_store(connection, unsettled, encoders, reduction)
 
     async def _encoders(self, document: Document) -> dict[str, Encoder]:
         names = {
@@ -137,26 +125,41 @@ class Ingest:
             if name is not None
         }
 
+    async def _reduction(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        document: Document,
+        encoders: dict[str, Encoder],
+    ) -> Reduction:
+        if document.token_dims is None:
+            return Reduction(document.token_pool)
+        matrix = await self._projections.of_generation(
+            connection, document, encoders["late_interaction"], self._lane
+        )
+        return Reduction(document.token_pool, matrix)
+
     async def _encode_and_store(
         self,
         connection: psycopg.AsyncConnection[Any],
         documents: list[Document],
         encoders: dict[str, Encoder],
+        reduction: Reduction,
     ) -> None:
         """All of them, or, where that fails, each alone: the one at fault is put aside."""
         try:
-            await _store(connection, documents, await self._encode(documents, encoders))
+            vectors = await self._encode(documents, encoders, reduction)
+            await _store(connection, documents, vectors)
         except psycopg.OperationalError:
             raise
         except Exception as error:
             if len(documents) > 1:
                 for document in documents:
-                    await self._encode_and_store(connection, [document], encoders)
+                    await self._encode_and_store(connection, [document], encoders, reduction)
             else:
                 await _fail(connection, documents[0], error)
 
     async def _encode(
-        self, documents: Sequence[Document], encoders: dict[str, Encoder]
+        self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction
     ) -> list[Vectors]:
         """Slice by slice, shortest first, so that a search waits for no more than a slice."""
         vectors: dict[str, Vectors] = {d.key: Vectors(None, None) for d in documents}
@@ -166,12 +169,12 @@ class Ingest:
         )
         for start in range(0, len(wanted), SLICE):
             part = wanted[start : start + SLICE]
-            made = await self._encode_slice([d.content for d in part], encoders)
+            made = await self._encode_slice([d.content for d in part], encoders, reduction)
             vectors.update(zip((d.key for d in part), made, strict=True))
         return [vectors[document.key] for document in documents]
 
     async def _encode_slice(
-        self, texts: Sequence[str | None], encoders: dict[str, Encoder]
+        self, texts: Sequence[str | None], encoders: dict[str, Encoder], reduction: Reduction
     ) -> list[Vectors]:
         """One forward pass a checkpoint, whether it makes embeddings, token vectors or both."""
         nothing = [Vectors(None, None)] * len(texts)
@@ -179,8 +182,8 @@ class Ingest:
         for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
             kinds = [kind for kind, other in encoders.items() if other is encoder]
             wants = ("embedding" in kinds, "late_interaction" in kinds)
-            run = partial(encode, encoder, "document", *wants)
-            kind = ("document", id(encoder), wants)
+            run = partial(encode, encoder, "document", *wants, reduction)
+            kind = ("document", id(encoder), wants, reduction.kind)
             made |= dict.fromkeys(kinds, await self._lane.submit(kind, texts, run, urgent=False))
         return [
             Vectors(one.embedding, other.tokens)

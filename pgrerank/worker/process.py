@@ -14,6 +14,7 @@ from pgrerank.errors import WorkerError
 from pgrerank.worker.heartbeat import beat
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
+from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry
 from pgrerank.worker.scoring import Scorer
 from pgrerank.worker.settings import WorkerSettings
@@ -40,13 +41,15 @@ async def run_worker(
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     registry = Registry(settings.dsn)
+    projections = Projections(settings.dsn)
     scorer = Scorer(
         settings.dsn,
         registry,
         Lane("encode", capacity=settings.queue),
+        projections,
         capacity=settings.queue,
     )
-    ingest = Ingest(settings.dsn, registry, scorer.lanes[0])
+    ingest = Ingest(settings.dsn, registry, scorer.lanes[0], projections)
     try:
         if settings.preload:
             await registry.preload()

@@ -11,9 +11,11 @@ from typing import Any
 from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.models import Encoder
+from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, maxsim, pack
 from pgrerank.worker.encoding import encode
 from pgrerank.worker.lanes import Lane
+from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry, read_specs
 from pgrerank.worker.wire_types import Rows, Session
 
@@ -22,10 +24,17 @@ class Scorer:
     """Answers requests: JSON objects with a `call`, and a few words for people with psql."""
 
     def __init__(
-        self, dsn: str, registry: Registry, encode_lane: Lane, *, capacity: int = 64
+        self,
+        dsn: str,
+        registry: Registry,
+        encode_lane: Lane,
+        projections: Projections,
+        *,
+        capacity: int = 64,
     ) -> None:
         self._dsn = dsn
         self._registry = registry
+        self._projections = projections
         self.lanes = (
             encode_lane,
             Lane("maxsim", capacity=capacity),
@@ -97,12 +106,15 @@ class Scorer:
             if request.get(kind) is not None:
                 encoder = await self._registry.encoder(_text(request, kind), kind)
                 wanted.setdefault(id(encoder), (encoder, set()))[1].add(kind)
+        reduction = Reduction()
+        if request.get("projection") is not None:
+            reduction = Reduction(matrix=await self._projections.get(_text(request, "projection")))
         for encoder, kinds in wanted.values():
             embeddings, tokens = "embedding" in kinds, "late_interaction" in kinds
             [vectors] = await self.lanes[0].submit(
-                ("query", id(encoder), embeddings, tokens),
+                ("query", id(encoder), embeddings, tokens, reduction.kind),
                 [text],
-                partial(encode, encoder, "query", embeddings, tokens),
+                partial(encode, encoder, "query", embeddings, tokens, reduction),
                 timeout=timeout,
             )
             if embeddings:

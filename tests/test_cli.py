@@ -23,9 +23,11 @@ from pgrerank import schema
 from pgrerank.cli import app
 
 COMMANDS = get_command(app).commands
-NAMES = sorted({(name,) for name in COMMANDS if name != "models"}) + [
-    ("models", name) for name in sorted(COMMANDS["models"].commands)
-]
+GROUPS = ("models", "native")
+NAMES = sorted(
+    [(name,) for name in COMMANDS if name not in GROUPS]
+    + [(group, name) for group in GROUPS for name in COMMANDS[group].commands]
+)
 
 
 def run(*arguments: str, answer: str | None = None):

@@ -104,13 +104,15 @@ def test_the_kernel_refuses_what_is_no_list_of_vectors(with_kernel, array, messa
             with_kernel.execute(f"SELECT pgrerank.maxsim({call})")
 
 
-def test_what_uses_the_function_stays_when_the_kernel_comes(without_kernel, with_kernel):
+def test_what_uses_the_function_stays_when_the_kernel_comes(
+    server_dsn, without_kernel, with_kernel
+):
     language = (
         "SELECT lanname FROM pg_proc p JOIN pg_language l ON l.oid = prolang"
         " WHERE p.oid = 'pgrerank.maxsim(vector[],vector[])'::regprocedure"
     )
     with psycopg.connect(
-        make_conninfo(with_kernel.info.dsn, dbname=without_kernel.info.dbname), autocommit=True
+        make_conninfo(server_dsn, dbname=without_kernel.info.dbname), autocommit=True
     ) as admin:
         admin.execute(
             "CREATE VIEW scored AS"

@@ -12,9 +12,10 @@ import psycopg
 import typer
 
 from pgrerank import schema
-from pgrerank.cli_native import native_app
-from pgrerank.models import Kind, Loader
-from pgrerank.terminal import document_progress, note, print_rows, report_errors
+from pgrerank.cli.models import models_app
+from pgrerank.cli.native import native_app
+from pgrerank.cli.options import Dsn, Json, Name, call, print_cursor
+from pgrerank.terminal import document_progress, note, report_errors
 
 app = typer.Typer(
     name="pgrerank",
@@ -24,18 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(
-    help="The registry of models: list, add, drop.", no_args_is_help=True, rich_markup_mode="rich"
-)
 app.add_typer(models_app, name="models")
 app.add_typer(native_app, name="native")
-
-Dsn = Annotated[
-    str,
-    typer.Option(help="Connection string of the database; libpq's variables (PGHOST …) serve too."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Name = Annotated[str, typer.Argument(help="Name of the reranker.")]
 
 
 @app.command(epilog="Example: pgrerank demo --keep")
@@ -174,8 +165,15 @@ def create(
     ] = None,
     distance: Annotated[str, typer.Option(help="cosine, inner_product or l2.")] = "cosine",
     candidates: Annotated[int, typer.Option(help="Documents that recall returns.")] = 100,
+    maxsim_bit_top: Annotated[
+        int | None, typer.Option(help="Score all by bits first, so many of them in full.")
+    ] = None,
     maxsim_top: Annotated[int, typer.Option(help="Documents that the cross-encoder scores.")] = 30,
     token_precision: Annotated[str, typer.Option(help="float16, int8 or bit.")] = "int8",  # noqa: S107
+    token_dims: Annotated[
+        int | None, typer.Option(help="Project token vectors to so many dimensions.")
+    ] = None,
+    token_pool: Annotated[int, typer.Option(help="Keep one token vector for so many.")] = 1,
     timeout: Annotated[str, typer.Option(help="Time limit of a search.")] = "5 s",
 ) -> None:
     """Create a reranker over a table (pgrerank.create_reranker)."""
@@ -190,12 +188,16 @@ def create(
         embedding_column=embedding_column,
         distance=distance,
         candidates=candidates,
+        maxsim_bit_top=maxsim_bit_top,
         maxsim_top=maxsim_top,
         token_precision=token_precision,
+        token_dims=token_dims,
+        token_pool=token_pool,
         timeout=timeout,
     )
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        _call(connection, "create_reranker", settings)
+        connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
+        call(connection, "create_reranker", settings)
         note(f"reranker {name} is created; let a worker encode it, or: pgrerank backfill {name}")
 
 
@@ -203,7 +205,7 @@ def create(
 def drop(name: Name, dsn: Dsn = "") -> None:
     """Drop a reranker with its vectors; the source table stays."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        _call(connection, "drop_reranker", {"name": name})
+        call(connection, "drop_reranker", {"name": name})
         note(f"reranker {name} is dropped")
 
 
@@ -229,7 +231,7 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """How far each reranker's encoding is, and what failed."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute("SELECT * FROM pgrerank.status")
-        _print(cursor, as_json=as_json)
+        print_cursor(cursor, as_json=as_json)
 
 
 @app.command(
@@ -245,9 +247,12 @@ def search(
         str | None, typer.Option("--filter", help='JSON, {"column": value, …}.')
     ] = None,
     candidates: Annotated[int | None, typer.Option(help="Documents that recall returns.")] = None,
+    maxsim_bit_top: Annotated[
+        int | None, typer.Option(help="Best by bits that MaxSim scores in full.")
+    ] = None,
     maxsim_top: Annotated[int | None, typer.Option(help="Documents for the cross-encoder.")] = None,
     stages: Annotated[
-        str | None, typer.Option(help="recall,maxsim,cross_encoder: these only.")
+        str | None, typer.Option(help="recall,maxsim_bit,maxsim,cross_encoder: these only.")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")] = False,
     timeout: Annotated[str | None, typer.Option(help="Time limit, such as '500 ms'.")] = None,
@@ -260,6 +265,7 @@ def search(
         top_k=top_k,
         filter=filter_,
         candidates=candidates,
+        maxsim_bit_top=maxsim_bit_top,
         maxsim_top=maxsim_top,
         stages=stages.split(",") if stages else None,
         recall="exact" if exact else "hnsw",
@@ -268,70 +274,4 @@ def search(
     )
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SELECT pgrerank._reranker(%s)", (name,))
-        _print(_call(connection, f"{name}_search", arguments), as_json=as_json)
-
-
-@models_app.command("list", epilog="Example: pgrerank models list --json")
-def list_models(dsn: Dsn = "", as_json: Json = False) -> None:
-    """The registered models."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        cursor = connection.execute(
-            "SELECT name, kind, loader, source, revision, dims, max_tokens"
-            " FROM pgrerank.models ORDER BY name"
-        )
-        _print(cursor, as_json=as_json)
-
-
-@models_app.command(
-    "add",
-    epilog="Example: pgrerank models add minilm --kind embedding"
-    " --source sentence-transformers/all-MiniLM-L6-v2",
-)
-def add_model(
-    name: Annotated[str, typer.Argument(help="Name to register it by.")],
-    kind: Annotated[Kind, typer.Option(help="embedding, late_interaction or cross_encoder.")],
-    source: Annotated[str, typer.Option(help="Hub name, folder, or package://PACKAGE/FOLDER.")],
-    dsn: Dsn = "",
-    loader: Annotated[
-        Loader | None, typer.Option(help="What reads it; by default by kind.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
-) -> None:
-    """Load a model once, to learn its dimensions, and register it."""
-    from pgrerank.worker.registry import register_model
-
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        spec = register_model(connection, name, kind, source, loader=loader, revision=revision)
-        note(f"model {spec.name} is registered: {spec.kind}, loaded by {spec.loader}")
-
-
-@models_app.command("drop", epilog="Example: pgrerank models drop minilm")
-def drop_model(name: Annotated[str, typer.Argument(help="Its name.")], dsn: Dsn = "") -> None:
-    """Forget a model that no reranker uses."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        _call(connection, "drop_model", {"name": name})
-        note(f"model {name} is forgotten")
-
-
-def _call(
-    connection: psycopg.Connection[Any], function: str, arguments: dict[str, Any]
-) -> psycopg.Cursor[Any]:
-    """Call pgrerank.FUNCTION with the named arguments that are not None."""
-    given = {key: value for key, value in arguments.items() if value is not None}
-    named = psycopg.sql.SQL(", ").join(
-        psycopg.sql.SQL("{} => {}").format(
-            psycopg.sql.Identifier(key), psycopg.sql.Placeholder(key)
-        )
-        for key in given
-    )
-    return connection.execute(
-        psycopg.sql.SQL("SELECT * FROM {}({})").format(
-            psycopg.sql.Identifier("pgrerank", function), named
-        ),
-        given,
-    )
-
-
-def _print(cursor: psycopg.Cursor[Any], *, as_json: bool) -> None:
-    columns = [column.name for column in cursor.description or ()]
-    print_rows(columns, cursor.fetchall(), as_json=as_json)
+        print_cursor(call(connection, f"{name}_search", arguments), as_json=as_json)

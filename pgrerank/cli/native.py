@@ -1,4 +1,4 @@
-"""The commands `pgrerank native …`: arguments only."""
+"""The commands `pgrerank native …`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import psycopg
 import typer
 
 from pgrerank import kernel, schema
+from pgrerank.cli.options import Dsn, Json, print_cursor
 from pgrerank.errors import InstallError, KernelError
-from pgrerank.terminal import note, print_rows, report_errors
+from pgrerank.terminal import note, report_errors
 
 native_app = typer.Typer(
-    help="The native MaxSim kernel: install, status.", no_args_is_help=True, rich_markup_mode="rich"
+    help="The native MaxSim kernel: install, status.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 
@@ -56,12 +59,7 @@ def install(
 
 
 @native_app.command("status", epilog="Example: pgrerank native status --dsn dbname=app --json")
-def status(
-    dsn: Annotated[
-        str, typer.Option(help="Connection string of the database; libpq's variables serve too.")
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
-) -> None:
+def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """Whether a database's server has the kernel, and what MaxSim runs on there."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         if schema.installed_version(connection) is None:
@@ -69,12 +67,8 @@ def status(
                 f"database {connection.info.dbname} has no pgrerank: run pgrerank install"
             )
         cursor = connection.execute(
-            "SELECT e.default_version AS available, e.installed_version AS created"
+            "SELECT %s AS maxsim, e.default_version AS available, e.installed_version AS created"
             " FROM (VALUES (%s)) wanted (name) LEFT JOIN pg_available_extensions e USING (name)",
-            (kernel.EXTENSION,),
+            (schema.maxsim_engine(connection), kernel.EXTENSION),
         )
-        [(available, created)] = cursor.fetchall()
-        engine = schema.maxsim_engine(connection)
-        print_rows(
-            ["maxsim", "available", "created"], [(engine, available, created)], as_json=as_json
-        )
+        print_cursor(cursor, as_json=as_json)

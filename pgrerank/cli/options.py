@@ -1,0 +1,42 @@
+"""What the commands share: options, and calls of SQL functions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from pgrerank.terminal import print_rows
+
+Dsn = Annotated[
+    str,
+    typer.Option(help="Connection string of the database; libpq's variables (PGHOST …) serve too."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Name = Annotated[str, typer.Argument(help="Name of the reranker.")]
+
+
+def call(
+    connection: psycopg.Connection[Any], function: str, arguments: dict[str, Any]
+) -> psycopg.Cursor[Any]:
+    """Call pgrerank.FUNCTION with the named arguments that are not None."""
+    given = {key: value for key, value in arguments.items() if value is not None}
+    named = psycopg.sql.SQL(", ").join(
+        psycopg.sql.SQL("{} => {}").format(
+            psycopg.sql.Identifier(key), psycopg.sql.Placeholder(key)
+        )
+        for key in given
+    )
+    return connection.execute(
+        psycopg.sql.SQL("SELECT * FROM {}({})").format(
+            psycopg.sql.Identifier("pgrerank", function), named
+        ),
+        given,
+    )
+
+
+def print_cursor(cursor: psycopg.Cursor[Any], *, as_json: bool) -> None:
+    """Print a cursor's rows as a table, or as JSON."""
+    columns = [column.name for column in cursor.description or ()]
+    print_rows(columns, cursor.fetchall(), as_json=as_json)

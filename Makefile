@@ -17,6 +17,7 @@ lint: .venv/ready  ## formatting, types, direction of imports
 	$(BIN)/lint-imports
 
 bench: .venv/ready  ## side-by-side measurements
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/maxsim.py
 

@@ -48,6 +48,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
+        """As tables show it."""
         words = [self.precision if not self.tier else f"bit, then {self.precision}"]
         words += [f"{self.dims} dims"] if self.dims else []
         words += [f"pool {self.pool}"] if self.pool > 1 else []

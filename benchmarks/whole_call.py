@@ -1,0 +1,242 @@
+"""What a whole search costs, as corpus, pool and clients grow.
+
+    python benchmarks/whole_call.py [--documents 10000,100000] [--seconds 3] [--clients 1,4,16]
+
+One embedded server with made-up vectors: 128 dimensions for recall, 64 token vectors of 96
+dimensions in int8 and in bits, queries of 32. Clients are processes that ask as an end user does,
+under row-level security; each waits for its answer before it asks again. Stages: recall alone,
+with MaxSim over all candidates, and with bits before MaxSim over the best hundred. Beside them
+pgvector's own ten nearest neighbours. No model takes part. Prints p50 and p95 in milliseconds and
+calls a second; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from pgrerank import embedded, schema
+from pgrerank.terminal import document_progress, note, print_rows
+from pgrerank.tokens import pack, pack_parts
+
+DIMS, TOKENS, TOKEN_DIMS, QUERY_TOKENS = 128, 64, 96, 32
+TOPICS, DISTINCT, QUERIES = 200, 1000, 100
+BIT_TOP = 100
+USER = "asks"
+STAGES = {
+    "recall": "{recall}",
+    "recall, MaxSim": "{recall,maxsim}",
+    f"recall, bits, MaxSim of {BIT_TOP}": "{recall,maxsim_bit,maxsim}",
+}
+ALONE = "pgvector alone, top 10"
+SEARCH = (
+    "SELECT id, score FROM pgrerank.{name}_search(NULL, query_embedding => %s::vector,"
+    " query_tokens => %b, candidates => %s, stages => %s, timeout => '5 min', strict => true)"
+)
+NEAREST = "SELECT key FROM pgrerank.{name}_1 ORDER BY embedding <=> %s::halfvec LIMIT 10"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked, of which reranker, by how many clients at a time."""
+
+    documents: int
+    what: str
+    pool: int
+    clients: int
+
+    @property
+    def statement(self) -> str:
+        """Its SQL; see `parameters`."""
+        return (NEAREST if self.what == ALONE else SEARCH).format(name=f"corpus_{self.documents}")
+
+    def parameters(self, embedding: str, tokens: bytes) -> tuple[Any, ...]:
+        """What its SQL takes for one query."""
+        return (
+            (embedding,)
+            if self.what == ALONE
+            else (embedding, tokens, self.pool, STAGES[self.what])
+        )
+
+
+def cases(sizes: Sequence[int], clients: Sequence[int]) -> Iterator[Case]:
+    """All that is measured: every pool by one client, the usual ones by more."""
+    for size in sizes:
+        for count in clients:
+            yield Case(size, ALONE, 10, count)
+        for pool in (100, 1000, 10_000):
+            for what in STAGES:
+                for count in clients if pool < 10_000 else clients[:1]:
+                    if pool <= size:
+                        yield Case(size, what, pool, count)
+
+
+def unit_vectors(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random directions, float32 of that shape."""
+    vectors = generator.standard_normal(shape, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
+    """A reranker over so many documents, stored where a worker would store them."""
+    name, generator = f"corpus_{size}", np.random.default_rng(size)
+    connection.execute(f"CREATE TABLE {name} (id bigint PRIMARY KEY, body text)")
+    connection.execute(f"GRANT SELECT ON {name} TO {USER}")
+    connection.execute(
+        "SELECT pgrerank.create_reranker(%s, %s, '{body}', embedding_model => 'embedding',"
+        " late_interaction_model => 'tokens', maxsim_bit_top => %s)",
+        (name, name, BIT_TOP),
+    )
+    [index] = connection.execute(
+        "SELECT indexdef FROM pg_indexes WHERE tablename = %s AND indexdef ~ 'hnsw'", (name + "_1",)
+    ).fetchone()
+    connection.execute(f"DROP INDEX pgrerank.{index.split()[2]}")
+    connection.execute("SET session_replication_role = replica")  # no triggers: nothing to encode
+    connection.execute(
+        f"INSERT INTO {name} SELECT i, 'document ' || i FROM generate_series(0, %s) i", (size - 1,)
+    )
+    connection.execute("RESET session_replication_role")
+    matrices = unit_vectors(generator, DISTINCT, TOKENS, TOKEN_DIMS)
+    for tier, precision in (("tokens", "int8"), ("bits", "bit")):
+        parts = [pack_parts(matrix, precision) for matrix in matrices]
+        with connection.cursor().copy(
+            f"COPY pgrerank.{name}_1_{tier} (key, part, tokens) FROM STDIN (FORMAT binary)"
+        ) as copy:
+            copy.set_types(["int8", "int4", "bytea"])
+            for key in range(size):
+                for number, part in enumerate(parts[key % DISTINCT], 1):
+                    copy.write_row((key, number, part))
+    with connection.cursor().copy(
+        f"COPY pgrerank.{name}_1 (key, embedding, content_hash) FROM STDIN"
+    ) as copy:
+        noise = unit_vectors(generator, size, DIMS)
+        for key, vector in enumerate(topics[generator.integers(TOPICS, size=size)] + noise):
+            copy.write_row((key, "[" + ",".join(f"{x:.3f}" for x in vector) + "]", b"-"))
+    connection.execute("SET maintenance_work_mem = '1GB'")
+    connection.execute(index)
+    connection.execute("VACUUM ANALYZE")
+
+
+def client(dsn: str, case: Case, seed: int, seconds: float, start: Any, taken: Any) -> None:
+    """Ask for so long, in a process of its own; puts the times in seconds."""
+    generator = np.random.default_rng([case.documents, seed])
+    topics = unit_vectors(np.random.default_rng(0), TOPICS, DIMS)
+    queries = [
+        case.parameters(
+            str((topics[generator.integers(TOPICS)] + unit_vectors(generator, DIMS)).tolist()),
+            pack(unit_vectors(generator, QUERY_TOKENS, TOKEN_DIMS), "float16"),
+        )
+        for _ in range(QUERIES)
+    ]
+    times: list[float] = []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for query in queries[: 3 if case.pool > 1000 else 20]:  # touches pages, fills caches
+            connection.execute(case.statement, query)
+        start.wait()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            started = time.perf_counter()
+            connection.execute(case.statement, queries[len(times) % QUERIES]).fetchall()
+            times.append(time.perf_counter() - started)
+    taken.put(times)
+
+
+def measure(dsn: str, case: Case, seconds: float) -> dict[str, float]:
+    """p50 and p95 in milliseconds, and calls a second, of all clients together."""
+    context = multiprocessing.get_context("spawn")
+    start, taken = context.Barrier(case.clients), context.Queue()
+    processes = [
+        context.Process(target=client, args=(dsn, case, seed, seconds, start, taken), daemon=True)
+        for seed in range(case.clients)
+    ]
+    for process in processes:
+        process.start()
+    times = [one for _ in processes for one in taken.get(timeout=300)]
+    for process in processes:
+        process.join()
+    cuts = statistics.quantiles([*times, *times[:1]], n=20)
+    return {
+        "p50": 1000 * cuts[9],
+        "p95": 1000 * cuts[18],
+        "calls_per_second": len(times) / seconds,
+    }
+
+
+def ratios(found: dict[Case, dict[str, float]]) -> dict[str, float]:
+    """How a call with MaxSim over 100 candidates, by one client, compares and grows."""
+    p50 = {(c.documents, c.what, c.pool): m["p50"] for c, m in found.items() if c.clients == 1}
+    what = "recall, MaxSim"
+    sizes = sorted({case.documents for case in found})
+    answer = {f"over_pgvector_{n}": p50[n, what, 100] / p50[n, ALONE, 10] for n in sizes}
+    for small, large in ((100, 1000), (1000, 10_000)):
+        if (sizes[-1], what, large) in p50:
+            grown = p50[sizes[-1], what, large] / p50[sizes[-1], what, small]
+            answer[f"pool_{large}_over_{small}"] = grown
+    if len(sizes) > 1:
+        first, last = sizes[0], sizes[-1]
+        answer[f"corpus_{last}_over_{first}"] = p50[last, what, 100] / p50[first, what, 100]
+    return answer
+
+
+def main() -> None:
+    """Fill, ask, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--documents", default="10000,100000", help="corpora, by commas")
+    parser.add_argument("--seconds", type=float, default=3, help="for each measurement")
+    parser.add_argument("--clients", default="1,4,16", help="at a time, by commas, the first 1")
+    arguments = parser.parse_args()
+    sizes, clients = (
+        [int(number) for number in given.split(",")]
+        for given in (arguments.documents, arguments.clients)
+    )
+    settings = {"shared_buffers": "3GB", "max_wal_size": "16GB", "autovacuum": "off"}
+    with (
+        embedded.start(settings=settings) as server,
+        psycopg.connect(server.dsn, autocommit=True) as connection,
+    ):
+        schema.install(connection)
+        connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{USER}'")
+        for name, kind, dims in (
+            ("embedding", "embedding", DIMS),
+            ("tokens", "late_interaction", TOKEN_DIMS),
+        ):
+            connection.execute(
+                "SELECT pgrerank.register_model(%s, %s, 'none', %s)", (name, kind, dims)
+            )
+        for size in sizes:
+            note(f"storing {size} documents")
+            fill(connection, size, unit_vectors(np.random.default_rng(0), TOPICS, DIMS))
+        engine = schema.maxsim_engine(connection)
+        dsn = make_conninfo(server.dsn, user=USER, password=USER)
+        found: dict[Case, dict[str, float]] = {}
+        wanted = list(cases(sizes, clients))
+        with document_progress("asking") as progress:
+            for case in wanted:
+                found[case] = measure(dsn, case, arguments.seconds)
+                progress(len(found), len(wanted))
+    print_rows(
+        ["documents", "stages", "candidates", "clients", "p50 ms", "p95 ms", "calls/s"],
+        [
+            [c.documents, c.what, c.pool, c.clients, *(f"{value:.1f}" for value in m.values())]
+            for c, m in found.items()
+        ],
+        as_json=False,
+    )
+    rows = [vars(case) | measured for case, measured in found.items()]
+    print(json.dumps({"engine": engine, "ratios": ratios(found), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

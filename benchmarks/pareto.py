@@ -1,6 +1,6 @@
 """What smaller token vectors cost in quality: nDCG@10 against bytes a document.
 
-    python benchmarks/pareto.py ../shared/data/scifact [FOLDER ...] [--limit 1000]
+    python benchmarks/pareto.py ../shared/data/scifact [FOLDER ...] [--limit 1000] [--cache FOLDER]
 
 Reads collections in BEIR's layout, encodes each once with the demo's model (kept in the user's
 cache), recalls 100 documents a query exactly, and orders them by MaxSim over token vectors stored
@@ -89,10 +89,10 @@ class Collection:
         return np.asarray(self.tokens[self.starts[place] : self.starts[place + 1]])
 
 
-def encode(folder: Path, limit: int | None) -> Collection:
+def encode(folder: Path, cache: Path, limit: int | None) -> Collection:
     """The collection with its vectors, from the cache where they are there."""
     corpus = read_lines(folder / "corpus.jsonl")[:limit]
-    home = cache_folder() / "pareto" / f"{folder.resolve().name}-{len(corpus)}"
+    home = cache / f"{folder.resolve().name}-{len(corpus)}"
     encoder = load_encoder(
         ModelSpec(
             "minilm",
@@ -308,12 +308,13 @@ def main() -> None:
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--limit", type=int, help="take only so many documents of each")
+    parser.add_argument("--cache", type=Path, default=cache_folder() / "pareto")
     arguments = parser.parse_args()
     results = {}
     with embedded.start() as server, psycopg.connect(server.dsn, autocommit=True) as connection:
         schema.install(connection)
         for folder in arguments.folders:
-            collection = encode(folder, arguments.limit)
+            collection = encode(folder, arguments.cache, arguments.limit)
             results[collection.name] = assess(connection, collection)
             show(f"{collection.name}: {len(collection.queries)} queries", results[collection.name])
     if len(results) > 1:

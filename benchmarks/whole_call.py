@@ -2,7 +2,7 @@
 
     python benchmarks/whole_call.py [--documents 10000,100000] [--seconds 3] [--clients 1,4,16]
 
-One embedded server with made-up vectors: 128 dimensions for recall, 64 token vectors of 96
+One embedded server with made-up vectors: 128 dimensions for recall, 128 token vectors of 128
 dimensions in int8 and in bits, queries of 32. Clients are processes that ask as an end user does,
 under row-level security; each waits for its answer before it asks again. Stages: recall alone,
 with MaxSim over all candidates, and with bits before MaxSim over the best hundred. Beside them
@@ -29,7 +29,7 @@ from pgrerank import embedded, schema
 from pgrerank.terminal import document_progress, note, print_rows
 from pgrerank.tokens import pack, pack_parts
 
-DIMS, TOKENS, TOKEN_DIMS, QUERY_TOKENS = 128, 64, 96, 32
+DIMS, TOKENS, TOKEN_DIMS, QUERY_TOKENS = 128, 128, 128, 32
 TOPICS, DISTINCT, QUERIES = 200, 1000, 100
 BIT_TOP = 100
 USER = "asks"

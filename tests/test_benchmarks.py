@@ -1,0 +1,74 @@
+"""The benchmarks run and say what they promise; small, and without a word on how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        shutil.which("make") is None or shutil.which("cc") is None, reason="no make or C compiler"
+    ),
+]
+
+
+def last_line(name: str, *arguments: object) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_maxsim_side_by_side():
+    found = last_line("maxsim.py", "--documents", 40, "--pools", "10,40", "--rounds", 2)
+    for ratio in (
+        "sql_over_int8",
+        "pairloop_over_int8",
+        "int8_over_floor",
+        "worker_over_int8",
+        "sentence_transformers_over_int8",
+    ):
+        assert 0 < found[ratio] < math.inf, ratio
+    assert all(1 <= ratio <= 1.05 for ratio in found["bytes_over_raw"].values())
+
+
+def test_the_whole_call():
+    found = last_line(
+        "whole_call.py", "--documents", "120,240", "--seconds", 0.1, "--clients", "1,2"
+    )
+    assert {row["clients"] for row in found["rows"]} == {1, 2}
+    assert all(0 < row["p50"] <= row["p95"] < math.inf for row in found["rows"])
+    assert found["ratios"].keys() == {
+        "over_pgvector_120",
+        "over_pgvector_240",
+        "corpus_240_over_120",
+    }
+
+
+def test_the_price_of_smaller_token_vectors(tmp_path):
+    words = ["bread", "water", "salt", "flour", "cat", "pool", "thread", "lock"]
+    texts = {f"d{i}": f"{words[i % 8]} and {words[i // 8]} make {words[-i % 8]}" for i in range(64)}
+    (tmp_path / "qrels").mkdir()
+    for name, ids in (("corpus", texts), ("queries", list(texts)[:6])):
+        lines = [json.dumps({"_id": one, "title": "", "text": texts[one]}) for one in ids]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    qrels = "".join(f"{one}\t{one}\t1\n" for one in list(texts)[:6])
+    (tmp_path / "qrels" / "test.tsv").write_text("query\tdocument\tscore\n" + qrels, "utf-8")
+    [found] = last_line("pareto.py", tmp_path, "--cache", tmp_path / "cache").values()
+    assert found["float32"]["nDCG@10"] > 0.9
+    assert found["int8"]["nDCG@10"] > 0.9
+    assert found["float32"]["bytes"] > found["int8"]["bytes"] > found["bit, pool 2"]["bytes"] > 0

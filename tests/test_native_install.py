@@ -77,6 +77,7 @@ def embedded_pg_config() -> Path:
     return find(account()) / "pg_config"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make, which is missed first")
 def test_without_a_compiler_the_embedded_server_says_so_and_starts(cache, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with embedded.start() as server, psycopg.connect(server.dsn, autocommit=True) as db:

@@ -8,6 +8,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
+from pgrerank import schema
 from pgrerank.tokens import unpack
 from tests.sources import Source
 from tests.workers import wait_for, worker
@@ -15,11 +16,16 @@ from tests.workers import wait_for, worker
 QUERY = "the connection pool is exhausted"
 
 
-@pytest.fixture(scope="module")
-def searchable_dsn(make_database, template, tiny_models, tmp_path_factory):
-    """Two hundred documents, encoded by a worker that stays up."""
+@pytest.fixture(scope="module", params=["kernel", "worker"])
+def searchable_dsn(request, make_database, template, tiny_models, tmp_path_factory):
+    """Two hundred documents, encoded by a worker that stays up; MaxSim by either engine."""
     dsn = make_database(template)
     with psycopg.connect(dsn, autocommit=True) as connection:
+        has_kernel = schema.maxsim_engine(connection) != "worker"
+        if request.param == "kernel" and not has_kernel:
+            pytest.skip("the server has no native kernel")
+        if request.param == "worker" and has_kernel:
+            connection.execute("DROP EXTENSION pgrerank_native CASCADE")
         source = Source(connection)
         connection.execute(
             "INSERT INTO documents (title, body, tenant, lang, published, extra)"

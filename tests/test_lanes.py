@@ -84,8 +84,9 @@ def test_expired_and_cancelled_work_is_dropped(lane):
         cancelled.cancel()
         await asyncio.sleep(0.05)
         gate.open.set()
-        with pytest.raises(RequestError, match="deadline passed"):
+        with pytest.raises(RequestError, match="deadline passed") as error:
             await expired
+        assert error.value.sqlstate == "PGR02"
         assert await kept == ["KEPT"]
         await first
 

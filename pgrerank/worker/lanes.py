@@ -36,7 +36,7 @@ class Job:
         """Whether somebody still waits for it; an expired one is told so."""
         if not (self.dropped or self.future.done()) and time.monotonic() >= self.deadline:
             self.future.set_exception(
-                RequestError("the deadline passed before the work was done", sqlstate="57014")
+                RequestError("the deadline passed before the work was done", sqlstate="PGR02")
             )
         return not (self.dropped or self.future.done())
 
@@ -73,7 +73,7 @@ class Lane:
 
         `size` orders items so that those of like length share a slice; `timeout` is in seconds.
         Raises RequestError at once when the queue is full (53300), and when the timeout passes
-        (57014). If the awaiting task is cancelled, what has not run yet is dropped.
+        (PGR02). If the awaiting task is cancelled, what has not run yet is dropped.
         """
         job = Job(kind, items, run, size, time.monotonic() + timeout)
         with self._wake:

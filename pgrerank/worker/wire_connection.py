@@ -31,7 +31,7 @@ _IGNORED = frozenset(b"Hdcf")  # Flush, and what a client may still send after a
 class Cause(Enum):
     """Why a request was cancelled, and the SQLSTATE and text that tell it."""
 
-    ITSELF = ("57014", "the worker cancelled the request")
+    ITSELF = ("XX000", "the worker cancelled the request")
     CLIENT = ("57014", "canceling statement due to user request")
     LOST = ("08006", "the client is gone")
     STOP = ("57P01", "the worker is stopping: terminating connection")

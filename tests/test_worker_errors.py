@@ -1,0 +1,54 @@
+"""What a search makes of a worker that answers with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgrerank.worker.wire import RequestError, Rows, Session
+from tests.wire_served import Served
+
+SEARCH = "SELECT stage, degraded, reason FROM pgrerank.documents_search('bread'"
+
+
+class Refusing(Served):
+    """A worker that refuses whatever it is asked."""
+
+    sqlstate = "22023"
+
+    async def handle(self, _text: str, _session: Session) -> Rows:
+        raise RequestError("it can't be done", sqlstate=self.sqlstate)
+
+
+@pytest.fixture
+def refusing(db, source) -> Iterator[Any]:
+    worker = Refusing(user="pgrerank", password="secret")
+    db.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (worker.port,))
+    source.create()
+    source.encode_by_hand()
+    yield worker
+    db.execute("SELECT pgrerank._disconnect()")
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("answered", "raised"),
+    [
+        ("PGR02", "PGR02"),  # the deadline, seen by the worker first
+        ("22023", "PGR03"),
+        ("53300", "PGR03"),
+        ("XX000", "PGR03"),
+        ("42501", "PGR03"),
+    ],
+)
+def test_it_degrades_or_if_strict_says_which(db, refusing, answered, raised):
+    refusing.sqlstate = answered
+    rows = db.execute(SEARCH + ")").fetchall()
+    assert {row[:2] for row in rows} == {("fulltext", True)}
+    assert "it can't be done" in rows[0][2]
+    with pytest.raises(psycopg.Error, match="it can't be done") as error:
+        db.execute(SEARCH + ", strict => true)")
+    assert error.value.sqlstate == raised

@@ -52,10 +52,7 @@ BEGIN
     PERFORM _create_triggers(create_reranker.name);
     PERFORM _create_search(create_reranker.name);
     PERFORM enqueue(create_reranker.name);
-    IF token_dims IS NOT NULL AND (SELECT count(*) FROM pending p WHERE p.reranker = create_reranker.name) < _sample_size() THEN
-        RAISE WARNING 'reranker "%": table % has fewer than % documents to fit the projection to % dimensions on', name, source, _sample_size(), token_dims
-            USING HINT = 'Once it has more, give token_dims again by pgrerank.alter_reranker.';
-    END IF;
+    PERFORM _warn_of_a_small_sample(generation);
 END
 $$;
 COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
@@ -122,6 +119,9 @@ BEGIN
         PERFORM _drop_stale_sides(reranker.name);
     END IF;
     PERFORM enqueue(reranker.name);
+    IF wanted.number > present.number THEN
+        PERFORM _warn_of_a_small_sample(wanted);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION alter_reranker IS 'Changes a reranker; NULL leaves a setting as it is';
@@ -150,6 +150,19 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION drop_reranker IS 'Removes a reranker with its side tables, triggers and search function; the source table stays';
+
+-- All documents of a fresh generation are pending.
+CREATE OR REPLACE FUNCTION _warn_of_a_small_sample(g generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF g.token_dims IS NOT NULL AND (SELECT count(*) FROM pending p WHERE (p.reranker, p.generation) = (g.reranker, g.number)) < _sample_size() THEN
+        RAISE WARNING 'reranker "%" has fewer than % documents to fit the projection to % dimensions on', g.reranker, _sample_size(), g.token_dims
+            USING HINT = 'Once it has more, give token_dims again by pgrerank.alter_reranker.';
+    END IF;
+END
+$$;
 
 CREATE OR REPLACE FUNCTION _check_models(r rerankers, g generations) RETURNS void
 LANGUAGE plpgsql

@@ -72,7 +72,12 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
         *(*add, "tokens", "--kind", "late_interaction", "--loader", "sentence_transformer"),
         *("--source", tiny_models["tokens"]),
     )
-    ok(*add, "reranker", "--kind", "cross_encoder", "--source", tiny_models["reranker"])
+    ok(
+        *(*add, "reranker", "--kind", "cross_encoder", "--source", tiny_models["reranker"]),
+        *("--options", '{"max_tokens": 48}'),
+    )
+    [row] = db.execute("SELECT options, max_tokens FROM pgrerank.models WHERE name = 'reranker'")
+    assert row == ({"max_tokens": 48}, 48)
     models = json.loads(ok("models", "list", "--json", "--dsn", dsn))
     assert [(model["name"], model["dims"]) for model in models] == [
         ("embedding", 32),
@@ -82,6 +87,7 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
     ok(
         *("create", "documents", "--dsn", dsn, "--source", "documents", "--text", "title, body"),
         *("--embedding-model", "embedding", "--late-interaction-model", "tokens"),
+        *("--text-search-config", "english"),
     )
     assert json.loads(ok("status", "--json", "--dsn", dsn))[0]["pending"] == 3
     result = run("backfill", "documents", "--dsn", dsn)
@@ -100,6 +106,26 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
     assert db.execute("SELECT count(*) FROM pgrerank.rerankers").fetchone() == (0,)
 
 
+def test_a_reranker_is_changed(dsn, db, source):
+    source.create()
+    source.encode_by_hand()
+    alter = ("alter", "documents", "--dsn", dsn)
+    said = run(*alter, "--candidates", "200", "--cross-encoder-model", "")
+    assert said.exit_code == 0
+    assert said.stderr.split() == ["reranker", "documents", "is", "changed"]
+    said = run(*alter, "--text", "body", "--token-dims", "16", "--maxsim-bit-top", "20")
+    assert "fewer than 256 documents" in said.stderr
+    assert "until generation 2 is encoded: 3 documents" in " ".join(said.stderr.split())
+    [row] = db.execute(
+        "SELECT candidates, maxsim_bit_top, cross_encoder_model, token_dims, text_expression"
+        " FROM pgrerank.rerankers JOIN pgrerank.generations ON reranker = name AND number = 2"
+    )
+    assert row[:4] == (200, 20, None, 16)
+    assert "title" not in row[4]
+    assert "maxsim_top is '0', wanted 1 to 1000" in refused(*alter, "--maxsim-top", "0")
+    assert run("models", "add", "m", "--options", "[1]", "--dsn", dsn).exit_code == 2
+
+
 def test_errors_name_their_object_and_the_remedy(dsn, source, tmp_path):
     source.models()
     create = ("create", "documents", "--dsn", dsn, "--source", "documents")
@@ -108,7 +134,7 @@ def test_errors_name_their_object_and_the_remedy(dsn, source, tmp_path):
     assert 'model "x" is not registered hint: Registered' in refused(
         *create, "--text", "body", "--embedding-model", "x"
     )
-    for command in ("drop", "backfill"):
+    for command in ("drop", "backfill", "alter"):
         assert 'reranker "x" does not exist' in refused(command, "x", "--dsn", dsn)
     assert 'reranker "x" does not exist' in refused("search", "x", "q", "--dsn", dsn)
     (tmp_path / "empty").mkdir()

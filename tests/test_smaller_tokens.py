@@ -254,8 +254,7 @@ def test_a_projection_fitted_on_few_documents_is_fitted_again_when_there_are_mor
     db.add_notice_handler(lambda notice: notices.append(notice.message_primary))
     source.create(token_dims=8)
     assert notices == [
-        'reranker "documents": table documents has fewer than 256 documents'
-        " to fit the projection to 8 dimensions on"
+        'reranker "documents" has fewer than 256 documents to fit the projection to 8 dimensions on'
     ]
     with worker(dsn, tmp_path, "--no-serve"):
         wait_for(db, "pending = 0 AND encoded = 3")

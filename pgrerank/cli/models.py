@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import psycopg
 import typer
@@ -14,6 +15,16 @@ from pgrerank.terminal import note, report_errors
 models_app = typer.Typer(
     help="The registry of models: list, add, drop.", no_args_is_help=True, rich_markup_mode="rich"
 )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is not a JSON object")
+    return value
 
 
 @models_app.command("list", epilog="Example: pgrerank models list --json")
@@ -41,12 +52,18 @@ def add_model(
         Loader | None, typer.Option(help="What reads it; by default by kind.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    options: Annotated[
+        dict[str, Any] | None,
+        typer.Option(parser=_json_object, metavar="<json>", help="The loader's, as an object."),
+    ] = None,
 ) -> None:
     """Load a model once, to learn its dimensions, and register it."""
     from pgrerank.worker.registry import register_model
 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        spec = register_model(connection, name, kind, source, loader=loader, revision=revision)
+        spec = register_model(
+            connection, name, kind, source, loader=loader, revision=revision, options=options
+        )
         note(f"model {spec.name} is registered: {spec.kind}, loaded by {spec.loader}")
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, and calls of SQL functions."""
+"""What the commands share: the program, options, and calls of SQL functions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import psycopg
 import typer
 
 from pgrerank.terminal import print_rows
+
+app = typer.Typer(
+    name="pgrerank",
+    help="Rerank inside Postgres: recall, MaxSim and cross-encoder in one SQL call.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Dsn = Annotated[
     str,

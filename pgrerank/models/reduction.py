@@ -36,14 +36,15 @@ class Reduction:
     def apply(self, tokens: Matrix, role: Role) -> Matrix:
         """Reduce a text's token vectors, float32 [n, dims]; those of a query are never pooled.
 
-        What a projection leaves of a vector gets length 1 again: else tokens that it serves badly
+        What a projection leaves of a vector gets its length back: else tokens that it serves badly
         could never be a maximum.
         """
         if role == "document" and self.pool > 1:
             tokens = _pooled(tokens, self.pool)
         if self.matrix is None:
             return tokens
-        return of_length_one(tokens @ self.matrix.T)
+        lengths = np.linalg.norm(tokens, axis=1, keepdims=True)
+        return np.asarray(of_length_one(tokens @ self.matrix.T) * lengths, np.float32)
 
 
 class SecondMoment:

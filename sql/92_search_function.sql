@@ -65,6 +65,7 @@ BEGIN
     r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
     r.timeout := coalesce(timeout, r.timeout);
     PERFORM _check_call(r, query, top_k, keys, query_embedding, recall);
+    PERFORM _check_query_tokens(r, query_tokens);
     PERFORM _check_settings(r);
     stages := _stages(r, stages, query IS NOT NULL, query_tokens IS NOT NULL);
     wants_tokens := stages && '{maxsim_bit,maxsim}';
@@ -143,6 +144,30 @@ BEGIN
         IF dims <> vector_dims(query_embedding) THEN
             PERFORM _fail('data_exception', format('query_embedding: expected %s dimensions, not %s', dims, vector_dims(query_embedding)));
         END IF;
+    END IF;
+END
+$$;
+
+-- Given token vectors begin as packed ones do, and have the stored ones' dimensions; whoever scores them reads the rest.
+CREATE OR REPLACE FUNCTION _check_query_tokens(r rerankers, query_tokens bytea) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stored record;
+    given int;
+BEGIN
+    IF query_tokens IS NULL THEN
+        RETURN;
+    ELSIF octet_length(query_tokens) < 16 OR substring(query_tokens FOR 4) <> 'pgrt' THEN
+        PERFORM _fail('data_exception', 'query_tokens are not packed token vectors', 'pgrerank.tokens.pack makes them.');
+    END IF;
+    SELECT g.token_dims, coalesce(g.token_dims, m.dims) AS dims INTO stored
+    FROM generations g JOIN models m ON m.name = g.late_interaction_model WHERE (g.reranker, g.number) = (r.name, r.generation);
+    given := get_byte(query_tokens, 6) + 256 * get_byte(query_tokens, 7);
+    IF given <> stored.dims THEN
+        PERFORM _fail('data_exception', format('query_tokens: expected %s dimensions, not %s', stored.dims, given),
+            CASE WHEN stored.token_dims IS NOT NULL THEN 'They want the projection in pgrerank.projections, as documents have it.' END);
     END IF;
 END
 $$;

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgrerank.models import ModelSpec, load_encoder
-from pgrerank.tokens import parse_header, unpack
+from pgrerank.tokens import pack, parse_header, unpack
 from tests.sources import Source
 from tests.workers import wait_for, worker
 
@@ -288,6 +288,24 @@ def test_the_projection_is_not_for_everybody(dsn, db, source, make_role):
     db.execute(f"SET ROLE {reader}")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         db.execute("SELECT * FROM pgrerank.projections")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (b"", "not packed token vectors"),
+        (b"pgrt", "not packed token vectors"),
+        (b"x" * 40, "not packed token vectors"),
+        (pack(np.eye(2, 32), "float16"), "query_tokens: expected 8 dimensions, not 32"),
+    ],
+)
+def test_a_querys_own_token_vectors_must_be_of_the_stored_kind(db, source, tokens, message):
+    source.create(token_dims=8)
+    source.encode_by_hand()
+    search = "SELECT * FROM pgrerank.documents_search(NULL, keys => '{1}', query_tokens => %b)"
+    with pytest.raises(psycopg.errors.DataException, match=message):
+        db.execute(search, (tokens,))
+    assert db.execute(search, (pack(np.eye(2, 8), "float16"),)).fetchall()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ os.environ |= {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREAD
 
 import numpy as np
 import psycopg
+from synthetic import store_parts, unit_vectors
 
 from pgrerank import embedded, kernel, schema
 from pgrerank.embedded.binaries import account, find
@@ -40,6 +41,8 @@ TOKENS, QUERY_TOKENS, DIMS = 128, 32, 128
 PRECISIONS = ("float16", "int8", "bit")
 RAW_BYTES = {"float16": TOKENS * DIMS * 2, "int8": TOKENS * DIMS, "bit": TOKENS * DIMS // 8}
 SLOW = ("SQL", "worker, with its fetch")
+Sizes = dict[str, tuple[float, float]]
+"""By precision: mean bytes of a document as packed, and of the table's pages that it takes."""
 Run = Callable[[], Any]
 Contestant = Callable[[Sequence[int]], Run]
 """Gets ready for the documents of some keys; what it returns scores them, and is timed."""
@@ -80,14 +83,8 @@ def server() -> Iterator[str]:
             yield started.dsn
 
 
-def unit_vectors(generator: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random directions, float32 of that shape."""
-    vectors = generator.standard_normal(shape, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def set_up(connection: psycopg.Connection, documents: np.ndarray) -> dict[str, float]:
-    """A reranker for each precision, with its parts stored; bytes a document by precision."""
+def set_up(connection: psycopg.Connection, documents: np.ndarray) -> Sizes:
+    """A reranker for each precision, with its parts stored; returns their sizes."""
     schema.install(connection)
     connection.execute("CREATE EXTENSION pgrerank_bench")
     for name, similarity in SIMILARITIES.items():
@@ -102,16 +99,12 @@ def set_up(connection: psycopg.Connection, documents: np.ndarray) -> dict[str, f
             " 'embedding', late_interaction_model => 'tokens', token_precision => %s)",
             (precision, precision),
         )
-        stored = 0
-        with connection.cursor().copy(
-            f"COPY {parts_of(precision)} (key, part, tokens) FROM STDIN (FORMAT binary)"
-        ) as copy:
-            copy.set_types(["int8", "int4", "bytea"])
-            for key, matrix in enumerate(documents):
-                for number, part in enumerate(pack_parts(matrix, precision), 1):
-                    copy.write_row((key, number, part))
-                    stored += len(part)
-        sizes[precision] = stored / len(documents)
+        packed = ((key, pack_parts(matrix, precision)) for key, matrix in enumerate(documents))
+        stored = store_parts(connection, precision, "tokens", packed)
+        [pages] = connection.execute(
+            "SELECT pg_relation_size(%s::regclass)", (parts_of(precision),)
+        ).fetchone()
+        sizes[precision] = (stored / len(documents), pages / len(documents))
     store_arrays(connection, documents)
     connection.execute("VACUUM ANALYZE")
     return sizes
@@ -296,7 +289,7 @@ def race(
 
 
 def report(
-    sizes: dict[str, float], found: dict[int, dict[str, tuple[float, float]]], engine: str
+    sizes: Sizes, found: dict[int, dict[str, tuple[float, float]]], engine: str
 ) -> dict[str, Any]:
     """Print the tables; returns what the last line says."""
     pools = list(found)
@@ -314,8 +307,11 @@ def report(
     columns = ["microseconds a candidate", *map(str, pools), f"over int8 at {base}", "p90 / median"]
     print_rows(columns, rows, as_json=False)
     print_rows(
-        ["precision", "bytes a document", "over the raw matrix"],
-        [[name, f"{size:.0f}", f"{size / RAW_BYTES[name]:.4f}"] for name, size in sizes.items()],
+        ["precision", "bytes a document", "over the raw matrix", "its pages, over the matrix"],
+        [
+            [name, f"{size:.0f}", f"{size / RAW_BYTES[name]:.4f}", f"{pages / RAW_BYTES[name]:.4f}"]
+            for name, (size, pages) in sizes.items()
+        ],
         as_json=False,
     )
     over = {name: took / int8 for name, (took, _) in found[base].items()}
@@ -331,7 +327,8 @@ def report(
         "float16_over_floor": over["kernel, float16"] / over["floor, float16"],
         "worker_over_int8": over["worker, with its fetch"],
         "sentence_transformers_over_int8": over["sentence-transformers, in memory"],
-        "bytes_over_raw": {name: size / RAW_BYTES[name] for name, size in sizes.items()},
+        "bytes_over_raw": {name: size / RAW_BYTES[name] for name, (size, _) in sizes.items()},
+        "pages_over_raw": {name: pages / RAW_BYTES[name] for name, (_, pages) in sizes.items()},
     }
     if "maxsim-cpu, in memory" in over:
         ratios["maxsim_cpu_over_int8"] = over["maxsim-cpu, in memory"]

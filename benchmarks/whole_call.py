@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from psycopg.conninfo import make_conninfo
+from synthetic import store_parts, unit_vectors
 
 from pgrerank import embedded, schema
 from pgrerank.terminal import document_progress, note, print_rows
@@ -81,12 +82,6 @@ def cases(sizes: Sequence[int], clients: Sequence[int]) -> Iterator[Case]:
                         yield Case(size, what, pool, count)
 
 
-def unit_vectors(generator: np.random.Generator, *shape: int) -> np.ndarray:
-    """Random directions, float32 of that shape."""
-    vectors = generator.standard_normal(shape, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
     """A reranker over so many documents, stored where a worker would store them."""
     name, generator = f"corpus_{size}", np.random.default_rng(size)
@@ -109,13 +104,7 @@ def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
     matrices = unit_vectors(generator, DISTINCT, TOKENS, TOKEN_DIMS)
     for tier, precision in (("tokens", "int8"), ("bits", "bit")):
         parts = [pack_parts(matrix, precision) for matrix in matrices]
-        with connection.cursor().copy(
-            f"COPY pgrerank.{name}_1_{tier} (key, part, tokens) FROM STDIN (FORMAT binary)"
-        ) as copy:
-            copy.set_types(["int8", "int4", "bytea"])
-            for key in range(size):
-                for number, part in enumerate(parts[key % DISTINCT], 1):
-                    copy.write_row((key, number, part))
+        store_parts(connection, name, tier, ((key, parts[key % DISTINCT]) for key in range(size)))
     with connection.cursor().copy(
         f"COPY pgrerank.{name}_1 (key, embedding, content_hash) FROM STDIN"
     ) as copy:

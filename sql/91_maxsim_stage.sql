@@ -16,14 +16,17 @@ AS $$
 $$;
 
 -- One set-based statement over the parts of the pool's documents. A malformed one ends the stage, not the search.
+-- The planner estimates every element of an array that it sees. Of a large pool it shall, as a parallel plan may come of it;
+-- a small one is hidden in a subquery. The index yields parts in the order of keys; after a bitmap they would be sorted, hence copied.
 CREATE OR REPLACE FUNCTION _score_by_kernel(parts text, key_type regtype, pool text[], query bytea, OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET enable_bitmapscan = off
 AS $$
 BEGIN
     EXECUTE format(
         'SELECT array_agg(key::text), array_agg(score) FROM ('
-        'SELECT p.key, maxsim_agg($2, p.tokens) AS score FROM %s p WHERE p.key = ANY ($1::%s[]) GROUP BY p.key) scored', parts, key_type)
+        'SELECT p.key, maxsim_agg($2, p.tokens) AS score FROM %1$s p WHERE p.key = ANY (%2$s) GROUP BY p.key) scored', parts,
+        format(CASE WHEN cardinality(pool) > 2000 THEN '$1::%1$s[]' ELSE '(SELECT $1::%1$s[])::%1$s[]' END, key_type))
     INTO keys, scores USING pool, query;
 EXCEPTION WHEN data_exception THEN
     PERFORM _fail('PGR03', format('MaxSim of %s: %s', parts, SQLERRM));

@@ -32,7 +32,7 @@ from synthetic import store_parts, unit_vectors
 
 from pgrerank import embedded, kernel, schema
 from pgrerank.embedded.binaries import account, find
-from pgrerank.embedded.native import kernel_for
+from pgrerank.embedded.extensions import extension_settings
 from pgrerank.terminal import note, print_rows
 from pgrerank.tokens import pack, pack_parts, unpack
 from pgrerank.worker.child import worker_process
@@ -65,7 +65,7 @@ SIMILARITIES = {"sql_cosine": "1 - (q.v <=> d.v)", "sql_inner_product": "-(q.v <
 def server() -> Iterator[str]:
     """An embedded server with the kernel and its competitors; its connection string."""
     programs = find(account())
-    settings, missing = kernel_for(programs)
+    settings, missing = extension_settings(programs, kernel=True)
     if missing is not None:
         raise SystemExit(f"no kernel to measure: {missing}")
     with tempfile.TemporaryDirectory() as folder:

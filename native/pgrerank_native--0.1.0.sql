@@ -41,6 +41,9 @@ COMMENT ON FUNCTION maxsim_instructions() IS 'Instruction set that maxsim uses: 
 DO $$
 BEGIN
     IF to_regprocedure('maxsim(vector[], vector[])') IS NOT NULL THEN
+        IF EXISTS (SELECT FROM pg_extension WHERE extname = 'pgrerank') THEN
+            ALTER EXTENSION pgrerank DROP FUNCTION maxsim(vector[], vector[]);
+        END IF;
         ALTER EXTENSION pgrerank_native ADD FUNCTION maxsim(vector[], vector[]);
     END IF;
 END

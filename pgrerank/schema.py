@@ -1,4 +1,4 @@
-"""Installs and removes the database's half: the files in sql/, in one transaction."""
+"""Installs, upgrades and removes the database's half: files in sql/, in one transaction."""
 
 from __future__ import annotations
 
@@ -8,42 +8,82 @@ from typing import Any
 
 import psycopg
 
+from pgrerank import __version__
 from pgrerank.errors import InstallError
 
 __all__ = [
+    "VERSION",
     "create_kernel",
     "install",
     "installed_version",
     "maxsim_engine",
+    "released_files",
     "sql_files",
     "uninstall",
+    "wrapped",
 ]
+
+VERSION = __version__
+"""Version of the schema that `install` makes and that a worker of this package wants."""
+
+
+FIRST_RELEASE = "0.1.0"
+_FOLDER = importlib.resources.files("pgrerank") / "sql"
 
 
 def sql_files() -> list[Traversable]:
     """The numbered files that make the schema, in their order."""
-    folder = importlib.resources.files("pgrerank") / "sql"
     return sorted(
-        (file for file in folder.iterdir() if file.name[0].isdigit()), key=lambda file: file.name
+        (file for file in _FOLDER.iterdir() if file.name[0].isdigit()), key=lambda file: file.name
     )
 
 
-def install(connection: psycopg.Connection[Any]) -> str:
-    """Create or renew the schema `pgrerank`; returns its version.
+def released_files(version: str, *, since: str | None = None) -> list[Traversable]:
+    """The frozen files that make a release, or that lead to it from an older one.
 
-    One transaction; running it again changes nothing. Needs CREATE on the database, and the
-    extensions vector (0.7 or newer) and dblink there or the right to create them. Raises
-    InstallError, saying what is missing.
+    One for each step: the first release, then the upgrades to the next. Raises InstallError where
+    no steps lead there.
     """
+    steps = {file.name.removesuffix(".sql"): file for file in (_FOLDER / "upgrades").iterdir()}
+    following = dict(name.split("--") for name in steps if "--" in name)
+    at, files = (FIRST_RELEASE, [steps[FIRST_RELEASE]]) if since is None else (since, [])
+    while at != version:
+        if at not in following:
+            raise InstallError(
+                f"no upgrade leads from pgrerank {since or FIRST_RELEASE} to {version}: there are"
+                f" {', '.join(sorted(steps))}"
+            )
+        files.append(steps[f"{at}--{following[at]}"])
+        at = following[at]
+    return files
+
+
+def wrapped(files: list[Traversable]) -> list[Traversable]:
+    """The files with what goes before and after them; all belong into one transaction."""
+    return [_FOLDER / "begin.sql", *files, _FOLDER / "end.sql"]
+
+
+def install(connection: psycopg.Connection[Any]) -> str:
+    """Create, upgrade or renew the schema `pgrerank`; returns its version.
+
+    One transaction; running it again changes nothing. Rerankers, their vectors and what waits to
+    be encoded stay. Needs CREATE on the database, and the extensions vector (0.7 or newer) and
+    dblink there or the right to create them. Raises InstallError, saying what is missing.
+    """
+    present = installed_version(connection)
+    if present is not None and _parts(present) > _parts(VERSION):
+        raise InstallError(
+            f"database {connection.info.dbname} has pgrerank {present}, newer than this package, "
+            f"{VERSION}: run pip install 'pgrerank>={present}'"
+        )
+    files = sql_files() if present in (None, VERSION) else released_files(VERSION, since=present)
     try:
         with connection.transaction():
-            for file in [_file("install.sql"), *sql_files()]:
+            for file in wrapped(files):
                 connection.execute(file.read_bytes())
     except psycopg.Error as error:
         raise InstallError(_explain("install pgrerank in", connection, error)) from error
-    version = installed_version(connection)
-    assert version is not None
-    return version
+    return VERSION
 
 
 def uninstall(connection: psycopg.Connection[Any]) -> None:
@@ -51,7 +91,7 @@ def uninstall(connection: psycopg.Connection[Any]) -> None:
     try:
         with connection.transaction():
             connection.execute("SET LOCAL client_min_messages = warning")
-            connection.execute(_file("uninstall.sql").read_bytes())
+            connection.execute((_FOLDER / "uninstall.sql").read_bytes())
     except psycopg.Error as error:
         raise InstallError(_explain("remove pgrerank from", connection, error)) from error
 
@@ -88,8 +128,8 @@ def maxsim_engine(connection: psycopg.Connection[Any]) -> str:
     return f"native ({row[0]})" if row else "native"
 
 
-def _file(name: str) -> Traversable:
-    return importlib.resources.files("pgrerank") / "sql" / name
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _explain(deed: str, connection: psycopg.Connection[Any], error: psycopg.Error) -> str:

@@ -22,3 +22,9 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message, HINT = hint;
 END
 $$;
+
+-- Whom pgrerank's functions belong to; side tables and the mapping to the worker are theirs.
+CREATE OR REPLACE FUNCTION _owner() RETURNS regrole
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT p.proowner::regrole FROM pg_proc p WHERE p.oid = 'pgrerank._owner()'::regprocedure $$;

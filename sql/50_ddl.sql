@@ -266,7 +266,7 @@ BEGIN
         side, g.text_expression, r.source, r.key_column, side);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', side);
     EXECUTE format('COMMENT ON TABLE %s IS %L', side, comment);
-    EXECUTE format('ALTER TABLE %s OWNER TO %s', side, (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank'));
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', side, _owner());
 END
 $$;
 

@@ -6,7 +6,6 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET client_min_messages = warning
 AS $$
 DECLARE
-    owner text := (SELECT n.nspowner::regrole FROM pg_namespace n WHERE n.nspname = 'pgrerank');
     settings text;
 BEGIN
     SELECT string_agg(format('%I %L', s.key, s.value), ', ') INTO settings
@@ -16,7 +15,7 @@ BEGIN
         DROP SERVER pgrerank_worker CASCADE;
     END IF;
     EXECUTE format('CREATE SERVER pgrerank_worker FOREIGN DATA WRAPPER dblink_fdw OPTIONS (%s)', settings);
-    EXECUTE format('CREATE USER MAPPING FOR %s SERVER pgrerank_worker OPTIONS (user ''pgrerank'', password %L)', owner, password);
+    EXECUTE format('CREATE USER MAPPING FOR %s SERVER pgrerank_worker OPTIONS (user ''pgrerank'', password %L)', _owner(), password);
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE EXCEPTION 'role % can''t set the worker: %', current_user, SQLERRM
         USING ERRCODE = SQLSTATE,

@@ -1,4 +1,4 @@
--- MaxSim for those who call it themselves, and the native kernel where the server has it.
+-- MaxSim for those who call it themselves.
 
 -- Sum over the query's vectors of the largest inner product with any of the document's (Khattab and Zaharia 2020,
 -- https://arxiv.org/abs/2004.12832). NULL where either side has no vectors. The kernel brings a faster body.
@@ -15,10 +15,6 @@ BEGIN
                 GROUP BY q.i) scores
         $maxsim$;
         COMMENT ON FUNCTION maxsim(vector[], vector[]) IS 'MaxSim of a query''s and a document''s token vectors';
-        IF EXISTS (SELECT FROM pg_available_extensions e WHERE e.name = 'pgrerank_native')
-            AND (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user) THEN
-            CREATE EXTENSION pgrerank_native;
-        END IF;
     END IF;
 END
 $$;

@@ -22,7 +22,7 @@ from psycopg import sql
 
 from pgrerank.embedded.binaries import Account, account, find
 from pgrerank.embedded.cluster import PASSWORD_FILE, environment, prepare
-from pgrerank.embedded.native import kernel_for
+from pgrerank.embedded.extensions import extension_settings
 from pgrerank.errors import EmbeddedServerError
 from pgrerank.guard import Guard
 
@@ -129,12 +129,12 @@ def start(
             f"data folder {data} is in use by the server with process id {other.pid}, port "
             f"{other.port}: stop it (kill -INT {other.pid}) or choose another folder"
         )
-    kernel_settings, without_kernel = kernel_for(programs) if kernel else ({}, "not wanted")
+    extensions, without_kernel = extension_settings(programs, kernel=kernel)
     temporary = data is None
     folder = Path(tempfile.mkdtemp(prefix="pgrerank-") if data is None else data).absolute()
     try:
         password = prepare(folder, programs, who)
-        options = {**kernel_settings, **(settings or {})}
+        options = {**extensions, **(settings or {})}
         server = _launch(folder, programs, who, password, port, options, temporary, detach)
     except BaseException:
         if temporary:

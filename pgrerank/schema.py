@@ -13,6 +13,7 @@ from pgrerank.errors import InstallError
 
 __all__ = [
     "VERSION",
+    "check_version",
     "create_kernel",
     "install",
     "installed_version",
@@ -103,6 +104,25 @@ def installed_version(connection: psycopg.Connection[Any]) -> str | None:
         return None
     version = connection.execute("SELECT pgrerank.schema_version()").fetchone()
     return None if version is None else str(version[0])
+
+
+def check_version(present: str | None, database: str) -> None:
+    """See that a worker of this package fits a database's schema, by major and minor version.
+
+    Raises InstallError, saying which of the two to bring up to date.
+    """
+    if present is None:
+        raise InstallError(f"database {database} has no pgrerank: run pgrerank install")
+    theirs, ours = _parts(present)[:2], _parts(VERSION)[:2]
+    if theirs != ours:
+        remedy = (
+            "run pgrerank install, or ALTER EXTENSION pgrerank UPDATE where it is one"
+            if theirs < ours
+            else f"run pip install 'pgrerank[worker]=={theirs[0]}.{theirs[1]}.*'"
+        )
+        raise InstallError(
+            f"database {database} has pgrerank {present}, this worker is of {VERSION}: {remedy}"
+        )
 
 
 def create_kernel(connection: psycopg.Connection[Any]) -> str:

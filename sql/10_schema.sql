@@ -6,7 +6,7 @@ GRANT USAGE ON SCHEMA pgrerank TO PUBLIC;
 CREATE OR REPLACE FUNCTION schema_version() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
-AS $$ SELECT '0.1.0' $$;
+AS $$ SELECT '0.2.0' $$;
 COMMENT ON FUNCTION schema_version() IS 'Version of the installed schema';
 
 -- Conditions that end a stage but not a search (unless it is strict):

@@ -35,9 +35,11 @@ CREATE TABLE IF NOT EXISTS generations (
     token_bits boolean NOT NULL DEFAULT false,
     projection text,
     created_at timestamptz NOT NULL DEFAULT now(),
+    text_columns text[],
     PRIMARY KEY (reranker, number)
 );
 COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made from: one side table each';
+COMMENT ON COLUMN generations.text_columns IS 'The columns that text_expression was made of; NULL where it was given itself';
 COMMENT ON COLUMN generations.token_dims IS 'Dimensions that token vectors are projected to; NULL for the model''s own';
 COMMENT ON COLUMN generations.token_pool IS 'A document''s token vectors are pooled to one for so many';
 COMMENT ON COLUMN generations.token_bits IS 'Whether they are stored a second time, in one bit a dimension';

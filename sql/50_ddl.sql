@@ -43,7 +43,7 @@ BEGIN
         cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now());
     PERFORM _check_settings(reranker);
     generation := (create_reranker.name, 1, '', embedding_model, late_interaction_model,
-        token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now());
+        token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now(), text_columns);
     PERFORM _check_models(reranker, generation);
     generation.text_expression := _text_expression(source, text_columns, create_reranker.text_expression);
     INSERT INTO rerankers SELECT reranker.*;
@@ -102,8 +102,9 @@ BEGIN
         WHERE (p.reranker, p.generation) = (present.reranker, present.number) AND p.documents < _sample_size()) THEN
         wanted.projection := NULL;
     END IF;
-    IF text_columns IS NOT NULL OR alter_reranker.text_expression IS NOT NULL THEN
-        wanted.text_expression := _text_expression(reranker.source, text_columns, alter_reranker.text_expression);
+    IF alter_reranker.text_columns IS NOT NULL OR alter_reranker.text_expression IS NOT NULL THEN
+        wanted.text_expression := _text_expression(reranker.source, alter_reranker.text_columns, alter_reranker.text_expression);
+        wanted.text_columns := alter_reranker.text_columns;
     END IF;
     PERFORM _check_models(reranker, wanted);
     UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout)

@@ -19,11 +19,11 @@ from psycopg.conninfo import conninfo_to_dict
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pgrerank import schema
+from pgrerank import extension, schema
 from pgrerank.cli import app
 
 COMMANDS = get_command(app).commands
-GROUPS = ("models", "native")
+GROUPS = ("extension", "models", "native")
 NAMES = sorted(
     [(name,) for name in COMMANDS if name not in GROUPS]
     + [(group, name) for group in GROUPS for name in COMMANDS[group].commands]
@@ -63,6 +63,26 @@ def test_install_and_uninstall(empty_dsn):
     ok("uninstall", "--dsn", empty_dsn, "--yes")
     with psycopg.connect(empty_dsn) as connection:
         assert schema.installed_version(connection) is None
+
+
+def test_the_extension_is_put_where_pg_config_says(tmp_path):
+    (tmp_path / "extension").mkdir()
+    pg_config = tmp_path / "pg_config"
+    pg_config.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    pg_config.chmod(0o755)
+    assert "CREATE EXTENSION pgrerank CASCADE" in said("extension", "install", pg_config)
+    ok("extension", "write", str(tmp_path / "other"))
+    for folder in ("extension", "other"):
+        found = {path.name: path.read_text("utf-8") for path in (tmp_path / folder).iterdir()}
+        assert found == extension.scripts()
+    assert "can't write the extension" in refused("extension", "write", "/proc/nowhere")
+
+
+def said(*command: object) -> str:
+    *words, pg_config = map(str, command)
+    result = run(*words, "--pg-config", pg_config)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stderr.split())
 
 
 def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
@@ -236,5 +256,5 @@ def test_a_worker_without_a_database_says_so(empty_dsn):
         env=os.environ | {"PGRERANK_WORKER_PASSWORD": "x"},
     )
     assert done.returncode == 1
-    assert "no heartbeat reached the database" in done.stderr
+    assert "has no pgrerank: run pgrerank install" in done.stderr
     assert "Traceback" not in done.stderr

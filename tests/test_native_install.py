@@ -34,7 +34,7 @@ def pgrerank(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache of its own, in a folder that the server's user can read."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("pgrerank.embedded.native.cache_folder", lambda: folder)
+    monkeypatch.setattr("pgrerank.embedded.extensions.cache_folder", lambda: folder)
     for parent in (tmp_path, *tmp_path.parents):
         if parent != Path("/tmp") and os.access(parent, os.W_OK) and parent.is_relative_to("/tmp"):
             parent.chmod(0o755)

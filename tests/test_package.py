@@ -22,6 +22,7 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"pgrerank/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")}
+    wanted |= {f"pgrerank/sql/upgrades/{p.name}" for p in (ROOT / "sql/upgrades").iterdir()}
     native = ROOT / "native"
     for path in (*native.glob("*.[chs]*"), *native.glob("kernels/*"), native / "Makefile"):
         wanted.add(f"pgrerank/kernel_source/{path.relative_to(native)}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Annotated
 
 import psycopg
 import typer
 
 from pgrerank import kernel, schema
-from pgrerank.cli.options import Dsn, Json, print_cursor
-from pgrerank.errors import InstallError, KernelError
+from pgrerank.cli.options import Dsn, Json, PgConfig, pg_config_path, print_cursor
+from pgrerank.errors import InstallError
 from pgrerank.terminal import note, report_errors
 
 native_app = typer.Typer(
@@ -27,9 +25,7 @@ native_app = typer.Typer(
     " --dsn 'dbname=app user=postgres'",
 )
 def install(
-    pg_config: Annotated[
-        Path | None, typer.Option(help="The server's pg_config; by default that on the PATH.")
-    ] = None,
+    pg_config: PgConfig = None,
     dsn: Annotated[
         str | None,
         typer.Option(help="Also create the extension in this database, as a superuser."),
@@ -37,13 +33,7 @@ def install(
 ) -> None:
     """Build the kernel for a server on this machine, and install it there."""
     with report_errors():
-        found = pg_config or shutil.which("pg_config")
-        if found is None:
-            raise KernelError(
-                "no pg_config on the PATH: give the server's, such as"
-                " --pg-config /usr/lib/postgresql/18/bin/pg_config"
-            )
-        path = Path(found)
+        path = pg_config_path(pg_config)
         kernel.install(path)
         version = kernel.pg_config_value(path, "--version")
         note(f"the kernel is installed for {version}; sessions that have an older one keep it")

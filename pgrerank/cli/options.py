@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
 import typer
 
+from pgrerank.errors import KernelError
 from pgrerank.terminal import print_rows
 
 app = typer.Typer(
@@ -23,7 +26,21 @@ Dsn = Annotated[
     typer.Option(help="Connection string of the database; libpq's variables (PGHOST …) serve too."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+PgConfig = Annotated[
+    Path | None, typer.Option(help="The server's pg_config; by default that on the PATH.")
+]
 Name = Annotated[str, typer.Argument(help="Name of the reranker.")]
+
+
+def pg_config_path(given: Path | None) -> Path:
+    """The pg_config that was named, or that on the PATH."""
+    found = given or shutil.which("pg_config")
+    if found is None:
+        raise KernelError(
+            "no pg_config on the PATH: give the server's, such as"
+            " --pg-config /usr/lib/postgresql/18/bin/pg_config"
+        )
+    return Path(found)
 
 
 def call(

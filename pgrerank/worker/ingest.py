@@ -23,6 +23,7 @@ from pgrerank.worker.encoding import Vectors, encode
 from pgrerank.worker.lanes import SLICE, Lane
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry
+from pgrerank.worker.session import connect
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,9 @@ class Ingest:
     async def drain(self) -> None:
         """Work until the queue is empty or `stopping` is set.
 
-        Raises psycopg.OperationalError when the connection is lost: its claims end with it. Raises
-        ModelError or RequestError when a model can't be had; the documents are not to blame.
+        Raises psycopg.OperationalError when the connection is lost: its claims end with it;
+        InstallError when the schema is of another version. Raises ModelError or RequestError when
+        a model can't be had; the documents are not to blame.
         """
         outcomes = await asyncio.gather(
             *(self._drain() for _ in range(SESSIONS)), return_exceptions=True
@@ -83,9 +85,7 @@ class Ingest:
                 raise outcome
 
     async def _drain(self) -> None:
-        async with await psycopg.AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name="pgrerank ingest"
-        ) as connection:
+        async with await connect(self._dsn, "ingest") as connection:
             try:
                 while not self.stopping.is_set() and (documents := await self._claim(connection)):
                     await self._process(connection, documents)

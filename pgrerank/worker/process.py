@@ -17,6 +17,7 @@ from pgrerank.worker.lanes import Lane
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry
 from pgrerank.worker.scoring import Scorer
+from pgrerank.worker.session import connect
 from pgrerank.worker.settings import WorkerSettings
 from pgrerank.worker.wire import WireServer
 
@@ -34,12 +35,14 @@ async def run_worker(
     """Run until SIGTERM or SIGINT, then stop gracefully.
 
     `on_ready` is called once with the port that is listened on (None if nothing is served).
-    Raises WorkerError, or psycopg.Error where it registers or preloads, when the database can't be
-    reached or has no pgrerank.
+    Raises InstallError when the database's schema is of another version or missing; WorkerError, or
+    psycopg.Error where it registers or preloads, when the database can't be reached.
     """
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    with contextlib.suppress(psycopg.OperationalError):  # one that is down may come up yet
+        await (await connect(settings.dsn, "start")).close()
     registry = Registry(settings.dsn)
     projections = Projections(settings.dsn)
     scorer = Scorer(

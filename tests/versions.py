@@ -1,0 +1,37 @@
+"""Databases of older versions, and what two databases differ in."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import psycopg
+
+from pgrerank import schema
+from pgrerank.embedded.binaries import account, find
+
+
+def install_release(connection: psycopg.Connection, version: str) -> None:
+    """What `pgrerank install` of that release did."""
+    with connection.transaction():
+        for file in schema.wrapped(schema.released_files(version)):
+            connection.execute(file.read_bytes())
+
+
+def dump(dsn: str, *options: str) -> str:
+    """pg_dump's output, without what differs from run to run."""
+    done = subprocess.run(
+        [find(account()) / "pg_dump", *options, dsn], capture_output=True, text=True, check=True
+    )
+    return re.sub(r"^\\(un)?restrict .*\n", "", done.stdout, flags=re.MULTILINE)
+
+
+def restore(dumped: str, dsn: str) -> None:
+    """What `psql` does with it, stopping at the first error."""
+    subprocess.run(
+        [find(account()) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", dsn],
+        input=dumped,
+        capture_output=True,
+        text=True,
+        check=True,
+    )

@@ -1,0 +1,210 @@
+"""What is declared beside a SQLAlchemy model: models and rerankers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    MetaData,
+    SQLColumnExpression,
+    Table,
+    event,
+    inspect,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Mapper
+
+from pgrerank.errors import InstallError
+from pgrerank.models import Kind, Loader
+from pgrerank.sqlalchemy.ddl import CreateReranker, DropReranker, RegisterModel
+
+__all__ = ["Model", "Reranker", "rerankers"]
+
+_INFO = "pgrerank"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that rerankers name: the arguments of pgrerank.register_model.
+
+    `dims` are the dimensions of its vectors; a cross-encoder has none.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    dims: int | None = None
+    loader: Loader | None = None
+    revision: str | None = None
+    max_tokens: int | None = None
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given["options"] = None if self.options is None else dict(self.options)
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class Reranker:
+    """A reranker over a model's table, which is created after and dropped before that table.
+
+    `source` is a mapped class or a Table with a primary key of one column. `text` is what is
+    searched: a column, several of them, or an expression over the table's columns. Models are
+    given by name, or as `Model` to be registered as well. The other arguments are those of
+    pgrerank.create_reranker; what is left out is for the database to choose.
+
+    Raises ArgumentError when the table has a reranker of that name, or the text is not its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: type[Any] | Table,
+        *,
+        text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]],
+        embedding_model: Model | str | None = None,
+        late_interaction_model: Model | str | None = None,
+        cross_encoder_model: Model | str | None = None,
+        embedding_column: SQLColumnExpression[Any] | None = None,
+        distance: str | None = None,
+        candidates: int | None = None,
+        maxsim_bit_top: int | None = None,
+        maxsim_top: int | None = None,
+        token_precision: str | None = None,
+        token_dims: int | None = None,
+        token_pool: int | None = None,
+        timeout: timedelta | str | None = None,
+        text_search_config: str | None = None,
+    ) -> None:
+        self.name = name
+        self.table = table_of(source)
+        named = (embedding_model, late_interaction_model, cross_encoder_model)
+        self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
+        column = None if embedding_column is None else _column(self.table, embedding_column).name
+        if isinstance(timeout, timedelta):
+            timeout = f"{timeout.total_seconds():f} seconds"
+        self.settings: dict[str, Any] = _given(
+            **_text(self.table, text),
+            embedding_model=_name(embedding_model),
+            late_interaction_model=_name(late_interaction_model),
+            cross_encoder_model=_name(cross_encoder_model),
+            embedding_column=column,
+            distance=distance,
+            candidates=candidates,
+            maxsim_bit_top=maxsim_bit_top,
+            maxsim_top=maxsim_top,
+            token_precision=token_precision,
+            token_dims=token_dims,
+            token_pool=token_pool,
+            timeout=timeout,
+            text_search_config=text_search_config,
+        )
+        self._attach()
+
+    def __repr__(self) -> str:
+        return f"Reranker({self.name!r}, {self.table.fullname})"
+
+    def create(self, connection: Connection) -> None:
+        """Create it over a table that is there, and register its models.
+
+        Raises InstallError in a database without pgrerank.
+        """
+        if not _has_pgrerank(connection):
+            raise InstallError(
+                f"reranker {self.name!r} can't be created: the database has no pgrerank; run "
+                "pgrerank install, or op.install_pgrerank in a migration"
+            )
+        for model in self.models:
+            connection.execute(RegisterModel(**model.arguments))
+        connection.execute(CreateReranker(self.name, self.table, self.settings))
+
+    def drop(self, connection: Connection) -> None:
+        """Drop it, if it is there; models stay registered."""
+        if _has_pgrerank(connection):
+            connection.execute(DropReranker(self.name, if_exists=True))
+
+    def _attach(self) -> None:
+        declared = self.table.info.setdefault(_INFO, {})
+        if self.name in declared:
+            raise ArgumentError(f"table {self.table.fullname} has a reranker {self.name!r} already")
+        declared[self.name] = self
+
+        @event.listens_for(self.table, "after_create")
+        def create(_: Table, connection: Connection, **__: Any) -> None:
+            self.create(connection)
+
+        @event.listens_for(self.table, "before_drop")
+        def drop(_: Table, connection: Connection, **__: Any) -> None:
+            self.drop(connection)
+
+
+def rerankers(source: MetaData | Table) -> list[Reranker]:
+    """The rerankers declared over a table, or over all tables of a MetaData."""
+    tables = [source] if isinstance(source, Table) else source.sorted_tables
+    return [reranker for table in tables for reranker in table.info.get(_INFO, {}).values()]
+
+
+def table_of(source: type[Any] | Table) -> Table:
+    """The table of a mapped class, or the table itself. Raises ArgumentError for anything else."""
+    if isinstance(source, Table):
+        return source
+    mapper = inspect(source, raiseerr=False)
+    if not isinstance(mapper, Mapper) or not isinstance(mapper.local_table, Table):
+        raise ArgumentError(f"{source!r} is neither a mapped class with a table nor a Table")
+    return mapper.local_table
+
+
+def _has_pgrerank(connection: Connection) -> bool:
+    if not isinstance(connection, Connection):
+        return True  # a mock of SQLAlchemy's own that prints what it is given
+    found = connection.scalar(text("SELECT to_regclass('pgrerank.rerankers') IS NOT NULL"))
+    return bool(found)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _name(model: Model | str | None) -> str | None:
+    return model.name if isinstance(model, Model) else model
+
+
+def _text(
+    table: Table, text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
+) -> dict[str, Any]:
+    """As text_columns, or as text_expression."""
+    if isinstance(text, Sequence):
+        return {"text_columns": [_column(table, column).name for column in text]}
+    element = _element(text)
+    if isinstance(element, Column):
+        return {"text_columns": [_column(table, element).name]}
+    plain = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    rendered = element.compile(
+        dialect=plain, compile_kwargs={"literal_binds": True, "include_table": False}
+    )
+    return {"text_expression": str(rendered)}
+
+
+def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:
+    element = _element(given)
+    if not isinstance(element, Column) or table.columns.get(element.key) is None:
+        raise ArgumentError(f"{given} is no column of table {table.fullname}")
+    return element
+
+
+def _element(given: SQLColumnExpression[Any]) -> ColumnElement[Any]:
+    """The expression behind a mapped attribute, or the expression itself."""
+    element = given.__clause_element__() if hasattr(given, "__clause_element__") else given
+    if not isinstance(element, ColumnElement):
+        raise ArgumentError(f"{given!r} is neither a column nor an expression over columns")
+    return element

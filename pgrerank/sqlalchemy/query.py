@@ -1,0 +1,198 @@
+"""A search as a FROM element of SQLAlchemy's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    Interval,
+    LargeBinary,
+    Select,
+    SQLColumnExpression,
+    Table,
+    TableValuedAlias,
+    Text,
+    column,
+    func,
+    literal,
+    literal_column,
+    null,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.types import TypeEngine
+
+from pgrerank.sqlalchemy.declaration import Reranker, rerankers, table_of
+
+__all__ = ["Search", "search"]
+
+COLUMNS: dict[str, type[TypeEngine[Any]]] = {
+    "score": REAL,
+    "rank": Integer,
+    "stage": Text,
+    "degraded": Boolean,
+    "reason": Text,
+    "recall_score": REAL,
+    "recall_rank": Integer,
+    "maxsim_bit_score": REAL,
+    "maxsim_bit_rank": Integer,
+    "maxsim_score": REAL,
+    "maxsim_rank": Integer,
+    "cross_encoder_score": REAL,
+    "cross_encoder_rank": Integer,
+}
+"""What NAME_search returns beside the key."""
+
+ARGUMENTS: dict[str, TypeEngine[Any]] = {
+    "query": Text(),
+    "top_k": Integer(),
+    "filter": JSONB(),
+    "candidates": Integer(),
+    "maxsim_bit_top": Integer(),
+    "maxsim_top": Integer(),
+    "stages": ARRAY(Text()),
+    "query_embedding": Vector(),
+    "query_tokens": LargeBinary(),
+    "recall": Text(),
+    "timeout": Interval(),
+    "strict": Boolean(),
+}
+"""What it takes, but for `keys`, whose type is the source's."""
+
+
+class Search(TableValuedAlias):
+    """The rows of one search: join it to the source by `key`.
+
+    `c` has all columns, the key under the source's own name; the attributes are the same columns,
+    typed.
+    """
+
+    inherit_cache = True
+
+    @property
+    def key(self) -> ColumnElement[Any]:
+        """The document's key, of the source's own type."""
+        return cast("ColumnElement[Any]", next(iter(self.c)))
+
+    @property
+    def score(self) -> ColumnElement[float]:
+        """The last stage's score; higher is better."""
+        return self.c.score
+
+    @property
+    def rank(self) -> ColumnElement[int]:
+        """The final rank, from 1."""
+        return self.c.rank
+
+    @property
+    def stage(self) -> ColumnElement[str]:
+        """The last stage that scored the document."""
+        return self.c.stage
+
+    @property
+    def degraded(self) -> ColumnElement[bool]:
+        """Whether a stage was missed; `c.reason` says why."""
+        return self.c.degraded
+
+
+def search(
+    source: type[Any] | Table | Reranker,
+    query: str | SQLColumnExpression[str] | None = None,
+    *,
+    reranker: str | None = None,
+    top_k: int | None = None,
+    filter: Mapping[str, Any] | None = None,  # noqa: A002 - the SQL function's name for it
+    candidates: int | None = None,
+    maxsim_bit_top: int | None = None,
+    maxsim_top: int | None = None,
+    stages: Sequence[str] | None = None,
+    keys: Sequence[Any] | Select[Any] | None = None,
+    query_embedding: Sequence[float] | SQLColumnExpression[Any] | None = None,
+    query_tokens: bytes | None = None,
+    recall: str | None = None,
+    timeout: timedelta | None = None,
+    strict: bool | None = None,
+) -> Search:
+    """Search by the reranker over a mapped class or table, which must be named if there are more.
+
+    The arguments are those of pgrerank.NAME_search; what is left out is the reranker's own. `keys`
+    are the candidates in the order of an earlier stage, best first: a sequence, or a select of the
+    key column. `query` and `query_embedding` may be columns of another FROM element (a lateral
+    join). Values are bound, and the statement is cached.
+
+    Raises ArgumentError when the table has no reranker, or several and none is named.
+    """
+    found = source if isinstance(source, Reranker) else _find(table_of(source), reranker)
+    key = _key(found.table)
+    given: dict[str, Any] = {
+        "query": query,
+        "top_k": top_k,
+        "filter": None if filter is None else dict(filter),
+        "candidates": candidates,
+        "maxsim_bit_top": maxsim_bit_top,
+        "maxsim_top": maxsim_top,
+        "stages": None if stages is None else list(stages),
+        "query_embedding": query_embedding,
+        "query_tokens": query_tokens,
+        "recall": recall,
+        "timeout": timeout,
+        "strict": strict,
+    }
+    arguments = {
+        name: value if isinstance(value, SQLColumnExpression) else literal(value, ARGUMENTS[name])
+        for name, value in given.items()
+        if value is not None
+    }
+    arguments.setdefault("query", null())
+    if keys is not None:
+        arguments["keys"] = _keys(keys, key)
+    return _rows(found, key, arguments)
+
+
+def _rows(reranker: Reranker, key: Column[Any], arguments: Mapping[str, Any]) -> Search:
+    taken = {*ARGUMENTS, "keys", *COLUMNS}
+    function = getattr(func.pgrerank, f"{reranker.name}_search")(
+        *(literal_column(name).op("=>")(value) for name, value in arguments.items())
+    )
+    rows = function.table_valued(
+        column("key" if key.name in taken else key.name, key.type),
+        *(column(name, kind) for name, kind in COLUMNS.items()),
+    )
+    rows.__class__ = Search  # table_valued has no say in the class it makes
+    return cast("Search", rows)
+
+
+def _keys(keys: Sequence[Any] | Select[Any], key: Column[Any]) -> Any:
+    if isinstance(keys, Select):
+        return func.array(keys.scalar_subquery(), type_=ARRAY(key.type))
+    return literal(list(keys), ARRAY(key.type))
+
+
+def _find(table: Table, name: str | None) -> Reranker:
+    declared = {reranker.name: reranker for reranker in rerankers(table)}
+    if name is None and len(declared) == 1:
+        return next(iter(declared.values()))
+    if name in declared:
+        return declared[name]
+    what = "no reranker" if name is None and not declared else "several rerankers"
+    raise ArgumentError(
+        f"table {table.fullname} has {what if name is None else f'no reranker {name!r}'}"
+        f": {', '.join(declared) or 'declare one by pgrerank.sqlalchemy.Reranker'}"
+        + ("; name one: reranker=…" if declared else "")
+    )
+
+
+def _key(table: Table) -> Column[Any]:
+    columns = list(table.primary_key.columns)
+    if len(columns) != 1:
+        raise ArgumentError(
+            f"table {table.fullname} has a primary key of {len(columns)} columns, wanted one"
+        )
+    return columns[0]

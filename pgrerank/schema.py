@@ -21,6 +21,7 @@ __all__ = [
     "released_files",
     "sql_files",
     "uninstall",
+    "uninstall_file",
     "wrapped",
 ]
 
@@ -92,9 +93,14 @@ def uninstall(connection: psycopg.Connection[Any]) -> None:
     try:
         with connection.transaction():
             connection.execute("SET LOCAL client_min_messages = warning")
-            connection.execute((_FOLDER / "uninstall.sql").read_bytes())
+            connection.execute(uninstall_file().read_bytes())
     except psycopg.Error as error:
         raise InstallError(_explain("remove pgrerank from", connection, error)) from error
+
+
+def uninstall_file() -> Traversable:
+    """The file that removes everything."""
+    return _FOLDER / "uninstall.sql"
 
 
 def installed_version(connection: psycopg.Connection[Any]) -> str | None:

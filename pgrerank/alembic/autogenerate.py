@@ -1,0 +1,251 @@
+"""What a migration must do to bring a database's rerankers to those declared on its models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alembic.autogenerate import comparators, renderers
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from sqlalchemy import Connection, MetaData, text
+
+from pgrerank import schema
+from pgrerank.alembic.operations import (
+    AlterRerankerOp,
+    CreateRerankerOp,
+    DropModelOp,
+    DropRerankerOp,
+    InstallOp,
+    RegisterModelOp,
+    UninstallOp,
+)
+from pgrerank.sqlalchemy import Model, Reranker, rerankers
+
+if TYPE_CHECKING:
+    from alembic.runtime.plugins import Plugin
+
+__all__ = ["setup"]
+
+_SCHEMA = "pgrerank"
+_FIXED = {"source", "distance", "embedding_column", "text_search_config"}
+"""What alter_reranker can't change."""
+_NOTHING: dict[str, Any] = {
+    "late_interaction_model": "",
+    "embedding_model": "",
+    "cross_encoder_model": "",
+    "maxsim_bit_top": 0,
+    "token_dims": 0,
+}
+"""How alter_reranker is told to take a setting out."""
+
+
+def setup(plugin: Plugin | None = None) -> None:
+    """Have rerankers compared: for Alembic's plugin, or, without one, in each autogeneration."""
+    if plugin is None:
+        comparators.dispatch_for("schema")(_compare)
+        return
+    from alembic.util import DispatchPriority
+
+    plugin.add_autogenerate_comparator(
+        _leave_schema_alone, "schema", "pgrerank schema", priority=DispatchPriority.FIRST
+    )
+    plugin.add_autogenerate_comparator(
+        _compare, "schema", "pgrerank", priority=DispatchPriority.LAST
+    )
+
+
+def _leave_schema_alone(_: AutogenContext, __: ops.UpgradeOps, schemas: set[str | None]) -> Any:
+    """Spare include_schemas the reflection of our own tables."""
+    schemas.discard(_SCHEMA)
+    return _go_on()
+
+
+def _go_on() -> Any:
+    try:
+        from alembic.util import PriorityDispatchResult
+    except ImportError:
+        return None
+    return PriorityDispatchResult.CONTINUE
+
+
+def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]) -> Any:
+    connection = context.connection
+    if connection is None or connection.dialect.name != "postgresql":
+        return _go_on()
+    upgrade_ops.ops = [op for op in upgrade_ops.ops if not _is_ours(op)]
+    declared = {reranker.name: reranker for reranker in _declared(context)}
+    present = _present(connection, schemas)
+    if declared and not _is_installed(connection):
+        upgrade_ops.ops.insert(0, InstallOp(schema.VERSION))
+    drops: list[ops.MigrateOperation] = [
+        DropRerankerOp(name, dropped=_as_created(name, settings))
+        for name, settings in present.items()
+        if name not in declared
+    ]
+    registered = _registered(connection) if _is_installed(connection) else {}
+    changes: list[ops.MigrateOperation] = [*_models(declared.values(), registered)]
+    for name, reranker in declared.items():
+        if name not in present:
+            changes.append(_created(reranker))
+            continue
+        for change in _changed(connection, reranker, present[name]):
+            (drops if isinstance(change, DropRerankerOp) else changes).append(change)
+    upgrade_ops.ops[:0] = drops
+    upgrade_ops.ops.extend(changes)
+    return _go_on()
+
+
+def _is_ours(op: ops.MigrateOperation) -> bool:
+    return isinstance(op, ops.DropTableOp | ops.ModifyTableOps) and op.schema == _SCHEMA
+
+
+def _declared(context: AutogenContext) -> Iterator[Reranker]:
+    metadata = context.metadata
+    for one in [metadata] if isinstance(metadata, MetaData) else metadata or ():
+        for reranker in rerankers(one):
+            if context.run_name_filters(
+                reranker.table.name, "table", {"schema_name": reranker.table.schema}
+            ):
+                yield reranker
+
+
+def _is_installed(connection: Connection) -> bool:
+    found = connection.scalar(text("SELECT to_regprocedure('pgrerank.settings(text)') IS NOT NULL"))
+    return bool(found)
+
+
+def _present(connection: Connection, schemas: set[str | None]) -> dict[str, dict[str, Any]]:
+    """Settings by name, of the rerankers over tables in the schemas that are compared."""
+    if not _is_installed(connection):
+        return {}
+    default = connection.dialect.default_schema_name
+    rows = connection.execute(
+        text(
+            "SELECT r.name, n.nspname, c.relname, pgrerank.settings(r.name)"
+            " FROM pgrerank.rerankers r JOIN pg_class c ON c.oid = r.source"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY r.name"
+        )
+    )
+    return {
+        name: settings | {"table": table, "schema": None if namespace == default else namespace}
+        for name, namespace, table, settings in rows
+        if (None if namespace == default else namespace) in schemas
+    }
+
+
+def _as_created(name: str, settings: Mapping[str, Any]) -> CreateRerankerOp:
+    given = {
+        key: value
+        for key, value in settings.items()
+        if value is not None and key not in ("source", "table", "schema")
+    }
+    return CreateRerankerOp(name, settings["table"], settings["schema"], given)
+
+
+def _created(reranker: Reranker) -> CreateRerankerOp:
+    table = reranker.table
+    return CreateRerankerOp(reranker.name, table.name, table.schema, reranker.settings)
+
+
+def _models(
+    declared: Iterable[Reranker], registered: Mapping[str, tuple[Any, ...]]
+) -> Iterator[RegisterModelOp]:
+    """Models that are declared and not registered so. Others may be somebody else's, and stay."""
+    models = {model.name: model for reranker in declared for model in reranker.models}
+    for name, model in models.items():
+        if registered.get(name) != _complete(model):
+            arguments = model.arguments
+            yield RegisterModelOp(
+                arguments.pop("name"), arguments.pop("kind"), arguments.pop("source"), arguments
+            )
+
+
+def _complete(model: Model) -> tuple[Any, ...]:
+    return (model.kind, model.source, model.dims, model.revision, dict(model.options or {}))
+
+
+def _registered(connection: Connection) -> dict[str, tuple[Any, ...]]:
+    rows = connection.execute(
+        text("SELECT name, kind, source, dims, revision, options FROM pgrerank.models")
+    )
+    return {name: tuple(rest) for name, *rest in rows}
+
+
+def _changed(
+    connection: Connection, reranker: Reranker, present: Mapping[str, Any]
+) -> Iterator[ops.MigrateOperation]:
+    """One alteration, or, where none can do it, a drop and a creation."""
+    table = connection.dialect.identifier_preparer.format_table(reranker.table)
+    changes = connection.scalar(
+        text("SELECT pgrerank._changes(:name, CAST(:wanted AS jsonb))"),
+        {"name": reranker.name, "wanted": json.dumps({"source": table, **reranker.settings})},
+    )
+    if _FIXED & changes.keys():
+        yield DropRerankerOp(reranker.name, dropped=_as_created(reranker.name, present))
+        yield _created(reranker)
+    elif changes:
+        yield AlterRerankerOp(reranker.name, _side(changes, "wanted"), _side(changes, "present"))
+
+
+def _side(changes: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, Any]:
+    """One side of the differences, in alter_reranker's words."""
+    side = {
+        name: _NOTHING.get(name) if change[which] is None else change[which]
+        for name, change in changes.items()
+    }
+    return {name: value for name, value in side.items() if value is not None}
+
+
+def _call(name: str, *arguments: Any, **named: Any) -> str:
+    parts = [repr(value) for value in arguments]
+    parts += [f"{key}={value!r}" for key, value in named.items()]
+    line = f"{{prefix}}{name}({', '.join(parts)})"
+    if len(line) > 88:
+        inner = "".join(f"    {part},\n" for part in parts)
+        line = f"{{prefix}}{name}(\n{inner})"
+    return line
+
+
+def _prefixed(context: AutogenContext, call: str) -> str:
+    prefix = context.opts.get("alembic_module_prefix") or ""
+    return re.sub(r"^\{prefix\}", lambda _: prefix, call)
+
+
+@renderers.dispatch_for(CreateRerankerOp)
+def _render_create(context: AutogenContext, op: CreateRerankerOp) -> str:
+    place = {} if op.schema is None else {"schema": op.schema}
+    call = _call("create_reranker", op.name, op.table_name, **place, **op.settings)
+    return _prefixed(context, call)
+
+
+@renderers.dispatch_for(AlterRerankerOp)
+def _render_alter(context: AutogenContext, op: AlterRerankerOp) -> str:
+    return _prefixed(context, _call("alter_reranker", op.name, **op.settings))
+
+
+@renderers.dispatch_for(DropRerankerOp)
+def _render_drop(context: AutogenContext, op: DropRerankerOp) -> str:
+    return _prefixed(context, _call("drop_reranker", op.name))
+
+
+@renderers.dispatch_for(RegisterModelOp)
+def _render_model(context: AutogenContext, op: RegisterModelOp) -> str:
+    return _prefixed(context, _call("register_model", op.name, op.kind, op.source, **op.arguments))
+
+
+@renderers.dispatch_for(DropModelOp)
+def _render_drop_model(context: AutogenContext, op: DropModelOp) -> str:
+    return _prefixed(context, _call("drop_model", op.name))
+
+
+@renderers.dispatch_for(InstallOp)
+def _render_install(context: AutogenContext, op: InstallOp) -> str:
+    return _prefixed(context, _call("install_pgrerank", op.version))
+
+
+@renderers.dispatch_for(UninstallOp)
+def _render_uninstall(context: AutogenContext, _: UninstallOp) -> str:
+    return _prefixed(context, _call("uninstall_pgrerank"))

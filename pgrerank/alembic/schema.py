@@ -1,0 +1,45 @@
+"""Runs the files of sql/ in a migration, online through any driver, or printed by --sql."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources.abc import Traversable
+
+from alembic.operations import Operations
+
+from pgrerank import schema
+
+__all__ = ["run_install", "run_uninstall", "run_upgrade"]
+
+_QUOTE = "$pgrerank_migration$"
+
+
+def run_install(operations: Operations, version: str) -> None:
+    """The first release, and the upgrades to this version. Raises InstallError for none such."""
+    _run(operations, schema.wrapped(schema.released_files(version)))
+
+
+def run_upgrade(operations: Operations, since: str, version: str) -> None:
+    """The upgrades between two versions. Raises InstallError where none lead there."""
+    _run(operations, schema.wrapped(schema.released_files(version, since=since)))
+
+
+def run_uninstall(operations: Operations) -> None:
+    """What `pgrerank uninstall` runs."""
+    _run(operations, [schema.uninstall_file()])
+
+
+def _run(operations: Operations, files: Sequence[Traversable]) -> None:
+    """As one statement, and so in one transaction, whatever the migration's mode and driver.
+
+    asyncpg takes no script of several statements, and a colon or percent sign is no parameter's.
+    """
+    script = "\n".join(file.read_text("utf-8") for file in files)
+    context = operations.get_context()
+    if context.as_sql:
+        context.impl.static_output(script)
+        return
+    operations.get_bind().exec_driver_sql(
+        f"DO {_QUOTE[:-1]}_block$ BEGIN EXECUTE {_QUOTE}{script}{_QUOTE}; END {_QUOTE[:-1]}_block$",
+        execution_options={"no_parameters": True},
+    )

@@ -14,7 +14,7 @@ URL = os.environ.get("PGRERANK_MIGRATION_URL", "postgresql+psycopg://")
 SETTINGS = {"version_table": "pgrerank_version"}
 
 if context.is_offline_mode():
-    context.configure(url=URL, literal_binds=True, **SETTINGS)
+    context.configure(url=URL, literal_binds=True, dialect_opts={"paramstyle": "named"}, **SETTINGS)
     with context.begin_transaction():
         context.run_migrations()
 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alembic.autogenerate import comparators, renderers
 from alembic.autogenerate.api import AutogenContext
@@ -24,10 +24,7 @@ from pgrerank.alembic.operations import (
 )
 from pgrerank.sqlalchemy import Model, Reranker, rerankers
 
-if TYPE_CHECKING:
-    from alembic.runtime.plugins import Plugin
-
-__all__ = ["setup"]
+__all__ = ["compare", "setup"]
 
 _SCHEMA = "pgrerank"
 _FIXED = {"source", "distance", "embedding_column", "text_search_config"}
@@ -42,39 +39,27 @@ _NOTHING: dict[str, Any] = {
 """How alter_reranker is told to take a setting out."""
 
 
-def setup(plugin: Plugin | None = None) -> None:
-    """Have rerankers compared: for Alembic's plugin, or, without one, in each autogeneration."""
-    if plugin is None:
-        comparators.dispatch_for("schema")(_compare)
-        return
-    from alembic.util import DispatchPriority
+def setup() -> None:
+    """Have rerankers compared in each autogeneration from now on, whatever Alembic's version.
 
-    plugin.add_autogenerate_comparator(
-        _leave_schema_alone, "schema", "pgrerank schema", priority=DispatchPriority.FIRST
-    )
-    plugin.add_autogenerate_comparator(
-        _compare, "schema", "pgrerank", priority=DispatchPriority.LAST
-    )
-
-
-def _leave_schema_alone(_: AutogenContext, __: ops.UpgradeOps, schemas: set[str | None]) -> Any:
-    """Spare include_schemas the reflection of our own tables."""
-    schemas.discard(_SCHEMA)
-    return _go_on()
-
-
-def _go_on() -> Any:
+    For those who don't name the plugin `pgrerank` in autogenerate_plugins.
+    """
     try:
-        from alembic.util import PriorityDispatchResult
-    except ImportError:
-        return None
-    return PriorityDispatchResult.CONTINUE
+        from alembic.util import DispatchPriority
+    except ImportError:  # before 1.18: in the order of registration
+        comparators.dispatch_for("schema")(compare)
+    else:
+        comparators.dispatch_for("schema", priority=DispatchPriority.LAST)(compare)
 
 
-def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]) -> Any:
+def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]) -> None:
+    """Add what brings the database's rerankers to the declared ones, and take out our own tables.
+
+    Called by Alembic after the tables of these schemas were compared.
+    """
     connection = context.connection
     if connection is None or connection.dialect.name != "postgresql":
-        return _go_on()
+        return
     upgrade_ops.ops = [op for op in upgrade_ops.ops if not _is_ours(op)]
     declared = {reranker.name: reranker for reranker in _declared(context)}
     present = _present(connection, schemas)
@@ -95,7 +80,6 @@ def _compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[
             (drops if isinstance(change, DropRerankerOp) else changes).append(change)
     upgrade_ops.ops[:0] = drops
     upgrade_ops.ops.extend(changes)
-    return _go_on()
 
 
 def _is_ours(op: ops.MigrateOperation) -> bool:

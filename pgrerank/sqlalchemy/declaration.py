@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -63,7 +63,8 @@ class Reranker:
     given by name, or as `Model` to be registered as well. The other arguments are those of
     pgrerank.create_reranker; what is left out is for the database to choose.
 
-    Raises ArgumentError when the table has a reranker of that name, or the text is not its own.
+    Raises ArgumentError when a reranker of that name is declared already, or a column is not the
+    table's own.
     """
 
     def __init__(
@@ -134,9 +135,9 @@ class Reranker:
             connection.execute(DropReranker(self.name, if_exists=True))
 
     def _attach(self) -> None:
-        declared = self.table.info.setdefault(_INFO, {})
+        declared = self.table.metadata.info.setdefault(_INFO, {})
         if self.name in declared:
-            raise ArgumentError(f"table {self.table.fullname} has a reranker {self.name!r} already")
+            raise ArgumentError(f"{declared[self.name]} is declared already: choose another name")
         declared[self.name] = self
 
         @event.listens_for(self.table, "after_create")
@@ -150,8 +151,9 @@ class Reranker:
 
 def rerankers(source: MetaData | Table) -> list[Reranker]:
     """The rerankers declared over a table, or over all tables of a MetaData."""
-    tables = [source] if isinstance(source, Table) else source.sorted_tables
-    return [reranker for table in tables for reranker in table.info.get(_INFO, {}).values()]
+    metadata = source.metadata if isinstance(source, Table) else source
+    declared: Iterable[Reranker] = metadata.info.get(_INFO, {}).values()
+    return [reranker for reranker in declared if source in (metadata, reranker.table)]
 
 
 def table_of(source: type[Any] | Table) -> Table:

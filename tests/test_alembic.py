@@ -1,0 +1,323 @@
+"""Alembic as users run it: a project in a folder, the command, real migrations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgrerank import schema
+from tests.versions import dump
+
+ENV = """
+    import asyncio
+    from alembic import context
+    from sqlalchemy import create_engine
+    from sqlalchemy.ext.asyncio import create_async_engine
+    import pgrerank.alembic
+    from models import Base
+
+    url = open("url").read()
+    settings = dict(
+        target_metadata=Base.metadata,
+        include_schemas={include_schemas},
+        autogenerate_plugins=["alembic.autogenerate.*", "pgrerank"],
+    )
+
+    def run(connection):
+        context.configure(connection=connection, **settings)
+        with context.begin_transaction():
+            context.run_migrations()
+
+    async def run_async():
+        async with create_async_engine(url).connect() as connection:
+            await connection.run_sync(run)
+            await connection.commit()
+
+    if context.is_offline_mode():
+        named = dict(paramstyle="named")
+        context.configure(url=url, literal_binds=True, dialect_opts=named, **settings)
+        with context.begin_transaction():
+            context.run_migrations()
+    elif "asyncpg" in url:
+        asyncio.run(run_async())
+    else:
+        with create_engine(url).begin() as connection:
+            run(connection)
+"""
+MAKO = """
+from alembic import op
+import sqlalchemy as sa
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}
+"""
+MODELS = """
+    from datetime import timedelta
+    from sqlalchemy import func
+    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+    from pgrerank.sqlalchemy import Model, Reranker
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Document(Base):
+        __tablename__ = "documents"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        content: Mapped[str] = mapped_column("body")
+"""
+MINILM = 'Model("minilm", "embedding", "some/where", dims=32, options={"max_tokens": 99})'
+RERANKER = f"""
+    Reranker("documents", Document, text=[Document.title, Document.content],
+             embedding_model={MINILM}, timeout=timedelta(seconds=2))
+"""
+EXPRESSION = f"""
+    Reranker("documents", Document,
+             text=Document.title + " 100% :x " + func.lower(Document.content),
+             embedding_model={MINILM}, candidates=200, maxsim_top=30)
+"""
+
+
+class Project:
+    def __init__(self, folder: Path, dsn: str, driver: str = "psycopg", **options: object) -> None:
+        self.folder, self.dsn = folder, dsn
+        (folder / "versions").mkdir(parents=True)
+        (folder / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s\n")
+        env = textwrap.dedent(ENV).format_map({"include_schemas": False} | options)
+        (folder / "env.py").write_text(env)
+        (folder / "script.py.mako").write_text(MAKO)
+        parts = psycopg.conninfo.conninfo_to_dict(dsn)
+        credentials = f"{parts['user']}:{parts.get('password', '')}"
+        place = f"{parts['host']}:{parts['port']}/{parts['dbname']}"
+        (folder / "url").write_text(f"postgresql+{driver}://{credentials}@{place}")
+
+    def models(self, *parts: str) -> None:
+        code = "".join(textwrap.dedent(part) for part in (MODELS, *parts))
+        (self.folder / "models.py").write_text(code)
+
+    def alembic(self, *arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def revise(self, name: str) -> str:
+        """The revision that autogenerate writes."""
+        self.alembic("revision", "--autogenerate", "--rev-id", name, "-m", name)
+        [path] = (self.folder / "versions").glob(f"{name}_*.py")
+        return path.read_text("utf-8")
+
+    def settings(self) -> dict | None:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            if schema.installed_version(connection) is None:
+                return None
+            row = connection.execute(
+                "SELECT pgrerank.settings(name) FROM pgrerank.rerankers"
+            ).fetchone()
+            return None if row is None else row[0]
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def project(request, tmp_path, empty_dsn) -> Project:
+    return Project(tmp_path / "project", empty_dsn, request.param)
+
+
+def halves(revision: str) -> list[str]:
+    before, _, after = revision.partition("def downgrade")
+    return [before.partition("def upgrade")[2], after]
+
+
+def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project):
+    project.models(RERANKER)
+    upgrade, downgrade = halves(project.revise("add"))
+    order = ("install_pgrerank('0.2.0')", "create_table('documents'", "register_model(")
+    at = [upgrade.index(f"op.{call}") for call in (*order, "create_reranker(")]
+    assert at == sorted(at)
+    assert "text_columns=['title', 'body']" in upgrade
+    assert "timeout='2.000000 seconds'" in upgrade
+    at = [
+        downgrade.index(f"op.{call}")
+        for call in ("drop_reranker('documents')", "drop_model(", "drop_table(", "uninstall_pg")
+    ]
+    assert at == sorted(at)
+    project.alembic("upgrade", "head")
+    assert "No new upgrade operations detected" in project.alembic("check")
+    first = project.settings()
+
+    project.models(EXPRESSION)
+    upgrade, downgrade = halves(project.revise("change"))
+    assert "op.alter_reranker(" in upgrade
+    assert "candidates=200" in upgrade
+    assert "candidates=100" in downgrade
+    assert "maxsim_top" not in upgrade  # it is the default already
+    project.alembic("upgrade", "head")
+    second = project.settings()
+    assert (second["candidates"], second["text_columns"]) == (200, None)
+    assert "100% :x" in second["text_expression"]
+    assert "No new upgrade operations detected" in project.alembic("check")
+
+    project.models()
+    upgrade, downgrade = halves(project.revise("remove"))
+    assert "op.drop_reranker('documents')" in upgrade
+    assert "op.create_reranker(" in downgrade
+    project.alembic("upgrade", "head")
+    assert project.settings() is None
+    assert "No new upgrade operations detected" in project.alembic("check")
+
+    project.alembic("downgrade", "-1")
+    assert project.settings() == second
+    project.alembic("downgrade", "-1")
+    assert project.settings() == first
+    project.alembic("downgrade", "base")
+    with psycopg.connect(project.dsn) as connection:
+        assert schema.installed_version(connection) is None
+
+
+def test_a_reranker_of_another_kind_is_dropped_and_created(project):
+    project.models(RERANKER)
+    project.revise("add")
+    project.alembic("upgrade", "head")
+    project.models(RERANKER.replace("timeout=", "distance='l2', timeout="))
+    upgrade, downgrade = halves(project.revise("distance"))
+    assert upgrade.index("drop_reranker") < upgrade.index("create_reranker")
+    assert "distance='l2'" in upgrade
+    assert "distance='cosine'" in downgrade
+    project.alembic("upgrade", "head")
+    assert project.settings()["distance"] == "l2"
+    assert "No new upgrade operations detected" in project.alembic("check")
+
+
+def test_with_include_schemas_pgreranks_own_tables_are_let_be(tmp_path, empty_dsn):
+    project = Project(tmp_path / "project", empty_dsn, include_schemas=True)
+    project.models(RERANKER)
+    project.revise("add")
+    project.alembic("upgrade", "head")
+    said = project.alembic("check")
+    assert "No new upgrade operations detected" in said
+    assert "Did not recognize type" not in said
+
+
+def test_without_pgrerank_on_the_models_nothing_is_proposed(tmp_path, dsn, db, source):
+    source.create()
+    project = Project(tmp_path / "project", dsn)
+    (project.folder / "models.py").write_text(
+        "from sqlalchemy import MetaData\nclass Base:\n    metadata = MetaData(schema='other')\n"
+    )
+    (project.folder / "env.py").write_text(
+        (project.folder / "env.py")
+        .read_text()
+        .replace(
+            "target_metadata=Base.metadata,",
+            "target_metadata=Base.metadata, include_name=lambda n, t, p: t != 'table',",
+        )
+    )
+    upgrade, _ = halves(project.revise("nothing"))
+    assert "drop_table" not in upgrade
+
+
+def test_offline_sql_does_the_same(tmp_path, make_database):
+    online, offline = make_database(), make_database()
+    project = Project(tmp_path / "online", online)
+    project.models(EXPRESSION)
+    project.revise("add")
+    project.alembic("upgrade", "head")
+    printed = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head", "--sql"],
+        cwd=project.folder,
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    with psycopg.connect(offline, autocommit=True) as connection:
+        connection.execute(printed)
+    assert dump(offline, "--schema-only") == dump(online, "--schema-only")
+    assert dump(offline, "--data-only", "--table=pgrerank.models").count("99") == 1
+
+
+def test_the_search_path_of_later_revisions_is_their_own(tmp_path, empty_dsn):
+    project = Project(tmp_path / "project", empty_dsn)
+    project.models()
+    (project.folder / "versions" / "one.py").write_text(
+        "from alembic import op\nimport sqlalchemy as sa\n"
+        "revision = 'one'\ndown_revision = None\n"
+        "def upgrade():\n"
+        "    op.install_pgrerank('0.1.0')\n"
+        "    op.upgrade_pgrerank('0.1.0', '0.2.0')\n"
+        "    op.execute('CREATE TABLE mine (id int)')\n"
+        "def downgrade():\n"
+        "    op.downgrade_pgrerank('0.2.0', '0.1.0')\n"
+    )
+    project.alembic("upgrade", "head")
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        assert connection.execute("SELECT to_regclass('public.mine')").fetchone()[0] == "mine"
+        assert schema.installed_version(connection) == "0.2.0"
+    said = project.alembic("downgrade", "base", code=255)
+    assert "can't go back from 0.2.0 to 0.1.0: restore a backup" in said
+
+
+@pytest.mark.parametrize("how", ["own environment", "version location"])
+def test_pgreranks_own_revisions_end_in_the_schema_that_install_makes(
+    tmp_path, dsn, make_database, how
+):
+    migrated = make_database()
+    project = Project(tmp_path / "project", migrated)
+    project.models()
+    if how == "version location":
+        (project.folder / "alembic.ini").write_text(
+            "[alembic]\nscript_location = %(here)s\npath_separator = newline\n"
+            "version_locations =\n    %(here)s/versions\n    pgrerank:migrations/versions\n"
+        )
+        project.alembic("upgrade", "pgrerank@pgrerank_0_1_0")
+        project.alembic("upgrade", "pgrerank@head")
+        version_table = "alembic_version"
+        said = project.alembic("downgrade", "pgrerank@base", code=255)
+        assert "can't go back from 0.2.0 to 0.1.0" in said
+    else:
+        ini = Path(__file__).parents[1] / "migrations" / "alembic.ini"
+        url = (project.folder / "url").read_text()
+        subprocess.run(
+            [sys.executable, "-m", "alembic", "-c", ini, "upgrade", "head"],
+            env=os.environ | {"PGRERANK_MIGRATION_URL": url},
+            check=True,
+        )
+        version_table = "pgrerank_version"
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {version_table}")
+    assert dump(migrated, "--schema-only") == dump(dsn, "--schema-only")
+
+
+def test_setup_without_the_plugin_serves_an_older_alembic(tmp_path, empty_dsn):
+    project = Project(tmp_path / "project", empty_dsn)
+    env = (project.folder / "env.py").read_text()
+    env = env.replace('autogenerate_plugins=["alembic.autogenerate.*", "pgrerank"],', "")
+    (project.folder / "env.py").write_text(
+        env.replace("import pgrerank.alembic", "import pgrerank.alembic\npgrerank.alembic.setup()")
+    )
+    project.models(RERANKER)
+    upgrade, _ = halves(project.revise("add"))
+    assert "op.create_reranker(" in upgrade
+    project.alembic("upgrade", "head")
+    assert "No new upgrade operations detected" in project.alembic("check")

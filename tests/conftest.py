@@ -1,4 +1,4 @@
-"""A real Postgres for every test: the one of PGRERANK_TEST_DSN, or an embedded one."""
+"""What tests share, on top of the plugin's fixtures: pgrerank.testing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
-from pgrerank import schema
 from tests.sources import Source
 from tests.tiny_models import make as make_tiny_models
 from tests.wire_served import Served, serving
@@ -20,78 +18,41 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def server_dsn() -> Iterator[str]:
+def server_dsn(pgrerank_server_dsn: str) -> str:
     """A superuser's connection string to a running server."""
-    if dsn := os.environ.get("PGRERANK_TEST_DSN"):
-        yield dsn
-    else:
-        from pgrerank import embedded
-
-        with embedded.start() as server:
-            yield server.dsn
+    return pgrerank_server_dsn
 
 
 @pytest.fixture(scope="session")
-def make_database(server_dsn: str, make_role: Callable[..., str]) -> Iterator[Callable[..., str]]:
-    """Creates databases; returns their connection strings. Dropped before the roles."""
-    made: list[str] = []
-
-    def make(template: str = "template0") -> str:
-        name = f"pgrerank_test_{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(server_dsn, autocommit=True) as connection:
-            connection.execute(
-                psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                    psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)
-                )
-            )
-        made.append(make_conninfo(server_dsn, dbname=name))
-        return made[-1]
-
-    yield make
-    for dsn in made:
-        _drop(server_dsn, dsn)
-
-
-def _drop(server_dsn: str, dsn: str) -> None:
-    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(
-            psycopg.sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(
-                psycopg.sql.Identifier(str(name))
-            )
-        )
+def pgrerank_make_database(
+    make_role: Callable[..., str], pgrerank_make_database: Callable[..., str]
+) -> Callable[..., str]:
+    """The plugin's; its databases are dropped before the roles."""
+    return pgrerank_make_database
 
 
 @pytest.fixture(scope="session")
-def template(make_database: Callable[..., str]) -> str:
-    """Name of a database with pgrerank installed, to be cloned."""
-    dsn = make_database()
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        schema.install(connection)
-    return str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
+def make_database(pgrerank_make_database: Callable[..., str]) -> Callable[..., str]:
+    """Creates empty databases; returns their connection strings."""
+    return pgrerank_make_database
 
 
 @pytest.fixture
-def empty_dsn(server_dsn: str, make_database: Callable[..., str]) -> Iterator[str]:
+def empty_dsn(make_database: Callable[..., str]) -> str:
     """A fresh database without pgrerank."""
-    dsn = make_database()
-    yield dsn
-    _drop(server_dsn, dsn)
+    return make_database()
 
 
 @pytest.fixture
-def dsn(server_dsn: str, make_database: Callable[..., str], template: str) -> Iterator[str]:
+def dsn(pgrerank_dsn: str) -> str:
     """A fresh database with pgrerank installed."""
-    dsn = make_database(template)
-    yield dsn
-    _drop(server_dsn, dsn)
+    return pgrerank_dsn
 
 
 @pytest.fixture
-def db(dsn: str) -> Iterator[Connection]:
+def db(pgrerank_connection: Connection) -> Connection:
     """An autocommit connection to it, as its superuser."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
+    return pgrerank_connection
 
 
 @pytest.fixture(scope="session")

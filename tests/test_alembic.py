@@ -156,7 +156,7 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     at = [upgrade.index(f"op.{call}") for call in (*order, "create_reranker(")]
     assert at == sorted(at)
     assert "text_columns=['title', 'body']" in upgrade
-    assert "timeout='2.000000 seconds'" in upgrade
+    assert "timeout='2 s'" in upgrade
     at = [
         downgrade.index(f"op.{call}")
         for call in ("drop_reranker('documents')", "drop_model(", "drop_table(", "uninstall_pg")

@@ -35,9 +35,9 @@ def packed(documents) -> list[list[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def db(make_database, template, packed) -> Iterator[psycopg.Connection]:
+def db(make_database, pgrerank_template, packed) -> Iterator[psycopg.Connection]:
     """A table of parts: documents in random order, parts apart from one another."""
-    with psycopg.connect(make_database(template), autocommit=True) as connection:
+    with psycopg.connect(make_database(pgrerank_template), autocommit=True) as connection:
         if not connection.execute("SELECT pgrerank._has_native()").fetchone()[0]:
             pytest.skip("the server has no native kernel")
         connection.execute("CREATE TABLE parts (key int, tokens bytea)")

@@ -17,9 +17,9 @@ QUERY = "the connection pool is exhausted"
 
 
 @pytest.fixture(scope="module", params=["kernel", "worker"])
-def searchable_dsn(request, make_database, template, tiny_models, tmp_path_factory):
+def searchable_dsn(request, make_database, pgrerank_template, tiny_models, tmp_path_factory):
     """Two hundred documents, encoded by a worker that stays up; MaxSim by either engine."""
-    dsn = make_database(template)
+    dsn = make_database(pgrerank_template)
     with psycopg.connect(dsn, autocommit=True) as connection:
         has_kernel = schema.maxsim_engine(connection) != "worker"
         if request.param == "kernel" and not has_kernel:

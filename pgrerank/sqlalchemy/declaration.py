@@ -93,7 +93,7 @@ class Reranker:
         self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
         column = None if embedding_column is None else _column(self.table, embedding_column).name
         if isinstance(timeout, timedelta):
-            timeout = f"{timeout.total_seconds():f} seconds"
+            timeout = f"{timeout.total_seconds():g} s"
         self.settings: dict[str, Any] = _given(
             **_text(self.table, text),
             embedding_model=_name(embedding_model),

@@ -145,12 +145,11 @@ def search(
         "timeout": timeout,
         "strict": strict,
     }
-    arguments = {
+    arguments: dict[str, Any] = {"query": null()} | {
         name: value if isinstance(value, SQLColumnExpression) else literal(value, ARGUMENTS[name])
         for name, value in given.items()
         if value is not None
     }
-    arguments.setdefault("query", null())
     if keys is not None:
         arguments["keys"] = _keys(keys, key)
     return _rows(found, key, arguments)

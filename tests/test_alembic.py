@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from pgrerank import schema
+from tests.urls import url
 from tests.versions import dump
 
 ENV = """
@@ -102,10 +103,7 @@ class Project:
         env = textwrap.dedent(ENV).format_map({"include_schemas": False} | options)
         (folder / "env.py").write_text(env)
         (folder / "script.py.mako").write_text(MAKO)
-        parts = psycopg.conninfo.conninfo_to_dict(dsn)
-        credentials = f"{parts['user']}:{parts.get('password', '')}"
-        place = f"{parts['host']}:{parts['port']}/{parts['dbname']}"
-        (folder / "url").write_text(f"postgresql+{driver}://{credentials}@{place}")
+        (folder / "url").write_text(url(dsn, driver))
 
     def models(self, *parts: str) -> None:
         code = "".join(textwrap.dedent(part) for part in (MODELS, *parts))

@@ -3,7 +3,8 @@
 A page (README.md, docs/**/*.md) has one database and one folder; its blocks run in order. Models
 named `minilm`, `minilm-tokens` and `ms-marco` are there before a reranker is created; a worker
 is there before the first search. ```sql runs statement by statement, ```python in one namespace,
-the commands of ```sh and ```console in this process, with the connection string in $DSN.
+the commands of ```sh and ```console in this process, with the connection string in $DSN, and as
+SQLAlchemy's URL in $DATABASE_URL.
 
 HTML comments, which readers don't see, on the line before a block:
 
@@ -31,9 +32,11 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
+from tests.urls import url
 from tests.workers import wait_for, worker
 
 ROOT = Path(__file__).parents[1]
@@ -109,28 +112,38 @@ class Page:
 
     def run(self, block: Block) -> None:
         if block.directive == "file":
-            (self.folder / str(block.value)).write_text(block.code, "utf-8")
+            path = self.folder / str(block.value)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.code, "utf-8")
+            self._prepare(block.code)
             return
         self._prepare(block.code)
         if block.language == "sql":
             self._sql(block)
         elif block.language == "python":
-            exec(compile("\n" * (block.line - 1) + block.code, self.path, "exec"), self._namespace)
+            code = "\n" * (block.line - 1) + block.code
+            exec(compile(code, self.path, "exec", dont_inherit=True), self._namespace)
         elif block.language in ("sh", "console"):
             self._commands(block)
         elif block.language not in ("", "text", "json"):
             pytest.fail(f"{page_id(self.path)}:{block.line}: what is ```{block.language}?")
 
+    def dispose(self) -> None:
+        """Close what pages leave to their readers' processes: connection pools."""
+        for value in self._namespace.values():
+            if isinstance(value, Engine):
+                value.dispose()
+
     def _prepare(self, code: str) -> None:
         """Models before rerankers; a worker, and all encoded, before searches."""
-        if re.search(r"pgrerank\.create_reranker|pgrerank create ", code):
+        if re.search(r"create_reranker|pgrerank create |\bReranker\(", code):
             for name, kind, folder, loader, dims in MODELS:
                 self._admin.execute(
                     "SELECT pgrerank.register_model(%s, %s, %s, %s, %s)"
                     " WHERE NOT EXISTS (SELECT FROM pgrerank.models WHERE name = %s)",
                     (name, kind, self._models[folder], dims, loader, name),
                 )
-        if re.search(r"_search\(|pgrerank search ", code):
+        if re.search(r"search\(|pgrerank search ", code):
             self._worker = self._worker or self._running.enter_context(
                 worker(self.dsn, self.folder)
             )
@@ -153,12 +166,24 @@ class Page:
         for command in commands(block):
             if command.startswith(ELSEWHERE):
                 continue
-            if not command.startswith(("pgrerank ", "pytest ")) or command.startswith(ENDLESS):
+            if not command.startswith(("pgrerank ", "pytest ", "alembic ")) or command.startswith(
+                ENDLESS
+            ):
                 pytest.fail(f"{place}: {command!r} is not run: put <!-- not run: why --> before it")
             program, *arguments = shlex.split(os.path.expandvars(command))
             if program == "pytest":
                 done = pytest.main([*arguments, "-q", "-p", "no:cacheprovider"])
                 assert done == 0, f"{place}: {command}"
+                continue
+            if program == "alembic":
+                done = subprocess.run(
+                    [sys.executable, "-m", "alembic", *arguments],
+                    env=os.environ | {"PYTHONPATH": "."},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == 0, f"{place}: {command}\n{done.stderr}"
                 continue
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, f"{place}: {command}\n{result.output}"
@@ -185,12 +210,14 @@ def own_roles(server_dsn: str) -> Iterator[Any]:
 def test_the_code_of_a_page_runs(path, own_roles, dsn, tmp_path, tiny_models, monkeypatch):
     text = own_roles(path.read_text("utf-8"))
     monkeypatch.setenv("DSN", dsn)
+    monkeypatch.setenv("DATABASE_URL", url(dsn, "psycopg"))
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as running:
         page = Page(path, dsn, tmp_path, tiny_models, running)
         for block in blocks(text):
             if block.directive != "not run":
                 page.run(block)
+        page.dispose()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from pgvector.sqlalchemy import Vector
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import (
     Connection,
     ForeignKey,
@@ -53,6 +52,7 @@ from pgrerank.sqlalchemy import (
     search,
 )
 from pgrerank.sqlalchemy.query import ARGUMENTS, COLUMNS
+from tests.urls import url
 from tests.workers import wait_for, worker
 
 
@@ -98,12 +98,6 @@ TOWARDS_FIRST = [1.0, 1.0, 0.0]
 
 def hits(**arguments: Any) -> Any:
     return search(DOCUMENTS, **{"query_embedding": TOWARDS_FIRST, "stages": ["recall"]} | arguments)
-
-
-def url(dsn: str, driver: str) -> str:
-    parts = conninfo_to_dict(dsn)
-    credentials = f"{parts['user']}:{parts.get('password', '')}"
-    return f"postgresql+{driver}://{credentials}@{parts['host']}:{parts['port']}/{parts['dbname']}"
 
 
 @pytest.fixture(params=["psycopg", "psycopg async", "asyncpg"])
@@ -272,7 +266,7 @@ def test_values_are_bound_and_the_statement_is_cached(filled):
 def test_a_search_with_models_end_to_end(filled, dsn, db, tiny_models, tmp_path):
     minilm = Model("embedding", "embedding", tiny_models["embedding"], dims=32)
     own = MetaData()
-    documents = Table("documents", own, autoload_with=create_engine(url(dsn, "psycopg")))
+    documents = filled(lambda c: Table("documents", own, autoload_with=c))
     whole = Reranker("whole", documents, text=documents.c.title + ": " + documents.c.body,
                      embedding_model=minilm)  # fmt: skip
     filled(whole.create)

@@ -1,0 +1,57 @@
+"""A LangChain retriever over a reranker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from psycopg import Connection, sql
+from psycopg.types.json import Jsonb
+from pydantic import Field
+
+__all__ = ["PgrerankRetriever"]
+
+_SOURCE = """
+SELECT n.nspname, c.relname, r.key_column FROM pgrerank._reranker(%s) r
+JOIN pg_class c ON c.oid = r.source JOIN pg_namespace n ON n.oid = c.relnamespace"""
+_SEARCH = sql.SQL("""
+SELECT h.key::text, concat_ws(E'\n', {content}), to_jsonb(d) - %(_left_out)s::text[]
+  || jsonb_build_object('score', h.score, 'rank', h.rank, 'stage', h.stage, 'degraded', h.degraded)
+FROM pgrerank.{function}({arguments}) h (key, score, rank, stage, degraded)
+JOIN {source} d ON d.{key} = h.key ORDER BY h.rank""")
+
+
+class PgrerankRetriever(BaseRetriever):
+    """Documents by pgrerank.NAME_search, best first.
+
+    `connect` opens a psycopg connection for one search, as a pool's `connection` does; it can set
+    a tenant. A document's text is made of the columns `content`, its metadata of what the search
+    says and of the other columns but those in `exclude`; its id is the key. `arguments` are further
+    ones of NAME_search. Raises psycopg.Error.
+    """
+
+    reranker: str
+    connect: Callable[[], AbstractContextManager[Connection[Any]]] = Field(exclude=True, repr=False)
+    content: list[str]
+    exclude: list[str] = Field(default_factory=list)
+    k: int = 10
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
+        given = {"query": query, "top_k": self.k} | self.arguments
+        named = [sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in given]
+        values = {name: Jsonb(v) if isinstance(v, dict) else v for name, v in given.items()}
+        with self.connect() as connection:
+            [(schema, table, key)] = connection.execute(_SOURCE, (self.reranker,)).fetchall()
+            search = _SEARCH.format(
+                content=sql.SQL(", ").join(sql.Identifier("d", column) for column in self.content),
+                function=sql.Identifier(f"{self.reranker}_search"),
+                arguments=sql.SQL(", ").join(named),
+                source=sql.Identifier(schema, table),
+                key=sql.Identifier(key),
+            )
+            rows = connection.execute(search, values | {"_left_out": self.content + self.exclude})
+            return [Document(id=i, page_content=text, metadata=said) for i, text, said in rows]

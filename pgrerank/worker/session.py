@@ -8,22 +8,39 @@ import psycopg
 from psycopg import errors
 
 from pgrerank import schema
+from pgrerank.errors import WorkerError
 
 
 async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
     """An autocommit session whose schema fits this worker.
 
-    Raises InstallError where it does not, psycopg.OperationalError when none can be had.
+    Raises InstallError where it does not, WorkerError where a pooler is in between, and
+    psycopg.OperationalError when none can be had.
     """
     connection = await psycopg.AsyncConnection.connect(
         dsn, autocommit=True, application_name=f"pgrerank {purpose}"
     )
     try:
+        await _check_direct(connection)
         schema.check_version(await _version(connection), connection.info.dbname)
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+async def _check_direct(connection: psycopg.AsyncConnection[Any]) -> None:
+    """A pooler tells its clients process ids of its own making.
+
+    Heartbeats and claims end with the session that they were made in, and a pooler hands the next
+    statement to another one, or keeps the session when the worker is dead.
+    """
+    cursor = await connection.execute("SELECT pg_backend_pid()")
+    if await cursor.fetchone() != (connection.info.backend_pid,):
+        raise WorkerError(
+            f"the worker reached database {connection.info.dbname} through a pooler, such as"
+            " pgbouncer: give it the address of Postgres itself; searches may go through the pooler"
+        )
 
 
 async def _version(connection: psycopg.AsyncConnection[Any]) -> str | None:

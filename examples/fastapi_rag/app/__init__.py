@@ -1,0 +1,1 @@
+"""Notes that can be searched, for many tenants."""

@@ -23,6 +23,10 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"pgrerank/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")}
     wanted |= {f"pgrerank/sql/upgrades/{p.name}" for p in (ROOT / "sql/upgrades").iterdir()}
+    wanted |= {
+        f"pgrerank/migrations/{path.relative_to(ROOT / 'migrations')}"
+        for path in (ROOT / "migrations").rglob("*.py")
+    }
     native = ROOT / "native"
     for path in (*native.glob("*.[chs]*"), *native.glob("kernels/*"), native / "Makefile"):
         wanted.add(f"pgrerank/kernel_source/{path.relative_to(native)}")
@@ -39,6 +43,7 @@ def test_the_core_imports_without_the_optional_packages():
         f"sys.modules.update(dict.fromkeys({HEAVY!r}))\n"  # None makes an import fail
         "import pgrerank, pgrerank.schema, pgrerank.tokens, pgrerank.models, pgrerank.cli\n"
         "import pgrerank.embedded, pgrerank.evaluation, pgrerank.worker.process\n"
+        "import pgrerank.extension, pgrerank.testing.plugin, pgrerank.alembic_plugin\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

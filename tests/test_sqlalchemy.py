@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -293,10 +294,10 @@ def test_ddl_is_rendered_with_literals():
     create = CreateReranker("x", DOCUMENTS.table, {"text_columns": ["it's"], "candidates": 5})
     assert str(create.compile(dialect=plain)) == (
         "SELECT pgrerank.create_reranker(name => 'x', source => 'documents',"
-        " text_columns => ARRAY['it''s'], candidates => 5)"
+        " text_columns => '{it''s}', candidates => 5)"
     )
     register = RegisterModel(**ODD.arguments)
-    assert "name => 'it''s 50% :x \\ ü', kind" in str(register.compile(dialect=plain))
+    assert r"name => E'it''s 50% :x \\ ü', kind" in str(register.compile(dialect=plain))
     quoted = Table("Odd name", MetaData(), schema="My")
     assert """source => '"My"."Odd name"'""" in str(
         CreateReranker("x", quoted, {}).compile(dialect=plain)
@@ -319,6 +320,8 @@ def test_mistakes_are_named():
         Reranker("documents", Document, text=Document.title)
     with pytest.raises(ArgumentError, match=r"Author\.name is no column of table documents"):
         Reranker("other", Document, text=[Author.name])
+    with pytest.raises(ArgumentError, match="'title' is neither a column nor an expression"):
+        Reranker("other", Document, text="title")
     with pytest.raises(ArgumentError, match="table authors has no reranker: declare one"):
         search(Author, "x")
     with pytest.raises(ArgumentError, match="no reranker 'typo': documents; name one"):
@@ -341,7 +344,7 @@ def test_without_pgrerank_it_says_what_to_run(empty_dsn):
 TYPED = """
 from typing import assert_type
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pgrerank.sqlalchemy import Reranker, Search, search
@@ -363,7 +366,7 @@ assert_type(hits, Search)
 assert_type(hits.score, ColumnElement[float])
 assert_type(hits.rank, ColumnElement[int])
 statement = select(Document, hits.score).join(hits, hits.key == Document.id).order_by(hits.rank)
-score: Select[Document, float] = statement
+reveal_type(statement)
 search(Document, 7)  # wrong
 Reranker("typo", Document, txt=Document.body)  # wrong
 """
@@ -379,5 +382,6 @@ def test_it_is_typed(tmp_path):
         check=False,
     )
     wrong = [n for n, line in enumerate(TYPED.splitlines(), 1) if line.endswith("# wrong")]
+    assert re.search(r"Select\[(tuple\[)?\S*Document, .*float\]", done.stdout), done.stdout
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert {int(line.split(":")[1]) for line in errors} == set(wrong), done.stdout

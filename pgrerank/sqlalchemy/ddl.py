@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Text, func, literal, literal_column
-from sqlalchemy.dialects.postgresql import ARRAY
+from psycopg import sql
+from sqlalchemy import ColumnElement, FromClause, func, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -78,16 +78,15 @@ def _render(element: _Call, compiler: DDLCompiler, **_: Any) -> str:
     )
     statement = f"SELECT {rendered(call)}"
     if isinstance(element, DropReranker) and element.if_exists:
-        name = rendered(literal(element.arguments["name"], Text))
+        name = rendered(_literal(element.arguments["name"], compiler))
         statement += f" FROM pgrerank.rerankers WHERE name = {name}"
     return statement
 
 
-def _literal(value: Any, compiler: DDLCompiler) -> Any:
+def _literal(value: Any, compiler: DDLCompiler) -> ColumnElement[Any]:
+    """As psycopg quotes it: SQLAlchemy 2.0 doubles backslashes where it has no connection."""
     if isinstance(value, FromClause):
-        return literal(compiler.preparer.format_table(value), Text)
-    if isinstance(value, list):
-        return literal(value, ARRAY(Text))
-    if isinstance(value, dict):
-        return literal(json.dumps(value, ensure_ascii=False), Text)
-    return literal(value)
+        value = compiler.preparer.format_table(value)
+    elif isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return literal_column(sql.Literal(value).as_string().lstrip())

@@ -185,7 +185,7 @@ def _text(
     table: Table, text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
 ) -> dict[str, Any]:
     """As text_columns, or as text_expression."""
-    if isinstance(text, Sequence):
+    if isinstance(text, Sequence) and not isinstance(text, str):
         return {"text_columns": [_column(table, column).name for column in text]}
     element = _element(text)
     if isinstance(element, Column):

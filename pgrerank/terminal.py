@@ -33,7 +33,7 @@ _WIDE = 500
 """Columns where there is no terminal: a file or pipe wraps nothing."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-_errors = Console(stderr=True, highlight=False)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)  # commands stay whole
 
 
 def note(text: str) -> None:

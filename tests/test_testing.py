@@ -26,13 +26,17 @@ def pgrerank_template(pgrerank_template):
     return pgrerank_template
 """
 TESTS = """
+import psycopg
 import pytest
 
 FIND = "SELECT id FROM pgrerank.documents_search(NULL, query_embedding => '[1,0]')"
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_each_test_has_a_database_of_its_own(pgrerank_connection, number):
+def test_each_test_has_a_database_of_its_own(pgrerank_connection, pgrerank_template, number):
+    for dsn in (pgrerank_template, pgrerank_connection.info.dsn):
+        with open("databases", "a") as seen:
+            seen.write(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"] + "\\n")
     assert pgrerank_connection.execute(FIND).fetchall() == []
     pgrerank_connection.execute("INSERT INTO documents VALUES (%s, 'a', '[1,1]')", (number,))
     assert pgrerank_connection.execute(FIND).fetchall() == [(number,)]
@@ -79,9 +83,10 @@ def databases(dsn: str) -> set[str]:
 
 def test_in_parallel_on_a_server_that_is_named(project, server_dsn, monkeypatch):
     monkeypatch.setenv("PGRERANK_TEST_DSN", server_dsn)
-    before = databases(server_dsn)
     project.runpytest_subprocess("-n", "2").assert_outcomes(passed=7)
-    assert databases(server_dsn) == before
+    made = set((project.path / "databases").read_text().split())
+    assert len(made) == 8  # six tests' and two processes' templates
+    assert not made & databases(server_dsn)
 
 
 def test_on_the_embedded_server_where_no_docker_answers(project, monkeypatch):

@@ -285,8 +285,9 @@ def test_dump_and_restore_into_a_new_server_keeps_everything(
     with embedded.start() as server:
         copy = server.create_database("copy")
         restore(dump(dsn), copy)
-        assert dump(copy, "--schema-only") == dump(dsn, "--schema-only")
-        with connect(copy) as connection:
+        with connect(copy) as connection, connect(dsn) as original:
+            if connection.info.server_version == original.info.server_version:
+                assert dump(copy, "--schema-only") == dump(dsn, "--schema-only")
             assert status(connection) == before
             check_alive(connection)
             connection.execute("INSERT INTO documents (title) VALUES ('last')")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import psycopg
 
@@ -21,9 +22,17 @@ def install_release(connection: psycopg.Connection, version: str) -> None:
 def dump(dsn: str, *options: str) -> str:
     """pg_dump's output, without what differs from run to run."""
     done = subprocess.run(
-        [find(account()) / "pg_dump", *options, dsn], capture_output=True, text=True, check=True
+        [_pg_dump(dsn), *options, dsn], capture_output=True, text=True, check=True
     )
     return re.sub(r"^\\(un)?restrict .*\n", "", done.stdout, flags=re.MULTILINE)
+
+
+def _pg_dump(dsn: str) -> Path:
+    """The server's own, for it knows what not to dump; or the embedded server's."""
+    with psycopg.connect(dsn) as connection:
+        major = connection.info.server_version // 10000
+    own = Path(f"/usr/lib/postgresql/{major}/bin/pg_dump")
+    return own if own.exists() else find(account()) / "pg_dump"
 
 
 def restore(dumped: str, dsn: str) -> None:

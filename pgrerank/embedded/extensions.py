@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 from pgrerank import extension, kernel
@@ -15,10 +12,19 @@ from pgrerank.errors import KernelError
 log = logging.getLogger(__name__)
 
 
-def extension_settings(programs: Path, *, kernel: bool) -> tuple[dict[str, str], str | None]:
-    """Settings by which a server finds the extensions; and why it has no kernel, if so."""
-    share = ["$system", str(_extension() / "share")]
-    libraries = ["$libdir"]
+def extension_settings(
+    folder: Path, programs: Path, *, kernel: bool
+) -> tuple[dict[str, str], str | None]:
+    """Settings by which a server finds the extensions; and why it has no kernel, if so.
+
+    The extension pgrerank is written anew into the server's own `folder` at every start, so that
+    it is this package's; the kernel takes a compiler, so it is kept in the cache.
+    """
+    own = folder / "pgrerank"
+    extension.write(own / "share" / "extension")
+    for path in (own, own / "share", own / "share" / "extension"):
+        path.chmod(0o755)  # whatever root's umask: the server's account is another
+    share, libraries = ["$system", str(own / "share")], ["$libdir"]
     home, without_kernel = _kernel(programs) if kernel else (None, "not wanted")
     if home is not None:
         share.append(str(home / "share"))
@@ -27,23 +33,6 @@ def extension_settings(programs: Path, *, kernel: bool) -> tuple[dict[str, str],
         "extension_control_path": ":".join(share),
         "dynamic_library_path": ":".join(libraries),
     }, without_kernel
-
-
-def _extension() -> Path:
-    """Folder with the extension pgrerank, written once for each content."""
-    content = "".join(extension.scripts().values()).encode()
-    home = cache_folder() / f"extension-{hashlib.sha256(content).hexdigest()[:12]}"
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=home.parent))
-        extension.write(fresh / "share" / "extension")
-        for path in (fresh, *fresh.rglob("*")):
-            path.chmod(0o755)
-        try:
-            fresh.rename(home)  # atomic: two processes at once end with one whole copy
-        except OSError:
-            shutil.rmtree(fresh)
-    return home
 
 
 def _kernel(programs: Path) -> tuple[Path | None, str | None]:

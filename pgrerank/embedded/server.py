@@ -129,11 +129,11 @@ def start(
             f"data folder {data} is in use by the server with process id {other.pid}, port "
             f"{other.port}: stop it (kill -INT {other.pid}) or choose another folder"
         )
-    extensions, without_kernel = extension_settings(programs, kernel=kernel)
     temporary = data is None
     folder = Path(tempfile.mkdtemp(prefix="pgrerank-") if data is None else data).absolute()
     try:
         password = prepare(folder, programs, who)
+        extensions, without_kernel = extension_settings(folder, programs, kernel=kernel)
         options = {**extensions, **(settings or {})}
         server = _launch(folder, programs, who, password, port, options, temporary, detach)
     except BaseException:

@@ -65,10 +65,10 @@ SIMILARITIES = {"sql_cosine": "1 - (q.v <=> d.v)", "sql_inner_product": "-(q.v <
 def server() -> Iterator[str]:
     """An embedded server with the kernel and its competitors; its connection string."""
     programs = find(account())
-    settings, missing = extension_settings(programs, kernel=True)
-    if missing is not None:
-        raise SystemExit(f"no kernel to measure: {missing}")
     with tempfile.TemporaryDirectory() as folder:
+        settings, missing = extension_settings(Path(folder), programs, kernel=True)
+        if missing is not None:
+            raise SystemExit(f"no kernel to measure: {missing}")
         home = Path(folder) / "bench"
         kernel.build_into(programs / "pg_config", home, Path(__file__).parent / "native")
         Path(folder).chmod(0o755)

@@ -45,3 +45,11 @@ class SettingsError(PgrerankError):
 
 class WorkerError(PgrerankError):
     """A worker process did not start."""
+
+
+class TriplesError(PgrerankError):
+    """Training data can't be read, or is not enough."""
+
+
+class TrainingError(PgrerankError):
+    """A model can't be trained as asked."""

@@ -10,6 +10,7 @@ CREATE TABLE IF NOT EXISTS models (
     max_tokens int CHECK (max_tokens > 0),
     options jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(options) = 'object'),
     created_at timestamptz NOT NULL DEFAULT now(),
+    measures jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(measures) = 'object'),
     CONSTRAINT loader_fits_kind CHECK (loader = ANY (CASE kind
         WHEN 'embedding' THEN ARRAY['sentence_transformer']
         WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer']
@@ -21,6 +22,7 @@ COMMENT ON COLUMN models.loader IS 'Which sentence-transformers class (or onnx) 
 COMMENT ON COLUMN models.source IS 'Hub name, folder, or package://PACKAGE/FOLDER inside an installed Python package';
 COMMENT ON COLUMN models.dims IS 'Dimensions of its vectors; none for a cross-encoder';
 COMMENT ON COLUMN models.max_tokens IS 'Tokens of its window; longer texts are encoded in several';
+COMMENT ON COLUMN models.measures IS 'How good it is and on what: what `pgrerank gate` found, for example';
 GRANT SELECT ON models TO PUBLIC;
 
 -- Registers a model, or changes one that no reranker uses yet.
@@ -32,7 +34,8 @@ CREATE OR REPLACE FUNCTION register_model(
     loader text DEFAULT NULL,
     revision text DEFAULT NULL,
     max_tokens int DEFAULT NULL,
-    options jsonb DEFAULT '{}'
+    options jsonb DEFAULT '{}',
+    measures jsonb DEFAULT '{}'
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -48,10 +51,11 @@ BEGIN
             WHEN 'late_interaction' THEN 'multi_vector_encoder'
             ELSE 'cross_encoder' END),
         register_model.source, register_model.revision, register_model.dims, register_model.max_tokens,
-        coalesce(register_model.options, '{}'), now());
+        coalesce(register_model.options, '{}'), now(), coalesce(register_model.measures, '{}'));
     SELECT * INTO present FROM models m WHERE m.name = register_model.name;
     IF FOUND AND (present.kind, present.loader, present.source, present.revision, present.dims, present.options)
         IS NOT DISTINCT FROM (wanted.kind, wanted.loader, wanted.source, wanted.revision, wanted.dims, wanted.options) THEN
+        UPDATE models m SET measures = m.measures || wanted.measures WHERE m.name = wanted.name;
         RETURN;
     END IF;
     DELETE FROM models m WHERE m.name = register_model.name;

@@ -14,7 +14,8 @@ CREATE TABLE IF NOT EXISTS rerankers (
     timeout interval NOT NULL DEFAULT '5 seconds',
     text_search_config regconfig NOT NULL DEFAULT 'simple',
     generation int NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    grace_period interval NOT NULL DEFAULT '1 day'
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
 COMMENT ON COLUMN rerankers.embedding_column IS 'The user''s own embedding column, where recall does not use the side table''s';
@@ -22,6 +23,7 @@ COMMENT ON COLUMN rerankers.candidates IS 'How many documents recall returns';
 COMMENT ON COLUMN rerankers.maxsim_bit_top IS 'How many of the best by one bit a dimension MaxSim scores in full; NULL for all candidates, without that stage';
 COMMENT ON COLUMN rerankers.maxsim_top IS 'How many of the best so far the cross-encoder scores';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
+COMMENT ON COLUMN rerankers.grace_period IS 'How long a generation is kept current after another took over, for rollback_reranker';
 
 CREATE TABLE IF NOT EXISTS generations (
     reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
@@ -36,10 +38,12 @@ CREATE TABLE IF NOT EXISTS generations (
     projection text,
     created_at timestamptz NOT NULL DEFAULT now(),
     text_columns text[],
+    retired_at timestamptz,
     PRIMARY KEY (reranker, number)
 );
 COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made from: one side table each';
 COMMENT ON COLUMN generations.text_columns IS 'The columns that text_expression was made of; NULL where it was given itself';
+COMMENT ON COLUMN generations.retired_at IS 'When another took over from it; it is dropped after the reranker''s grace_period';
 COMMENT ON COLUMN generations.token_dims IS 'Dimensions that token vectors are projected to; NULL for the model''s own';
 COMMENT ON COLUMN generations.token_pool IS 'A document''s token vectors are pooled to one for so many';
 COMMENT ON COLUMN generations.token_bits IS 'Whether they are stored a second time, in one bit a dimension';
@@ -114,13 +118,20 @@ BEGIN
         ('candidates', r.candidates::text, r.candidates BETWEEN 1 AND 100000, '1 to 100000'),
         ('maxsim_bit_top', r.maxsim_bit_top::text, r.maxsim_bit_top IS NULL OR r.maxsim_bit_top BETWEEN 1 AND 100000, '1 to 100000'),
         ('maxsim_top', r.maxsim_top::text, r.maxsim_top BETWEEN 1 AND 1000, '1 to 1000'),
-        ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min')) rules (setting, value, holds, wanted)
+        ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min'),
+        ('grace_period', r.grace_period::text, r.grace_period BETWEEN '0' AND '1 year', '0 to 1 year')) rules (setting, value, holds, wanted)
     WHERE holds IS NOT TRUE;
     IF FOUND THEN
         PERFORM _fail('invalid_parameter_value', format('reranker "%s": %s is %s, wanted %s', r.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));
     END IF;
 END
 $$;
+
+-- The generation that alter_reranker starts from: the one in use, or the one that is being made to follow it.
+CREATE OR REPLACE FUNCTION _newest(reranker text) RETURNS generations
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT * FROM generations g WHERE g.reranker = $1 AND g.retired_at IS NULL ORDER BY g.number DESC LIMIT 1 $$;
 
 -- The tiers in which a generation keeps token vectors.
 CREATE OR REPLACE FUNCTION _tiers(reranker text, generation int) RETURNS text[]

@@ -17,7 +17,8 @@ CREATE OR REPLACE FUNCTION create_reranker(
     token_dims int DEFAULT NULL,
     token_pool int DEFAULT 1,
     timeout interval DEFAULT '5 seconds',
-    text_search_config regconfig DEFAULT 'simple'
+    text_search_config regconfig DEFAULT 'simple',
+    grace_period interval DEFAULT '1 day'
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -40,10 +41,10 @@ BEGIN
     key := _source_key(source);
     reranker := (
         create_reranker.name, source, key.key_column, key.key_type, embedding_column, distance,
-        cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now());
+        cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now(), grace_period);
     PERFORM _check_settings(reranker);
     generation := (create_reranker.name, 1, '', embedding_model, late_interaction_model,
-        token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now(), text_columns);
+        token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now(), text_columns, NULL);
     PERFORM _check_models(reranker, generation);
     generation.text_expression := _text_expression(source, text_columns, create_reranker.text_expression);
     INSERT INTO rerankers SELECT reranker.*;
@@ -59,7 +60,7 @@ COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side ta
 
 -- NULL leaves a setting as it is; '' as a model leaves the stage out, as does 0 for maxsim_bit_top; 0 for token_dims means the
 -- model's own. What stored vectors depend on starts a new generation, which takes over once it is complete; searches go on
--- with the old one until then. So does token_dims given again, where its projection was fitted on few documents.
+-- with the old one until then, which is kept for grace_period after. So does token_dims given again, where its projection was fitted on few documents.
 CREATE OR REPLACE FUNCTION alter_reranker(
     name text,
     text_columns text[] DEFAULT NULL,
@@ -73,7 +74,8 @@ CREATE OR REPLACE FUNCTION alter_reranker(
     token_precision text DEFAULT NULL,
     token_dims int DEFAULT NULL,
     token_pool int DEFAULT NULL,
-    timeout interval DEFAULT NULL
+    timeout interval DEFAULT NULL,
+    grace_period interval DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -81,7 +83,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     reranker rerankers := _reranker(name);
-    present generations;
+    present generations := _newest(name);
     wanted generations;
 BEGIN
     reranker.cross_encoder_model := nullif(coalesce(alter_reranker.cross_encoder_model, reranker.cross_encoder_model), '');
@@ -89,8 +91,8 @@ BEGIN
     reranker.maxsim_bit_top := nullif(coalesce(alter_reranker.maxsim_bit_top, reranker.maxsim_bit_top), 0);
     reranker.maxsim_top := coalesce(alter_reranker.maxsim_top, reranker.maxsim_top);
     reranker.timeout := coalesce(alter_reranker.timeout, reranker.timeout);
+    reranker.grace_period := coalesce(alter_reranker.grace_period, reranker.grace_period);
     PERFORM _check_settings(reranker);
-    SELECT * INTO present FROM generations g WHERE g.reranker = alter_reranker.name ORDER BY g.number DESC LIMIT 1;
     wanted := present;
     wanted.embedding_model := nullif(coalesce(alter_reranker.embedding_model, present.embedding_model), '');
     wanted.late_interaction_model := nullif(coalesce(alter_reranker.late_interaction_model, present.late_interaction_model), '');
@@ -107,11 +109,11 @@ BEGIN
         wanted.text_columns := alter_reranker.text_columns;
     END IF;
     PERFORM _check_models(reranker, wanted);
-    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout)
-        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_bit_top, reranker.maxsim_top, reranker.timeout)
+    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, grace_period)
+        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_bit_top, reranker.maxsim_top, reranker.timeout, reranker.grace_period)
     WHERE r.name = reranker.name;
     IF wanted IS DISTINCT FROM present THEN
-        wanted.number := present.number + 1;
+        wanted.number := (SELECT max(g.number) + 1 FROM generations g WHERE g.reranker = reranker.name);
         wanted.projection := NULL;
         wanted.created_at := now();
         INSERT INTO generations SELECT wanted.*;
@@ -126,6 +128,39 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION alter_reranker IS 'Changes a reranker; NULL leaves a setting as it is';
+
+-- Undoes the last change of what is stored. A generation that is being made is given up; else the one retired last, kept
+-- current all the while, takes over again in this transaction, and the one in use is retired in its place.
+CREATE OR REPLACE FUNCTION rollback_reranker(name text) RETURNS int
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_column
+DECLARE
+    r rerankers := _reranker(name);
+    newest generations;
+    previous int;
+BEGIN
+    PERFORM FROM rerankers x WHERE x.name = r.name FOR UPDATE;
+    r := _reranker(name);
+    newest := _newest(name);
+    IF newest.number <> r.generation THEN
+        DELETE FROM generations g WHERE (g.reranker, g.number) = (r.name, newest.number);
+        PERFORM _drop_stale_sides(r.name);
+        RETURN r.generation;
+    END IF;
+    previous := (SELECT g.number FROM generations g WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1);
+    IF previous IS NULL THEN
+        PERFORM _fail('object_not_in_prerequisite_state', format('reranker "%s" has no generation before %s to go back to', r.name, r.generation),
+            format('One is kept for %s (grace_period) after another took over. Name what it had by pgrerank.alter_reranker, to encode it again.', r.grace_period));
+    END IF;
+    UPDATE generations g SET retired_at = CASE WHEN g.number <> previous THEN now() END
+    WHERE g.reranker = r.name AND g.number IN (previous, r.generation);
+    UPDATE rerankers x SET generation = previous WHERE x.name = r.name;
+    RETURN previous;
+END
+$$;
+COMMENT ON FUNCTION rollback_reranker IS 'Goes back to the generation before, or gives up the one being made; returns the one in use';
 
 CREATE OR REPLACE FUNCTION drop_reranker(name text) RETURNS void
 LANGUAGE plpgsql

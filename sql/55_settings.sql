@@ -7,16 +7,15 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     r rerankers := _reranker(name);
-    g generations;
+    g generations := _newest(name);
 BEGIN
-    SELECT * INTO g FROM generations x WHERE x.reranker = r.name ORDER BY x.number DESC LIMIT 1;
     RETURN jsonb_build_object(
         'source', (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = r.source),
         'text_columns', g.text_columns, 'text_expression', CASE WHEN g.text_columns IS NULL THEN g.text_expression END,
         'embedding_model', g.embedding_model, 'late_interaction_model', g.late_interaction_model, 'cross_encoder_model', r.cross_encoder_model,
         'embedding_column', r.embedding_column, 'distance', r.distance, 'candidates', r.candidates, 'maxsim_bit_top', r.maxsim_bit_top,
         'maxsim_top', r.maxsim_top, 'token_precision', g.token_precision, 'token_dims', g.token_dims, 'token_pool', g.token_pool,
-        'timeout', r.timeout, 'text_search_config', r.text_search_config);
+        'timeout', r.timeout, 'text_search_config', r.text_search_config, 'grace_period', r.grace_period);
 END
 $$;
 COMMENT ON FUNCTION settings(text) IS 'A reranker''s settings, named as the arguments of create_reranker';
@@ -50,7 +49,7 @@ BEGIN
         END IF;
     END LOOP;
     IF _text_expression((wanted ->> 'source')::regclass, columns, wanted ->> 'text_expression')
-        <> (SELECT g.text_expression FROM generations g WHERE g.reranker = _changes.name ORDER BY g.number DESC LIMIT 1) THEN
+        <> (_newest(name)).text_expression THEN
         changes := changes || jsonb_build_object(
             'text_columns', jsonb_build_object('present', present -> 'text_columns', 'wanted', columns),
             'text_expression', jsonb_build_object('present', present -> 'text_expression', 'wanted', wanted -> 'text_expression'));

@@ -173,24 +173,40 @@ BEGIN
 END
 $$;
 
--- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
--- us, so give up soon; whoever next finds the queue empty tries again.
+-- In one transaction: a search sees the old generation or the new, whole. The old one is kept for rollback_reranker.
 CREATE OR REPLACE FUNCTION _switch_when_complete(reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
 #variable_conflict use_column
 DECLARE
-    newest int := (SELECT max(g.number) FROM generations g WHERE g.reranker = _switch_when_complete.reranker);
+    newest int := (_newest(reranker)).number;
 BEGIN
     PERFORM FROM rerankers r WHERE r.name = _switch_when_complete.reranker AND r.generation < newest FOR UPDATE;
-    IF NOT FOUND OR EXISTS (SELECT FROM pending p
+    IF FOUND AND NOT EXISTS (SELECT FROM pending p
         WHERE p.reranker = _switch_when_complete.reranker AND p.generation = newest AND p.failed_at IS NULL) THEN
-        RETURN;
+        UPDATE rerankers r SET generation = newest WHERE r.name = _switch_when_complete.reranker;
+        UPDATE generations g SET retired_at = now() WHERE g.reranker = _switch_when_complete.reranker AND g.number < newest;
     END IF;
-    UPDATE rerankers r SET generation = newest WHERE r.name = _switch_when_complete.reranker;
-    DELETE FROM generations g WHERE g.reranker = _switch_when_complete.reranker AND g.number < newest;
-    PERFORM _drop_stale_sides(_switch_when_complete.reranker);
+    PERFORM _drop_retired(reranker);
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END
+$$;
+
+-- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
+-- us, so give up soon; whoever next finds the queue empty tries again.
+CREATE OR REPLACE FUNCTION _drop_retired(reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+#variable_conflict use_column
+BEGIN
+    DELETE FROM generations g USING rerankers r
+    WHERE g.reranker = _drop_retired.reranker AND r.name = g.reranker AND g.retired_at + r.grace_period <= clock_timestamp();
+    IF FOUND THEN
+        PERFORM _drop_stale_sides(reranker);
+    END IF;
 EXCEPTION WHEN lock_not_available THEN
     RETURN;
 END

@@ -2,7 +2,7 @@
 
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint, pending bigint, failed bigint,
-    oldest_pending interval, last_error text
+    oldest_pending interval, last_error text, previous_generation int, previous_until timestamptz
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -15,7 +15,9 @@ BEGIN
         reranker := r.name;
         source := r.source;
         generation := r.generation;
-        SELECT max(g.number) INTO next_generation FROM generations g WHERE g.reranker = r.name AND g.number > r.generation;
+        next_generation := nullif((_newest(r.name)).number, r.generation);
+        SELECT g.number, g.retired_at + r.grace_period INTO previous_generation, previous_until
+        FROM generations g WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1;
         source_rows := NULL;
         encoded := NULL;
         IF EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
@@ -33,4 +35,4 @@ END
 $$;
 
 CREATE OR REPLACE VIEW status AS SELECT * FROM _status();
-COMMENT ON VIEW status IS 'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation while one is being made';
+COMMENT ON VIEW status IS 'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation while one is being made; the generation that rollback_reranker goes back to';

@@ -182,41 +182,6 @@ def test_alter_changes_sizes_without_encoding_again(db, source):
         db.execute("SELECT pgrerank.alter_reranker('documents', candidates => -1)")
 
 
-def test_alter_of_what_is_stored_makes_a_generation_that_takes_over_when_complete(db, source):
-    source.create()
-    source.encode_by_hand()
-    db.execute("SELECT pgrerank.alter_reranker('documents', text_columns => '{title}')")
-    during = db.execute("SELECT generation, next_generation, pending FROM pgrerank.status")
-    assert during.fetchone() == (1, 2, 3)
-    assert len(db.execute("SELECT * FROM pgrerank.documents_search('cat')").fetchall()) == 1
-    db.execute("UPDATE documents SET body = 'no title, no matter' WHERE title = 'Cats'")
-    source.encode_by_hand()
-    source.encode_by_hand()
-    after = db.execute("SELECT generation, next_generation, pending, encoded FROM pgrerank.status")
-    assert after.fetchone() == (2, None, 0, 3)
-    tables = db.execute("SELECT relname FROM pg_class WHERE relname ~ '^documents_[0-9]$'")
-    assert tables.fetchall() == [("documents_2",)]
-    assert db.execute("SELECT * FROM pgrerank.documents_search('body')").fetchall() == []
-
-
-def test_a_search_holds_its_generation_and_nobody_waits_for_it(dsn, db, source):
-    source.create(late_interaction_model=None, cross_encoder_model=None)
-    source.encode_by_hand()
-    vector = str([1.0] + [0.0] * 31)
-    find = "SELECT id FROM pgrerank.documents_search(NULL, query_embedding => %s)"
-    generation = "SELECT generation FROM pgrerank.rerankers"
-    with psycopg.connect(dsn) as reader:
-        before = reader.execute(find, (vector,)).fetchall()
-        db.execute("SELECT pgrerank.alter_reranker('documents', text_columns => '{title}')")
-        source.encode_by_hand()
-        assert db.execute(generation).fetchone() == (1,)
-        assert db.execute(find, (vector,)).fetchall() == before
-        assert reader.execute(find, (vector,)).fetchall() == before
-    db.execute("SELECT * FROM pgrerank.claim()")
-    assert db.execute(generation).fetchone() == (2,)
-    assert len(db.execute(find, (vector,)).fetchall()) == 3
-
-
 def test_alter_of_an_empty_source_switches_too(db, source):
     db.execute("DELETE FROM documents")
     source.create()

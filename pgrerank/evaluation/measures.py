@@ -18,17 +18,30 @@ def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]
     A query without an answer counts as zero. Raises SettingsError for an unknown measure or where
     ir-measures is not installed.
     """
+    by_query = measure_queries(qrels, run, measures)
+    return {
+        name: sum(values.values()) / len(values) if values else 0.0
+        for name, values in by_query.items()
+    }
+
+
+def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each measure's value for every query in the qrels; raises as :func:`measure` does."""
     try:
         import ir_measures
     except ImportError as error:
         raise SettingsError("measuring needs: pip install 'pgrerank[evaluation]'") from error
     try:
-        wanted = [ir_measures.parse_measure(name) for name in measures]
+        wanted = {ir_measures.parse_measure(name): name for name in measures}
     except (NameError, ValueError, SyntaxError) as error:
         raise SettingsError(f"measures {', '.join(measures)}: {error}") from error
     scored = {
         query: {key: -float(place) for place, key in enumerate(keys)} for query, keys in run.items()
     }
     judged = {query: dict(relevance) for query, relevance in qrels.items()}
-    results = ir_measures.calc_aggregate(wanted, judged, scored)
-    return {name: float(results[parsed]) for name, parsed in zip(measures, wanted, strict=True)}
+    found: dict[str, dict[str, float]] = {
+        name: dict.fromkeys(judged, 0.0) for name in wanted.values()
+    }
+    for metric in ir_measures.iter_calc(list(wanted), judged, scored):
+        found[wanted[metric.measure]][metric.query_id] = float(metric.value)
+    return found

@@ -51,7 +51,7 @@ def load(kind: type[M], spec: ModelSpec, options: Options) -> M:
     """
     source = locate(spec)
     try:
-        with _quiet():
+        with quiet():
             arguments = _arguments(source, options)
             _refuse_another_kind(spec, source, arguments["revision"])
             model: M = kind(source.name, **arguments)
@@ -187,8 +187,8 @@ class _Relay(logging.Handler):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """While loading, hand what the libraries print to our logger (at DEBUG), and show no bars.
+def quiet() -> Iterator[None]:
+    """Meanwhile hand what the libraries print to our logger (at DEBUG), and show no bars.
 
     They report each weight that the checkpoint has too many, which says nothing about its use.
     Everything is put back as it was.

@@ -1,0 +1,299 @@
+"""Hard negatives from a reranker's own HNSW index: what recall ranks high and nobody wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from pgrerank.errors import TriplesError
+from pgrerank.models import Encoder, ModelSpec, Reranker, load_encoder, load_reranker
+from pgrerank.training.triples import Triple, normal
+
+Progress = Callable[[int, int], None]
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Which candidates become negatives.
+
+    Those at ranks `first` to `last` (from 1) of recall, whose text is not a positive's; whose
+    cosine is at least `margin` below the query's best positive's, where that is set; and whose
+    cross-encoder score (a logit) is at least `false_negative_margin` below the best positive's,
+    where there is a cross-encoder: an unjudged document that it finds as good as the positive
+    probably is one. The `negatives` best of them are kept.
+    """
+
+    first: int = 2
+    last: int = 50
+    margin: float | None = None
+    false_negative_margin: float = 1.0
+    negatives: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last <= 10_000:
+            raise TriplesError(
+                f"ranks {self.first} to {self.last}: 1 <= first <= last <= 10000 is wanted"
+            )
+        if self.negatives < 1:
+            raise TriplesError(f"negatives is {self.negatives}, at least 1 is wanted")
+
+
+@dataclass
+class Mined:
+    """Triples with their negatives, and how many candidates were dropped for which reason."""
+
+    triples: list[Triple] = field(default_factory=list)
+    candidates: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    without_negatives: int = 0
+
+    @property
+    def negatives(self) -> int:
+        """How many negatives there are now."""
+        return sum(len(triple.neg) for triple in self.triples)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is read of a reranker."""
+
+    name: str
+    source: str
+    key_column: str
+    text_expression: str
+    encoder: Encoder
+    cross_encoder: Reranker | None
+
+
+@dataclass
+class _Candidate:
+    key: str
+    cosine: float
+    text: str
+    rank: int
+    logit: float | None = None
+
+
+def mine(
+    connection: psycopg.Connection[Any],
+    reranker: str,
+    triples: Sequence[Triple],
+    guards: Guards,
+    *,
+    on_progress: Progress = lambda _done, _total: None,
+) -> Mined:
+    """Mine negatives for the triples' queries; negatives that they have come first.
+
+    Triples of one query are joined, and texts that differ by case and white space alone are one.
+    The reranker's models run here, so no worker is needed. With a cross-encoder the triples
+    carry its scores, for distillation. Raises psycopg.Error for a reranker that does not exist,
+    TriplesError for one without an embedding model, ModelError when a model can't be loaded.
+    """
+    source = _source(connection, reranker)
+    joined = _join(triples)
+    mined = Mined()
+    for start in range(0, len(joined), _BATCH):
+        batch = joined[start : start + _BATCH]
+        vectors = source.encoder.encode(
+            [triple.query for triple in batch], role="query", embeddings=True, tokens=False
+        ).embeddings
+        assert vectors is not None
+        for offset, (triple, vector) in enumerate(zip(batch, vectors.tolist(), strict=True)):
+            mined.triples.append(_mine_one(connection, source, triple, vector, guards, mined))
+            on_progress(start + offset + 1, len(joined))
+    return mined
+
+
+def _mine_one(
+    connection: psycopg.Connection[Any],
+    source: _Source,
+    triple: Triple,
+    vector: list[float],
+    guards: Guards,
+    mined: Mined,
+) -> Triple:
+    found = _recall(connection, source, vector, guards.last)
+    mined.candidates += len(found)
+    best = _best_cosine(source, triple, vector) if guards.margin is not None else None
+    kept = []
+    for candidate, reason in _judge(found, triple, guards, best):
+        if reason is None:
+            kept.append(candidate)
+        else:
+            mined.dropped[reason] += 1
+    scores = _own_scores(source, triple)
+    if scores is not None and source.cross_encoder is not None:
+        limit = max(scores[0]) - guards.false_negative_margin
+        kept = _below(source.cross_encoder, triple.query, kept, limit, guards.negatives, mined)
+    mined.dropped["more than wanted"] += max(0, len(kept) - guards.negatives)
+    kept = kept[: guards.negatives]
+    mined.without_negatives += not kept and not triple.neg
+    return _with_negatives(triple, kept, scores)
+
+
+def _below(
+    cross_encoder: Reranker,
+    query: str,
+    candidates: list[_Candidate],
+    limit: float,
+    wanted: int,
+    mined: Mined,
+) -> list[_Candidate]:
+    """Candidates that score no more than the limit; scores only as many as it takes."""
+    kept: list[_Candidate] = []
+    for start in range(0, len(candidates), wanted):
+        part = candidates[start : start + wanted]
+        if len(kept) >= wanted:
+            return kept + candidates[start:]
+        scores = cross_encoder.score([(query, candidate.text) for candidate in part]).tolist()
+        for candidate, score in zip(part, scores, strict=True):
+            candidate.logit = score
+            if score <= limit:
+                kept.append(candidate)
+            else:
+                mined.dropped["likely relevant, by the cross-encoder"] += 1
+    return kept
+
+
+def _judge(
+    found: Sequence[_Candidate], triple: Triple, guards: Guards, best: float | None
+) -> Iterator[tuple[_Candidate, str | None]]:
+    """Each candidate with the reason to drop it, if there is one."""
+    positives = {normal(text) for text in triple.pos}
+    seen = {normal(text) for text in triple.neg}
+    keys = {*(triple.pos_id or ()), *(triple.neg_id or ())}
+    for candidate in found:
+        text = normal(candidate.text)
+        reason = None
+        if text in positives or candidate.key in (triple.pos_id or ()):
+            reason = "a positive"
+        elif not text or text in seen or candidate.key in keys:
+            reason = "empty or a duplicate"
+        elif candidate.rank < guards.first:
+            reason = "ranked too high"
+        elif best is not None and candidate.cosine > best - (guards.margin or 0.0):
+            reason = "too close to the positive"
+        seen.add(text)
+        yield candidate, reason
+
+
+def _recall(
+    connection: psycopg.Connection[Any], source: _Source, vector: list[float], last: int
+) -> list[_Candidate]:
+    search = sql.Identifier("pgrerank", f"{source.name}_search")
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT s.{key}::text, s.score, ({text}), s.rank FROM (SELECT {key}, score, rank FROM"
+            " {search}(NULL, top_k => %s, candidates => %s, stages => '{{recall}}',"
+            " query_embedding => %s::vector)) s JOIN {source} d USING ({key}) ORDER BY s.rank"
+        ).format(
+            key=sql.Identifier(source.key_column),
+            text=sql.SQL(source.text_expression),
+            search=search,
+            source=sql.SQL(source.source),
+        ),
+        (last, last, str(vector)),
+    ).fetchall()
+    return [_Candidate(key, score, text or "", rank) for key, score, text, rank in rows]
+
+
+def _best_cosine(source: _Source, triple: Triple, vector: list[float]) -> float:
+    embeddings = source.encoder.encode(
+        list(triple.pos), role="document", embeddings=True, tokens=False
+    ).embeddings
+    assert embeddings is not None
+    return float((embeddings @ vector).max())
+
+
+def _own_scores(source: _Source, triple: Triple) -> tuple[list[float], list[float]] | None:
+    """The cross-encoder's scores of the positives and of the negatives that there are."""
+    if source.cross_encoder is None:
+        return None
+    pairs = [(triple.query, text) for text in (*triple.pos, *triple.neg)]
+    scores = source.cross_encoder.score(pairs).tolist()
+    return scores[: len(triple.pos)], scores[len(triple.pos) :]
+
+
+def _with_negatives(
+    triple: Triple, kept: Sequence[_Candidate], scores: tuple[list[float], list[float]] | None
+) -> Triple:
+    pos_scores, neg_scores = triple.pos_scores, None
+    if scores is not None:
+        pos_scores = tuple(scores[0])
+        neg_scores = (*scores[1], *(c.logit for c in kept if c.logit is not None))
+    elif not kept:
+        neg_scores = triple.neg_scores
+    neg_id = None
+    if triple.neg_id is not None or not triple.neg:
+        neg_id = (*(triple.neg_id or ()), *(candidate.key for candidate in kept))
+    return replace(
+        triple,
+        neg=(*triple.neg, *(candidate.text for candidate in kept)),
+        pos_scores=pos_scores if neg_scores is not None else None,
+        neg_scores=neg_scores,
+        neg_id=neg_id,
+    )
+
+
+def _join(triples: Sequence[Triple]) -> list[Triple]:
+    """One triple a query, its texts without duplicates; scores are dropped where two are joined."""
+    by_query: dict[str, Triple] = {}
+    for triple in triples:
+        name = normal(triple.query)
+        present = by_query.get(name)
+        by_query[name] = triple if present is None else _joined(present, triple)
+    return list(by_query.values())
+
+
+def _joined(one: Triple, other: Triple) -> Triple:
+    pos = _unlike((*one.pos, *other.pos))
+    positives = {normal(text) for text in pos}
+    neg = _unlike(tuple(t for t in (*one.neg, *other.neg) if normal(t) not in positives))
+    return Triple(one.query, pos, neg, id=one.id)
+
+
+def _unlike(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple({normal(text): text for text in reversed(texts)}.values())[::-1]
+
+
+def _source(connection: psycopg.Connection[Any], name: str) -> _Source:
+    cursor = connection.cursor(row_factory=dict_row)
+    row = cursor.execute(
+        "SELECT r.source::text AS source, r.key_column::text, r.cross_encoder_model,"
+        " g.text_expression, g.embedding_model FROM pgrerank._reranker(%s) r"
+        " JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation)",
+        (name,),
+    ).fetchone()
+    assert row is not None
+    if row["embedding_model"] is None:
+        raise TriplesError(
+            f"reranker {name} has no embedding model, so that no query can be recalled for mining"
+        )
+    cross_encoder = row["cross_encoder_model"]
+    return _Source(
+        name,
+        row["source"],
+        row["key_column"],
+        row["text_expression"],
+        load_encoder(registered(connection, row["embedding_model"])),
+        None if cross_encoder is None else load_reranker(registered(connection, cross_encoder)),
+    )
+
+
+def registered(connection: psycopg.Connection[Any], name: str) -> ModelSpec:
+    """The registered model of that name."""
+    cursor = connection.cursor(row_factory=dict_row)
+    row = cursor.execute(
+        "SELECT name, kind, loader, source, revision, options FROM pgrerank.models WHERE name = %s",
+        (name,),
+    ).fetchone()
+    if row is None:
+        raise TriplesError(f"model {name} is not registered; see: pgrerank models list")
+    return ModelSpec(**row)

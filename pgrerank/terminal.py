@@ -27,7 +27,7 @@ from rich.text import Text
 
 from pgrerank.errors import PgrerankError
 
-__all__ = ["console", "document_progress", "note", "print_rows", "report_errors"]
+__all__ = ["console", "document_progress", "note", "print_rows", "report_errors", "work_progress"]
 
 _WIDE = 500
 """Columns where there is no terminal: a file or pipe wraps nothing."""
@@ -86,18 +86,27 @@ def report_errors() -> Iterator[None]:
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, things: str) -> None:
+        super().__init__()
+        self._things = things
+
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.0f} documents/s")
+        return Text("" if task.speed is None else f"{task.speed:.0f} {self._things}/s")
+
+
+def document_progress(title: str) -> contextlib.AbstractContextManager[Any]:
+    """`work_progress` of documents."""
+    return work_progress(title, "documents")
 
 
 @contextlib.contextmanager
-def document_progress(title: str) -> Iterator[Any]:
+def work_progress(title: str, things: str) -> Iterator[Any]:
     """A progress bar on a terminal, silence elsewhere; yields a function (done, total)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(things),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_errors, disable=not _errors.is_terminal) as progress:

@@ -1,6 +1,6 @@
 """The command line: arguments only; what they ask for is done elsewhere."""
 
-from pgrerank.cli import deployment, rerankers  # noqa: F401 - for their commands
+from pgrerank.cli import deployment, rerankers, training  # noqa: F401 - for their commands
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app
 from pgrerank.cli.native import native_app

@@ -25,6 +25,9 @@ TokenPrecision = Annotated[str | None, typer.Option(help="float16, int8 or bit."
 TokenDims = Annotated[int | None, typer.Option(help="Project token vectors to so many dimensions.")]
 TokenPool = Annotated[int | None, typer.Option(help="Keep one token vector for so many.")]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
+GracePeriod = Annotated[
+    str | None, typer.Option(help="How long to keep the generation before, for a rollback.")
+]
 
 
 @app.command(
@@ -52,6 +55,7 @@ def create(
     token_dims: TokenDims = None,
     token_pool: TokenPool = 1,
     timeout: Timeout = "5 s",
+    grace_period: GracePeriod = "1 day",
     text_search_config: Annotated[
         str, typer.Option(help="How words are cut for the full-text fallback.")
     ] = "simple",
@@ -82,6 +86,7 @@ def alter(
     token_dims: TokenDims = None,
     token_pool: TokenPool = None,
     timeout: Timeout = None,
+    grace_period: GracePeriod = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 
@@ -114,6 +119,14 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
     connection = psycopg.connect(dsn, autocommit=True)
     connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
     return connection
+
+
+@app.command(epilog="Example: pgrerank rollback documents")
+def rollback(name: Name, dsn: Dsn = "") -> None:
+    """Go back to the generation before, or give up the one being made."""
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        [(generation,)] = call(connection, "rollback_reranker", {"name": name}).fetchall()
+        note(f"reranker {name} uses generation {generation}")
 
 
 @app.command(epilog="Example: pgrerank drop documents")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import sql
-from psycopg.rows import dict_row
 
 from pgrerank.errors import TriplesError
-from pgrerank.models import Encoder, ModelSpec, Reranker, load_encoder, load_reranker
+from pgrerank.models import Encoder, Reranker, load_reranker
+from pgrerank.training.sources import Candidate, Source, read_source, recall, registered
 from pgrerank.training.triples import Triple, normal
 
 Progress = Callable[[int, int], None]
@@ -60,25 +59,14 @@ class Mined:
         return sum(len(triple.neg) for triple in self.triples)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is read of a reranker."""
-
-    name: str
-    source: str
-    key_column: str
-    text_expression: str
+class _Models(NamedTuple):
     encoder: Encoder
     cross_encoder: Reranker | None
 
 
-@dataclass
-class _Candidate:
-    key: str
-    cosine: float
-    text: str
-    rank: int
-    logit: float | None = None
+def _cross_encoder(connection: psycopg.Connection[Any], source: Source) -> Reranker | None:
+    name = source.models["cross_encoder"]
+    return None if name is None else load_reranker(registered(connection, name))
 
 
 def mine(
@@ -94,44 +82,53 @@ def mine(
     Triples of one query are joined, and texts that differ by case and white space alone are one.
     The reranker's models run here, so no worker is needed. With a cross-encoder the triples
     carry its scores, for distillation. Raises psycopg.Error for a reranker that does not exist,
-    TriplesError for one without an embedding model, ModelError when a model can't be loaded.
+    TrainingError for one without an embedding model, ModelError when a model can't be loaded.
     """
-    source = _source(connection, reranker)
+    source = read_source(connection, reranker)
+    models = _Models(source.encoder(connection), _cross_encoder(connection, source))
+    if guards.margin is not None and source.distance != "cosine":
+        raise TriplesError(
+            f"reranker {reranker} recalls by {source.distance}: a margin is one of cosines;"
+            " leave it out"
+        )
     joined = _join(triples)
     mined = Mined()
     for start in range(0, len(joined), _BATCH):
         batch = joined[start : start + _BATCH]
-        vectors = source.encoder.encode(
+        vectors = models.encoder.encode(
             [triple.query for triple in batch], role="query", embeddings=True, tokens=False
         ).embeddings
         assert vectors is not None
         for offset, (triple, vector) in enumerate(zip(batch, vectors.tolist(), strict=True)):
-            mined.triples.append(_mine_one(connection, source, triple, vector, guards, mined))
+            mined.triples.append(
+                _mine_one(connection, source, models, triple, vector, guards, mined)
+            )
             on_progress(start + offset + 1, len(joined))
     return mined
 
 
 def _mine_one(
     connection: psycopg.Connection[Any],
-    source: _Source,
+    source: Source,
+    models: _Models,
     triple: Triple,
     vector: list[float],
     guards: Guards,
     mined: Mined,
 ) -> Triple:
-    found = _recall(connection, source, vector, guards.last)
+    found = recall(connection, source, vector, guards.last)
     mined.candidates += len(found)
-    best = _best_cosine(source, triple, vector) if guards.margin is not None else None
+    best = _best_cosine(models, triple, vector) if guards.margin is not None else None
     kept = []
     for candidate, reason in _judge(found, triple, guards, best):
         if reason is None:
             kept.append(candidate)
         else:
             mined.dropped[reason] += 1
-    scores = _own_scores(source, triple)
-    if scores is not None and source.cross_encoder is not None:
+    scores = _own_scores(models, triple)
+    if scores is not None and models.cross_encoder is not None:
         limit = max(scores[0]) - guards.false_negative_margin
-        kept = _below(source.cross_encoder, triple.query, kept, limit, guards.negatives, mined)
+        kept = _below(models.cross_encoder, triple.query, kept, limit, guards.negatives, mined)
     mined.dropped["more than wanted"] += max(0, len(kept) - guards.negatives)
     kept = kept[: guards.negatives]
     mined.without_negatives += not kept and not triple.neg
@@ -141,13 +138,13 @@ def _mine_one(
 def _below(
     cross_encoder: Reranker,
     query: str,
-    candidates: list[_Candidate],
+    candidates: list[Candidate],
     limit: float,
     wanted: int,
     mined: Mined,
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """Candidates that score no more than the limit; scores only as many as it takes."""
-    kept: list[_Candidate] = []
+    kept: list[Candidate] = []
     for start in range(0, len(candidates), wanted):
         part = candidates[start : start + wanted]
         if len(kept) >= wanted:
@@ -163,8 +160,8 @@ def _below(
 
 
 def _judge(
-    found: Sequence[_Candidate], triple: Triple, guards: Guards, best: float | None
-) -> Iterator[tuple[_Candidate, str | None]]:
+    found: Sequence[Candidate], triple: Triple, guards: Guards, best: float | None
+) -> Iterator[tuple[Candidate, str | None]]:
     """Each candidate with the reason to drop it, if there is one."""
     positives = {normal(text) for text in triple.pos}
     seen = {normal(text) for text in triple.neg}
@@ -178,51 +175,31 @@ def _judge(
             reason = "empty or a duplicate"
         elif candidate.rank < guards.first:
             reason = "ranked too high"
-        elif best is not None and candidate.cosine > best - (guards.margin or 0.0):
+        elif best is not None and candidate.score > best - (guards.margin or 0.0):
             reason = "too close to the positive"
         seen.add(text)
         yield candidate, reason
 
 
-def _recall(
-    connection: psycopg.Connection[Any], source: _Source, vector: list[float], last: int
-) -> list[_Candidate]:
-    search = sql.Identifier("pgrerank", f"{source.name}_search")
-    rows = connection.execute(
-        sql.SQL(
-            "SELECT s.{key}::text, s.score, ({text}), s.rank FROM (SELECT {key}, score, rank FROM"
-            " {search}(NULL, top_k => %s, candidates => %s, stages => '{{recall}}',"
-            " query_embedding => %s::vector)) s JOIN {source} d USING ({key}) ORDER BY s.rank"
-        ).format(
-            key=sql.Identifier(source.key_column),
-            text=sql.SQL(source.text_expression),
-            search=search,
-            source=sql.SQL(source.source),
-        ),
-        (last, last, str(vector)),
-    ).fetchall()
-    return [_Candidate(key, score, text or "", rank) for key, score, text, rank in rows]
-
-
-def _best_cosine(source: _Source, triple: Triple, vector: list[float]) -> float:
-    embeddings = source.encoder.encode(
+def _best_cosine(models: _Models, triple: Triple, vector: list[float]) -> float:
+    embeddings = models.encoder.encode(
         list(triple.pos), role="document", embeddings=True, tokens=False
     ).embeddings
     assert embeddings is not None
     return float((embeddings @ vector).max())
 
 
-def _own_scores(source: _Source, triple: Triple) -> tuple[list[float], list[float]] | None:
+def _own_scores(models: _Models, triple: Triple) -> tuple[list[float], list[float]] | None:
     """The cross-encoder's scores of the positives and of the negatives that there are."""
-    if source.cross_encoder is None:
+    if models.cross_encoder is None:
         return None
     pairs = [(triple.query, text) for text in (*triple.pos, *triple.neg)]
-    scores = source.cross_encoder.score(pairs).tolist()
+    scores = models.cross_encoder.score(pairs).tolist()
     return scores[: len(triple.pos)], scores[len(triple.pos) :]
 
 
 def _with_negatives(
-    triple: Triple, kept: Sequence[_Candidate], scores: tuple[list[float], list[float]] | None
+    triple: Triple, kept: Sequence[Candidate], scores: tuple[list[float], list[float]] | None
 ) -> Triple:
     pos_scores, neg_scores = triple.pos_scores, None
     if scores is not None:
@@ -261,39 +238,3 @@ def _joined(one: Triple, other: Triple) -> Triple:
 
 def _unlike(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple({normal(text): text for text in reversed(texts)}.values())[::-1]
-
-
-def _source(connection: psycopg.Connection[Any], name: str) -> _Source:
-    cursor = connection.cursor(row_factory=dict_row)
-    row = cursor.execute(
-        "SELECT r.source::text AS source, r.key_column::text, r.cross_encoder_model,"
-        " g.text_expression, g.embedding_model FROM pgrerank._reranker(%s) r"
-        " JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation)",
-        (name,),
-    ).fetchone()
-    assert row is not None
-    if row["embedding_model"] is None:
-        raise TriplesError(
-            f"reranker {name} has no embedding model, so that no query can be recalled for mining"
-        )
-    cross_encoder = row["cross_encoder_model"]
-    return _Source(
-        name,
-        row["source"],
-        row["key_column"],
-        row["text_expression"],
-        load_encoder(registered(connection, row["embedding_model"])),
-        None if cross_encoder is None else load_reranker(registered(connection, cross_encoder)),
-    )
-
-
-def registered(connection: psycopg.Connection[Any], name: str) -> ModelSpec:
-    """The registered model of that name."""
-    cursor = connection.cursor(row_factory=dict_row)
-    row = cursor.execute(
-        "SELECT name, kind, loader, source, revision, options FROM pgrerank.models WHERE name = %s",
-        (name,),
-    ).fetchone()
-    if row is None:
-        raise TriplesError(f"model {name} is not registered; see: pgrerank models list")
-    return ModelSpec(**row)

@@ -90,6 +90,21 @@ _LOADERS: dict[str, Loader] = {
 }
 
 
+def model_spec(
+    name: str,
+    kind: Kind,
+    source: str,
+    *,
+    loader: Loader | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """A model as it would be registered; raises ModelError for an unknown kind."""
+    if kind not in _LOADERS:
+        raise ModelError(f"model {name}: kind is {kind!r}, wanted one of {', '.join(_LOADERS)}")
+    return ModelSpec(name, kind, loader or _LOADERS[kind], source, revision, options or {})
+
+
 def register_model(
     connection: psycopg.Connection[Any],
     name: str,
@@ -99,14 +114,13 @@ def register_model(
     loader: Loader | None = None,
     revision: str | None = None,
     options: Mapping[str, Any] | None = None,
+    measures: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Load a model once, to see that it can be and to learn its dimensions, and register it.
 
     Raises ModelError when it can't be loaded, psycopg.Error when it can't be registered.
     """
-    if kind not in _LOADERS:
-        raise ModelError(f"model {name}: kind is {kind!r}, wanted one of {', '.join(_LOADERS)}")
-    spec = ModelSpec(name, kind, loader or _LOADERS[kind], source, revision, options or {})
+    spec = model_spec(name, kind, source, loader=loader, revision=revision, options=options)
     dims = None
     if kind == "cross_encoder":
         max_tokens = load_reranker(spec).max_tokens
@@ -115,7 +129,11 @@ def register_model(
         max_tokens = encoder.max_tokens
         dims = encoder.embedding_dims if kind == "embedding" else encoder.token_dims
     connection.execute(
-        "SELECT pgrerank.register_model(%s, %s, %s, %s, %s, %s, %s, %s)",
-        (name, kind, source, dims, spec.loader, revision, max_tokens, Jsonb(dict(spec.options))),
+        "SELECT pgrerank.register_model(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            *(name, kind, source, dims, spec.loader, revision, max_tokens),
+            Jsonb(dict(spec.options)),
+            Jsonb(dict(measures or {})),
+        ),
     )
     return spec

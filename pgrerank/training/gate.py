@@ -1,0 +1,207 @@
+"""The gate: a new model is compared with the one in use before it may be registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pgrerank.errors import TrainingError, TriplesError
+from pgrerank.evaluation import Comparison, compare, measure_queries
+from pgrerank.models import ModelSpec, ModelStore
+from pgrerank.training.sources import Source, read_source, recall, registered
+from pgrerank.training.triples import Triple, normal
+
+Progress = Callable[[int, int], None]
+Scores = Callable[[int, Sequence[str]], NDArray[np.float32]]
+"""Of texts for the query at that place."""
+
+MEASURE = "nDCG@10"
+DOCUMENTS = 10_000
+"""An embedding is judged on so many documents of the source, besides the relevant ones."""
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a new model did against the one in use, and whether it may take its place."""
+
+    present: str
+    comparison: Comparison
+    max_p: float
+    documents: int
+
+    @property
+    def passed(self) -> bool:
+        """Better, and by more than chance."""
+        return self.comparison.gain > 0 and self.comparison.p <= self.max_p
+
+    def measures(self, *, forced: bool) -> dict[str, Any]:
+        """What is recorded with the registered model."""
+        c = self.comparison
+        return {
+            "gate": {
+                "against": self.present,
+                "measure": MEASURE,
+                "before": round(c.before, 4),
+                "after": round(c.after, 4),
+                "p": round(c.p, 4),
+                "queries": c.queries,
+                "better": c.better,
+                "worse": c.worse,
+                "documents": self.documents,
+                "passed": self.passed,
+                "forced": forced and not self.passed,
+            }
+        }
+
+
+def judge(
+    connection: psycopg.Connection[Any],
+    reranker: str,
+    model: ModelSpec,
+    held_out: Sequence[Triple],
+    *,
+    max_p: float = 0.05,
+    depth: int = 30,
+    on_progress: Progress = lambda _done, _total: None,
+) -> Verdict:
+    """Compare a model with the one of its kind in use, by nDCG@10 of held-out queries.
+
+    An embedding model ranks up to 10,000 documents of the source and the relevant ones, exactly;
+    the others rank the `depth` best of today's recall, as they would in a search. Raises
+    TriplesError without held-out queries, TrainingError when the reranker has no model of this
+    kind.
+    """
+    if not held_out:
+        raise TriplesError("there are no held-out queries to compare on")
+    source = read_source(connection, reranker)
+    present = source.models[model.kind]
+    if present is None:
+        raise TrainingError(
+            f"reranker {reranker} has no {model.kind} model to compare with: register the new one"
+            " by pgrerank models add"
+        )
+    pools = (
+        _sample(connection, source, held_out)
+        if model.kind == "embedding"
+        else _recalled(connection, source, held_out, depth)
+    )
+    total = 2 * len(held_out)
+    orders = []
+    for turn, spec in enumerate((registered(connection, present), model)):
+        score = _scorer(spec, held_out)
+        orders.append(_order(held_out, pools, score, turn, on_progress, total))
+    qrels = {
+        str(place): {normal(text): 1 for text in triple.pos}
+        for place, triple in enumerate(held_out)
+    }
+    before, after = (measure_queries(qrels, order, [MEASURE])[MEASURE] for order in orders)
+    documents = max(len(pool) for pool in pools)
+    return Verdict(present, compare(before, after), max_p, documents)
+
+
+def _order(
+    held_out: Sequence[Triple],
+    pools: Sequence[list[str]],
+    score: Scores,
+    turn: int,
+    on_progress: Progress,
+    total: int,
+) -> dict[str, list[str]]:
+    order = {}
+    for place in range(len(held_out)):
+        scores = score(place, pools[place])
+        best = np.argsort(-scores, kind="stable")
+        unlike = dict.fromkeys(normal(pools[place][index]) for index in best)
+        order[str(place)] = list(unlike)[:10]
+        on_progress(turn * len(held_out) + place + 1, total)
+    return order
+
+
+def _scorer(spec: ModelSpec, held_out: Sequence[Triple]) -> Scores:
+    queries = [triple.query for triple in held_out]
+    store = ModelStore()
+    if spec.kind == "cross_encoder":
+        reranker = store.reranker(spec)
+        return lambda place, texts: reranker.score([(queries[place], text) for text in texts])
+    encoder = store.encoder(spec)
+    kept: dict[str, Any] = {}
+    if spec.kind == "embedding":
+        made = encoder.encode(queries, role="query", embeddings=True, tokens=False).embeddings
+        assert made is not None
+        vectors = made
+
+        def by_embedding(place: int, texts: Sequence[str]) -> NDArray[np.float32]:
+            # All queries share one pool, so it is encoded once.
+            if "pool" not in kept:
+                parts = [
+                    encoder.encode(
+                        texts[start : start + _BATCH],
+                        role="document",
+                        embeddings=True,
+                        tokens=False,
+                    ).embeddings
+                    for start in range(0, len(texts), _BATCH)
+                ]
+                kept["pool"] = np.concatenate([part for part in parts if part is not None])
+            found: NDArray[np.float32] = kept["pool"] @ vectors[place]
+            return found
+
+        return by_embedding
+    tokens = encoder.encode(queries, role="query", embeddings=False, tokens=True).tokens
+    assert tokens is not None
+    query_tokens = tokens
+
+    def by_maxsim(place: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        missing = [text for text in dict.fromkeys(texts) if text not in kept]
+        if missing:
+            found = encoder.encode(missing, role="document", embeddings=False, tokens=True).tokens
+            kept.update(zip(missing, found or [], strict=True))
+        return np.array(
+            [
+                (query_tokens[place] @ kept[text].T).max(axis=1).sum() if len(kept[text]) else 0.0
+                for text in texts
+            ],
+            np.float32,
+        )
+
+    return by_maxsim
+
+
+def _sample(
+    connection: psycopg.Connection[Any], source: Source, held_out: Sequence[Triple]
+) -> list[list[str]]:
+    rows = connection.execute(
+        sql.SQL(
+            "SELECT content FROM (SELECT ({text}) AS content FROM {source} d"
+            " ORDER BY md5({key}::text) LIMIT %s) s WHERE content ~ '\\S'"
+        ).format(
+            text=sql.SQL(source.text_expression),
+            source=sql.SQL(source.table),
+            key=sql.Identifier(source.key_column),
+        ),
+        (DOCUMENTS,),
+    ).fetchall()
+    judged = [text for triple in held_out for text in (*triple.pos, *triple.neg)]
+    pool = list(dict.fromkeys([*(text for (text,) in rows), *judged]))
+    return [pool] * len(held_out)
+
+
+def _recalled(
+    connection: psycopg.Connection[Any], source: Source, held_out: Sequence[Triple], depth: int
+) -> list[list[str]]:
+    encoder = source.encoder(connection)
+    vectors = encoder.encode(
+        [triple.query for triple in held_out], role="query", embeddings=True, tokens=False
+    ).embeddings
+    assert vectors is not None
+    return [
+        [found.text for found in recall(connection, source, vector, depth) if found.text.strip()]
+        for vector in vectors.tolist()
+    ]

@@ -223,7 +223,7 @@ def test_search_goes_on_while_dimensions_change(dsn, db, filled, tmp_path):
         assert len(maxsim_scores(db)) == 300
     assert {parse_header(blob).dims for blob in stored(db, 2).values()} == {24}
     assert projection(db, 2).shape == (24, 32)
-    assert db.execute("SELECT count(*) FROM pgrerank.projections").fetchone() == (1,)
+    assert db.execute("SELECT count(*) FROM pgrerank.projections").fetchone() == (2,)
 
 
 def test_a_reranker_made_anew_has_a_projection_of_its_own(dsn, db, filled, tokens_of, tmp_path):

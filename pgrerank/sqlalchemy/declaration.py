@@ -86,14 +86,13 @@ class Reranker:
         token_pool: int | None = None,
         timeout: timedelta | str | None = None,
         text_search_config: str | None = None,
+        grace_period: timedelta | str | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
         named = (embedding_model, late_interaction_model, cross_encoder_model)
         self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
         column = None if embedding_column is None else _column(self.table, embedding_column).name
-        if isinstance(timeout, timedelta):
-            timeout = f"{timeout.total_seconds():g} s"
         self.settings: dict[str, Any] = _given(
             **_text(self.table, text),
             embedding_model=_name(embedding_model),
@@ -107,8 +106,9 @@ class Reranker:
             token_precision=token_precision,
             token_dims=token_dims,
             token_pool=token_pool,
-            timeout=timeout,
+            timeout=_interval(timeout),
             text_search_config=text_search_config,
+            grace_period=_interval(grace_period),
         )
         self._attach()
 
@@ -175,6 +175,10 @@ def _has_pgrerank(connection: Connection) -> bool:
 
 def _given(**settings: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def _interval(given: timedelta | str | None) -> str | None:
+    return f"{given.total_seconds():g} s" if isinstance(given, timedelta) else given
 
 
 def _name(model: Model | str | None) -> str | None:

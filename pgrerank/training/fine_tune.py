@@ -64,7 +64,6 @@ def fine_tune(
     before = float(evaluator(model)[measure])
     rows = FORMS[loss.form](train, settings.negatives, seed=settings.seed)
     without_dropout(model)
-    model.model_card_data.generate_widget_examples = False
     if settings.lora is not None:
         add_adapters(model, settings.lora)
     trainer = _trainer(settings, recipe, loss, model, rows, evaluator, folder, on_progress)
@@ -81,6 +80,7 @@ def fine_tune(
         "held_out_queries": len(evaluator.samples),
         "before": {"nDCG@10": before},
         "after": {"nDCG@10": float(evaluator(model)[measure])},
+        "resumed_from": 0 if last is None else int(last.name.split("-")[1]),
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - started, 1),
         "command": command,
@@ -163,6 +163,7 @@ def _trainer(
         dataloader_pin_memory=False,
         seed=settings.seed,
     )
+    model.model_card_data.widget = [{"text": "none"}]  # else it would pick texts of the data
     trainer = recipe.trainer(
         model=model,
         args=arguments,
@@ -175,6 +176,7 @@ def _trainer(
             Report(on_progress, batch_size),
         ],
     )
+    model.model_card_data.widget = []
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer

@@ -169,7 +169,7 @@ def test_every_kind_and_loss_gives_a_model_that_ranks_better(kind, loss, tiny_mo
     )
     steps = []
     report = fine_tune(
-        settings, TRIPLES, tmp_path / "run", on_progress=lambda done, total: steps.append(done)
+        settings, TRIPLES, tmp_path / "run", on_progress=lambda done, _total: steps.append(done)
     )
     assert report["after"]["nDCG@10"] > report["before"]["nDCG@10"]
     assert steps == sorted(steps)
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tiny_models, tmp_path):
     command = [
         *(sys.executable, "-m", "pgrerank", "train", "late-interaction", str(data)),
         *("--base", tiny_models["embedding"], "--loader", "sentence_transformer"),
-        *("--loss", "bce", "--epochs", "4", "--batch-size", "4", "--patience", "1000"),
+        *("--loss", "bce", "--epochs", "2", "--batch-size", "4", "--patience", "1000"),
         *("--output", str(tmp_path / "run"), "--json"),
     ]
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -345,21 +345,22 @@ def test_the_gate_takes_what_is_better_and_refuses_what_is_worse(
     held = tmp_path / "held-out.jsonl"
     write_triples(held, TRIPLES)
     settings = Settings(
-        "cross_encoder", tiny_models["reranker"], epochs=12, learning_rate=3e-3, held_out=0.1
+        "embedding", tiny_models["embedding"], epochs=12, learning_rate=3e-3, patience=50
     )
     fine_tune(settings, TRIPLES, tmp_path / "good")
-    arguments = ("documents", "new", "--dsn", dsn, "--kind", "cross-encoder", "--json")
+    arguments = ("documents", "new", "--dsn", dsn, "--kind", "embedding", "--json")
     good = ("--source", str(tmp_path / "good" / "model"), "--held-out", str(held))
     said, told = run("gate", *arguments, *good)
     [row] = json.loads(said)
     assert row["after"] > row["before"]
     assert row["p"] <= 0.05
-    assert (row["against"], row["passed"], row["forced"]) == ("reranker", True, False)
-    assert "pgrerank alter documents --cross-encoder-model new" in told
+    assert (row["against"], row["passed"], row["forced"]) == ("embedding", True, False)
+    assert "pgrerank alter documents --embedding-model new" in told
     assert measures(db, "new") == row
-    db.execute("SELECT pgrerank.alter_reranker('documents', cross_encoder_model => 'new')")
+    db.execute("SELECT pgrerank.alter_reranker('documents', embedding_model => 'new')")
+    run("backfill", "documents", "--dsn", dsn)
 
-    worse = ("documents", "worse", *arguments[2:], "--source", tiny_models["reranker"])
+    worse = ("documents", "worse", *arguments[2:], "--source", tiny_models["embedding"])
     _, error = run("gate", *worse, "--held-out", str(held), code=1)
     assert f"not registered: nDCG@10 {row['after']:.4f} with new, {row['before']:.4f}" in error
     assert measures(db, "worse") is None
@@ -368,13 +369,15 @@ def test_the_gate_takes_what_is_better_and_refuses_what_is_worse(
     assert (recorded["passed"], recorded["forced"]) == (False, True)
 
 
-@pytest.mark.parametrize("kind", ["embedding", "late-interaction"])
+@pytest.mark.parametrize("kind", ["embedding", "late-interaction", "cross-encoder"])
 def test_the_gate_finds_no_gain_where_there_is_none(kind, db, dsn, topics, tiny_models, tmp_path):
     write_triples(tmp_path / "h.jsonl", TRIPLES)
-    loader = ("--loader", "sentence_transformer")
+    cross_encoder = kind == "cross-encoder"
+    loader = ("--loader", "cross_encoder" if cross_encoder else "sentence_transformer")
+    source = tiny_models["reranker" if cross_encoder else "embedding"]
     said, error = run(
         *("gate", "documents", "same", "--dsn", dsn, "--kind", kind, *loader, "--json"),
-        *("--source", tiny_models["embedding"], "--held-out", str(tmp_path / "h.jsonl")),
+        *("--source", source, "--held-out", str(tmp_path / "h.jsonl")),
         code=1,
     )
     [row] = json.loads(said)

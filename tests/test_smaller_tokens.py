@@ -263,8 +263,8 @@ def test_a_projection_fitted_on_few_documents_is_fitted_again_when_there_are_mor
         db.execute(FILL, (300,))
         db.execute("SELECT pgrerank.alter_reranker('documents', token_dims => 8)")
         wait_for(db, "generation = 2")
-        fitted = db.execute("SELECT documents FROM pgrerank.projections").fetchall()
-        assert fitted == [(256,)]
+        fitted = db.execute("SELECT generation, documents FROM pgrerank.projections")
+        assert fitted.fetchall() == [(1, 3), (2, 256)]
         db.execute("SELECT pgrerank.alter_reranker('documents', token_dims => 8)")
         assert db.execute("SELECT max(number) FROM pgrerank.generations").fetchone() == (2,)
 

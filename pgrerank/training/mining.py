@@ -79,7 +79,7 @@ def mine(
 ) -> Mined:
     """Mine negatives for the triples' queries; negatives that they have come first.
 
-    Triples of one query are joined, and texts that differ by case and white space alone are one.
+    Triples of one query are joined; texts that differ by case and white space alone are one text.
     The reranker's models run here, so no worker is needed. With a cross-encoder the triples
     carry its scores, for distillation. Raises psycopg.Error for a reranker that does not exist,
     TrainingError for one without an embedding model, ModelError when a model can't be loaded.
@@ -224,8 +224,7 @@ def _join(triples: Sequence[Triple]) -> list[Triple]:
     by_query: dict[str, Triple] = {}
     for triple in triples:
         name = normal(triple.query)
-        present = by_query.get(name)
-        by_query[name] = triple if present is None else _joined(present, triple)
+        by_query[name] = _joined(by_query[name], triple) if name in by_query else triple
     return list(by_query.values())
 
 

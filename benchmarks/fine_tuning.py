@@ -73,6 +73,31 @@ def reranker(
         asyncio.run(backfill(dsn, name, on_progress=progress))
 
 
+def swap(connection: psycopg.Connection, dsn: str, table: str, kind: str) -> str:
+    """The name of a reranker with the new model: the same one, if the model stores nothing."""
+    if kind == "cross_encoder":
+        connection.execute(
+            "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => 'tuned')",
+            (f"{table}_before",),
+        )
+        return f"{table}_before"
+    reranker(connection, dsn, f"{table}_after", table, {**USED, kind: "tuned"})
+    return f"{table}_after"
+
+
+def forget(connection: psycopg.Connection, folders: list[Path]) -> None:
+    """Take the new model out, this run's or one before."""
+    connection.execute(
+        "SELECT pgrerank.drop_reranker(name) FROM pgrerank.rerankers WHERE name LIKE '%_after'"
+    )
+    for folder in folders:
+        connection.execute(
+            "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => %s)",
+            (f"{folder.name}_before", USED["cross_encoder"]),
+        )
+    connection.execute("DELETE FROM pgrerank.models WHERE name = 'tuned'")
+
+
 def ask(connection: psycopg.Connection, name: str, folder: Path, stages: list[str]) -> Any:
     """nDCG@10 by test query."""
     queries, run = read_queries(folder), {}
@@ -166,10 +191,7 @@ def main() -> None:
         for folder in folders:
             collection(connection, server.dsn, folder.name, folder)
         report = train(connection, arguments, base, loader)
-        connection.execute(
-            "SELECT pgrerank.drop_reranker(name) FROM pgrerank.rerankers WHERE name LIKE '%_after'"
-        )
-        connection.execute("DELETE FROM pgrerank.models WHERE name = 'tuned'")
+        forget(connection, folders)
         register_model(
             connection,
             "tuned",
@@ -177,25 +199,26 @@ def main() -> None:
             str(Path(report["folder"]).resolve() / "model"),
             loader=report["loader"],
         )
-        for folder in folders:
-            models = {**USED, arguments.kind: "tuned"}
-            reranker(connection, server.dsn, f"{folder.name}_after", folder.name, models)
-        compared = []
+        stages = STAGES[arguments.kind]
         with worker_process(server.dsn, Path(logs) / "worker.log"):
-            for folder in folders:
-                before, after = (
-                    ask(connection, f"{folder.name}_{when}", folder, STAGES[arguments.kind])
-                    for when in ("before", "after")
-                )
-                compared.append((folder.name, compare(before, after)))
-                if folder == arguments.folder:
-                    some = clean(folder)
-                    compared.append(
-                        (
-                            f"{folder.name}, clean",
-                            compare({q: before[q] for q in some}, {q: after[q] for q in some}),
-                        )
-                    )
+            before = [ask(connection, f"{f.name}_before", f, stages) for f in folders]
+            names = [swap(connection, server.dsn, f.name, arguments.kind) for f in folders]
+            after = [
+                ask(connection, name, f, stages) for name, f in zip(names, folders, strict=True)
+            ]
+        forget(connection, folders)
+    compared = [
+        (folder.name, compare(one, other))
+        for folder, one, other in zip(folders, before, after, strict=True)
+    ]
+    some = clean(arguments.folder)
+    compared.insert(
+        1,
+        (
+            f"{arguments.folder.name}, clean",
+            compare({q: before[0][q] for q in some}, {q: after[0][q] for q in some}),
+        ),
+    )
     columns = ["queries of", "number", "nDCG@10 before", "after", "gain", "p", "better", "worse"]
     print_rows(
         columns,

@@ -1,0 +1,130 @@
+"""What an evaluation found: plain values, as they are written to `evaluation.json`."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+__all__ = [
+    "BlendFound",
+    "DepthPoint",
+    "EfPoint",
+    "Evaluation",
+    "Milliseconds",
+    "Order",
+    "QueryFound",
+    "Recommendation",
+    "Shown",
+]
+
+
+class Milliseconds(TypedDict):
+    """Median and 95th percentile over the queries, in milliseconds."""
+
+    p50: float
+    p95: float
+
+
+class Order(TypedDict):
+    """The order after a stage, over all queries.
+
+    `measures` are means by name; `stage_ms` is the stage alone, `total_ms` all up to it. `against`
+    names the order that it is compared with by the first measure: `gain` in its mean, `p` two-sided
+    by a paired randomisation test, `better` and `worse` count queries. They are None for the first.
+    """
+
+    name: str
+    stage: str
+    measures: dict[str, float]
+    stage_ms: Milliseconds
+    total_ms: Milliseconds
+    against: str | None
+    gain: float | None
+    p: float | None
+    better: int | None
+    worse: int | None
+
+
+class EfPoint(TypedDict):
+    """Share of exact recall's candidates that HNSW finds with this `ef_search`."""
+
+    ef_search: int
+    recall: float
+    ms: Milliseconds
+
+
+class DepthPoint(TypedDict):
+    """Quality (the first measure) and a call's time, with so many documents for a stage."""
+
+    size: int
+    quality: float
+    ms: float
+
+
+class Recommendation(TypedDict):
+    """A size of a stage that keeps nearly all of its gain: shares of gain and time, from 0 to 1."""
+
+    setting: str
+    value: int
+    gain_kept: float
+    time_share: float
+    text: str
+
+
+class BlendFound(TypedDict):
+    """Weights of the stages' scores, and what they gain.
+
+    `quality` is on the queries that they were found on, `cross_validated` on ones they were not,
+    `plain` without blending; `p` compares the latter two.
+    """
+
+    weights: dict[str, float]
+    quality: float
+    cross_validated: float
+    plain: float
+    p: float
+
+
+class Shown(TypedDict):
+    """A document as a report shows it; `relevance` is None where it is not judged."""
+
+    key: str
+    relevance: int | None
+    text: str
+
+
+class QueryFound(TypedDict):
+    """One query: the first measure by order's name, and the first documents of each order."""
+
+    id: str
+    query: str
+    relevant: int
+    quality: dict[str, float]
+    top: dict[str, list[Shown]]
+
+
+class Evaluation(TypedDict):
+    """A reranker measured on one set of judgements.
+
+    The first of `measures` is the one that orders are compared by. `depth` is by setting:
+    `candidates` and `maxsim_top`. `qrels` names the set, `command` made it.
+    """
+
+    pgrerank: str
+    reranker: str
+    generation: int
+    label: str
+    qrels: str
+    settings: dict[str, object]
+    made_at: str
+    command: str
+    queries: int
+    judgements: int
+    degraded: int
+    measures: list[str]
+    orders: list[Order]
+    hnsw: list[EfPoint]
+    depth: dict[str, list[DepthPoint]]
+    recommendations: list[Recommendation]
+    blend: BlendFound | None
+    warnings: list[str]
+    per_query: list[QueryFound]

@@ -15,7 +15,10 @@ CREATE TABLE IF NOT EXISTS rerankers (
     text_search_config regconfig NOT NULL DEFAULT 'simple',
     generation int NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    grace_period interval NOT NULL DEFAULT '1 day'
+    grace_period interval NOT NULL DEFAULT '1 day',
+    blend jsonb,
+    log_sample real NOT NULL DEFAULT 0,
+    log_retention interval NOT NULL DEFAULT '30 days'
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
 COMMENT ON COLUMN rerankers.embedding_column IS 'The user''s own embedding column, where recall does not use the side table''s';
@@ -24,6 +27,9 @@ COMMENT ON COLUMN rerankers.maxsim_bit_top IS 'How many of the best by one bit a
 COMMENT ON COLUMN rerankers.maxsim_top IS 'How many of the best so far the cross-encoder scores';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
 COMMENT ON COLUMN rerankers.grace_period IS 'How long a generation is kept current after another took over, for rollback_reranker';
+COMMENT ON COLUMN rerankers.blend IS 'Weights by stage: scores are blended; NULL where a later stage overrules the earlier ones';
+COMMENT ON COLUMN rerankers.log_sample IS 'Share of searches that pgrerank.searches remembers, from 0 (none) to 1';
+COMMENT ON COLUMN rerankers.log_retention IS 'How long it remembers them';
 
 CREATE TABLE IF NOT EXISTS generations (
     reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
@@ -104,6 +110,15 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION _is_blend(blend jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN jsonb_typeof(blend) = 'object' THEN (
+        SELECT coalesce(bool_and(w.key IN ('recall', 'maxsim', 'cross_encoder') AND coalesce((jsonb_path_query_first(w.value, '$ ? (@.type() == "number")'))::numeric BETWEEN 0 AND 1000, false)), false)
+            AND bool_or(w.value > '0') FROM jsonb_each(blend) w) ELSE false END
+$$;
+
 -- The rules that a reranker's settings obey, whether stored or given with one call.
 CREATE OR REPLACE FUNCTION _check_settings(r rerankers) RETURNS void
 LANGUAGE plpgsql IMMUTABLE
@@ -119,7 +134,10 @@ BEGIN
         ('maxsim_bit_top', r.maxsim_bit_top::text, r.maxsim_bit_top IS NULL OR r.maxsim_bit_top BETWEEN 1 AND 100000, '1 to 100000'),
         ('maxsim_top', r.maxsim_top::text, r.maxsim_top BETWEEN 1 AND 1000, '1 to 1000'),
         ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min'),
-        ('grace_period', r.grace_period::text, r.grace_period BETWEEN '0' AND '1 year', '0 to 1 year')) rules (setting, value, holds, wanted)
+        ('grace_period', r.grace_period::text, r.grace_period BETWEEN '0' AND '1 year', '0 to 1 year'),
+        ('blend', r.blend::text, r.blend IS NULL OR _is_blend(r.blend), 'weights by stage, such as {"recall": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0'),
+        ('log_sample', r.log_sample::text, r.log_sample BETWEEN 0 AND 1, '0 to 1'),
+        ('log_retention', r.log_retention::text, r.log_retention BETWEEN '1 minute' AND '10 years', '1 minute to 10 years')) rules (setting, value, holds, wanted)
     WHERE holds IS NOT TRUE;
     IF FOUND THEN
         PERFORM _fail('invalid_parameter_value', format('reranker "%s": %s is %s, wanted %s', r.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));

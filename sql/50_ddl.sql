@@ -18,7 +18,10 @@ CREATE OR REPLACE FUNCTION create_reranker(
     token_pool int DEFAULT 1,
     timeout interval DEFAULT '5 seconds',
     text_search_config regconfig DEFAULT 'simple',
-    grace_period interval DEFAULT '1 day'
+    grace_period interval DEFAULT '1 day',
+    blend jsonb DEFAULT NULL,
+    log_sample real DEFAULT 0,
+    log_retention interval DEFAULT '30 days'
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -41,7 +44,8 @@ BEGIN
     key := _source_key(source);
     reranker := (
         create_reranker.name, source, key.key_column, key.key_type, embedding_column, distance,
-        cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now(), grace_period);
+        cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, text_search_config, 1, now(), grace_period,
+        blend, log_sample, log_retention);
     PERFORM _check_settings(reranker);
     generation := (create_reranker.name, 1, '', embedding_model, late_interaction_model,
         token_precision, token_dims, token_pool, maxsim_bit_top IS NOT NULL, NULL, now(), text_columns, NULL);
@@ -59,7 +63,7 @@ $$;
 COMMENT ON FUNCTION create_reranker IS 'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
 
 -- NULL leaves a setting as it is; '' as a model leaves the stage out, as does 0 for maxsim_bit_top; 0 for token_dims means the
--- model's own. What stored vectors depend on starts a new generation, which takes over once it is complete; searches go on
+-- model's own, '{}' as blend that a later stage overrules the earlier ones. What stored vectors depend on starts a new generation, which takes over once it is complete; searches go on
 -- with the old one until then, which is kept for grace_period after. So does token_dims given again, where its projection was fitted on few documents.
 CREATE OR REPLACE FUNCTION alter_reranker(
     name text,
@@ -75,7 +79,10 @@ CREATE OR REPLACE FUNCTION alter_reranker(
     token_dims int DEFAULT NULL,
     token_pool int DEFAULT NULL,
     timeout interval DEFAULT NULL,
-    grace_period interval DEFAULT NULL
+    grace_period interval DEFAULT NULL,
+    blend jsonb DEFAULT NULL,
+    log_sample real DEFAULT NULL,
+    log_retention interval DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -92,6 +99,9 @@ BEGIN
     reranker.maxsim_top := coalesce(alter_reranker.maxsim_top, reranker.maxsim_top);
     reranker.timeout := coalesce(alter_reranker.timeout, reranker.timeout);
     reranker.grace_period := coalesce(alter_reranker.grace_period, reranker.grace_period);
+    reranker.blend := nullif(coalesce(alter_reranker.blend, reranker.blend), '{}');
+    reranker.log_sample := coalesce(alter_reranker.log_sample, reranker.log_sample);
+    reranker.log_retention := coalesce(alter_reranker.log_retention, reranker.log_retention);
     PERFORM _check_settings(reranker);
     wanted := present;
     wanted.embedding_model := nullif(coalesce(alter_reranker.embedding_model, present.embedding_model), '');
@@ -109,8 +119,9 @@ BEGIN
         wanted.text_columns := alter_reranker.text_columns;
     END IF;
     PERFORM _check_models(reranker, wanted);
-    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, grace_period)
-        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_bit_top, reranker.maxsim_top, reranker.timeout, reranker.grace_period)
+    UPDATE rerankers r SET (cross_encoder_model, candidates, maxsim_bit_top, maxsim_top, timeout, grace_period, blend, log_sample, log_retention)
+        = (reranker.cross_encoder_model, reranker.candidates, reranker.maxsim_bit_top, reranker.maxsim_top, reranker.timeout, reranker.grace_period,
+           reranker.blend, reranker.log_sample, reranker.log_retention)
     WHERE r.name = reranker.name;
     IF wanted IS DISTINCT FROM present THEN
         wanted.number := (SELECT max(g.number) + 1 FROM generations g WHERE g.reranker = reranker.name);
@@ -182,6 +193,7 @@ BEGIN
         EXECUTE format('DROP FUNCTION %s', routine);
     END LOOP;
     DELETE FROM rerankers r WHERE r.name = reranker.name;
+    DELETE FROM searches s WHERE s.reranker = drop_reranker.name;
     PERFORM _drop_stale_sides(reranker.name);
 END
 $$;

@@ -15,7 +15,8 @@ BEGIN
         'embedding_model', g.embedding_model, 'late_interaction_model', g.late_interaction_model, 'cross_encoder_model', r.cross_encoder_model,
         'embedding_column', r.embedding_column, 'distance', r.distance, 'candidates', r.candidates, 'maxsim_bit_top', r.maxsim_bit_top,
         'maxsim_top', r.maxsim_top, 'token_precision', g.token_precision, 'token_dims', g.token_dims, 'token_pool', g.token_pool,
-        'timeout', r.timeout, 'text_search_config', r.text_search_config, 'grace_period', r.grace_period);
+        'timeout', r.timeout, 'text_search_config', r.text_search_config, 'grace_period', r.grace_period,
+        'blend', r.blend, 'log_sample', r.log_sample, 'log_retention', r.log_retention);
 END
 $$;
 COMMENT ON FUNCTION settings(text) IS 'A reranker''s settings, named as the arguments of create_reranker';

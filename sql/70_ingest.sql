@@ -30,6 +30,7 @@ BEGIN
     ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         PERFORM _switch_when_complete(x.name) FROM rerankers x WHERE only_reranker IS NULL OR x.name = only_reranker;
+        PERFORM forget_searches();
         RETURN;
     END IF;
 

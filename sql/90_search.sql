@@ -10,7 +10,8 @@ BEGIN
             recall_score real, recall_rank int,
             maxsim_bit_score real, maxsim_bit_rank int,
             maxsim_score real, maxsim_rank int,
-            cross_encoder_score real, cross_encoder_rank int
+            cross_encoder_score real, cross_encoder_rank int,
+            blended_score real
         );
     END IF;
 END
@@ -26,13 +27,15 @@ AS $$
            CASE distance WHEN 'cosine' THEN '1 - distance' ELSE '-distance' END
 $$;
 
--- Lets an HNSW scan yield n rows, also through a filter. Returns the settings to go back to.
+-- Lets an HNSW scan yield n rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it looks. Returns
+-- the settings to go back to.
 CREATE OR REPLACE FUNCTION _widen_hnsw(n int) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    wanted jsonb := jsonb_build_object('hnsw.ef_search', least(greatest(n, 40), 1000));
+    wanted jsonb := jsonb_build_object('hnsw.ef_search',
+        coalesce(nullif(current_setting('pgrerank.ef_search', true), '')::int, least(greatest(n, 40), 1000)));
     before jsonb;
 BEGIN
     PERFORM '[1]'::vector;  -- loads the library, which defines the settings
@@ -63,7 +66,7 @@ BEGIN
     EXECUTE format(
         'WITH nearest AS MATERIALIZED (SELECT d.%1$I AS key, %2$s %3$s $1::%4$s AS distance FROM %5$s WHERE %2$s IS NOT NULL AND %6$s '
         'ORDER BY (%2$s %3$s $1::%4$s) %7$s LIMIT $2) '
-        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT key, (%8$s)::real AS score, row_number() OVER (ORDER BY distance, key) AS rank FROM nearest) ranked',
         r.key_column, coalesce('d.' || quote_ident(r.embedding_column), 's.embedding'), d.operator, type,
         CASE WHEN r.embedding_column IS NULL
@@ -85,7 +88,7 @@ DECLARE
     pool candidate[];
 BEGIN
     EXECUTE format(
-        'SELECT array_agg((key, NULL, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, NULL, rank, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT d.%1$I AS key, row_number() OVER (ORDER BY k.place) AS rank FROM ('
         'SELECT key, min(place) AS place FROM unnest($1::%2$s[]) WITH ORDINALITY u (key, place) GROUP BY key) k '
         'JOIN %3$s d ON d.%1$I = k.key WHERE %4$s) ranked', r.key_column, r.key_type, r.source, filter)
@@ -105,7 +108,7 @@ DECLARE
     pool candidate[];
 BEGIN
     EXECUTE format(
-        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
+        'SELECT array_agg((key, score, rank, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::candidate ORDER BY rank) FROM ('
         'SELECT key, score, row_number() OVER (ORDER BY score DESC, key) AS rank FROM ('
         'SELECT s.key, ts_rank_cd(s.lexemes, $1, 1) AS score FROM %s s JOIN %s d ON d.%I = s.key WHERE s.lexemes @@ $1 AND %s '
         'ORDER BY score DESC LIMIT $2) best) ranked', _side(r.name, r.generation), r.source, r.key_column, filter)
@@ -128,10 +131,31 @@ BEGIN
         'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d',
         r.key_column, (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation)), r.source, r.key_type)
     INTO keys, texts USING ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n);
-    RETURN _rank_by(pool, 'cross_encoder', keys, _scores(_call(json_build_object(
-        'call', 'cross_encode', 'model', r.cross_encoder_model, 'query', query, 'documents', texts)::text, deadline), cardinality(keys)));
+    RETURN _rank_by(pool, 'cross_encoder', keys, _cross_encoded(r.cross_encoder_model, query, texts, deadline), r.blend);
 END
 $$;
+
+CREATE OR REPLACE FUNCTION _cross_encoded(model text, query text, documents text[], deadline timestamptz) RETURNS real[]
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT _scores(_call(json_build_object('call', 'cross_encode', 'model', model, 'query', query, 'documents', documents)::text, deadline), cardinality(documents))
+$$;
+
+-- For texts that are in no reranker's table.
+CREATE OR REPLACE FUNCTION cross_encode(model text, query text, documents text[], timeout interval DEFAULT '1 minute') RETURNS real[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    PERFORM _model(model, 'cross_encoder');
+    IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
+        PERFORM _fail('null_value_not_allowed', 'cross_encode: the query, documents or one of them is NULL, texts wanted');
+    END IF;
+    RETURN CASE WHEN documents = '{}' THEN '{}'::real[] ELSE _cross_encoded(model, query, documents, clock_timestamp() + timeout) END;
+END
+$$;
+COMMENT ON FUNCTION cross_encode IS 'Scores of texts for a query by a registered cross-encoder, in the texts'' order';
 
 -- The query's own vectors from the worker, those that the stages need and the caller has not given.
 CREATE OR REPLACE FUNCTION _encode_query(r rerankers, query text, INOUT embedding vector, INOUT tokens bytea, want_embedding boolean, want_tokens boolean, deadline timestamptz)

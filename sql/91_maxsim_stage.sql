@@ -1,18 +1,40 @@
 -- The MaxSim stages: by the native kernel where the server has it, else by the worker.
 
+-- The weighted sum of the scores so far, each less its mean over the candidates that this stage has scored, in units of its
+-- standard deviation there (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). A stage that did not run, or that has
+-- no score of a candidate, adds nothing.
+CREATE OR REPLACE FUNCTION _blended(pool candidate[], stage text, keys text[], scores real[], blend jsonb) RETURNS real[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(b.total::real ORDER BY b.place) FROM (
+        SELECT s.place,
+            coalesce((blend ->> 'recall')::float8 * (s.recall - avg(s.recall) OVER w) / nullif(stddev_pop(s.recall) OVER w, 0), 0)
+            + coalesce((blend ->> 'maxsim')::float8 * (s.maxsim - avg(s.maxsim) OVER w) / nullif(stddev_pop(s.maxsim) OVER w, 0), 0)
+            + coalesce((blend ->> 'cross_encoder')::float8 * (s.cross_encoder - avg(s.cross_encoder) OVER w) / nullif(stddev_pop(s.cross_encoder) OVER w, 0), 0) AS total
+        FROM (
+            SELECT u.place, c.recall_score::float8 AS recall, CASE stage WHEN 'maxsim' THEN u.score ELSE c.maxsim_score END::float8 AS maxsim,
+                CASE stage WHEN 'cross_encoder' THEN u.score END::float8 AS cross_encoder
+            FROM unnest(keys, scores) WITH ORDINALITY u (key, score, place) JOIN unnest(pool) c USING (key)) s
+        WINDOW w AS ()) b
+$$;
+
 -- Writes a stage's scores into the pool, which it orders: by the last stage's rank, then, for the candidates that it left
--- out, by the ranks before. scores and keys are parallel.
-CREATE OR REPLACE FUNCTION _rank_by(pool candidate[], stage text, keys text[], scores real[]) RETURNS candidate[]
+-- out, by the ranks before. scores and keys are parallel. The rank is that of the score, or, where weights are given, of the
+-- blended one.
+CREATE OR REPLACE FUNCTION _rank_by(pool candidate[], stage text, keys text[], scores real[], blend jsonb) RETURNS candidate[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT array_agg((c.key, c.recall_score, c.recall_rank,
             CASE stage WHEN 'maxsim_bit' THEN s.score ELSE c.maxsim_bit_score END, CASE stage WHEN 'maxsim_bit' THEN s.rank ELSE c.maxsim_bit_rank END,
             CASE stage WHEN 'maxsim' THEN s.score ELSE c.maxsim_score END, CASE stage WHEN 'maxsim' THEN s.rank ELSE c.maxsim_rank END,
-            CASE stage WHEN 'cross_encoder' THEN s.score END, CASE stage WHEN 'cross_encoder' THEN s.rank END)::candidate
+            CASE stage WHEN 'cross_encoder' THEN s.score END, CASE stage WHEN 'cross_encoder' THEN s.rank END,
+            coalesce(s.blended, c.blended_score))::candidate
         ORDER BY s.rank, c.maxsim_rank, c.maxsim_bit_rank, c.recall_rank)
     FROM unnest(pool) c LEFT JOIN (
-        SELECT u.key, u.score, (row_number() OVER (ORDER BY u.score DESC, u.key))::int AS rank FROM unnest(keys, scores) u (key, score)) s USING (key)
+        SELECT u.key, u.score, u.blended, (row_number() OVER (ORDER BY coalesce(u.blended, u.score) DESC, u.key))::int AS rank
+        FROM unnest(keys, scores, CASE WHEN blend IS NOT NULL THEN _blended(pool, stage, keys, scores, blend) END) u (key, score, blended)) s USING (key)
 $$;
 
 -- One set-based statement over the parts of the pool's documents. A malformed one ends the stage, not the search.
@@ -76,6 +98,6 @@ BEGIN
     ELSE
         scored := _score_by_worker(parts, r.key_type, chosen, query_tokens, deadline);
     END IF;
-    RETURN _rank_by(pool, stage, scored.keys, scored.scores);
+    RETURN _rank_by(pool, stage, scored.keys, scored.scores, CASE stage WHEN 'maxsim' THEN r.blend END);
 END
 $$;

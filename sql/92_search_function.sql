@@ -39,31 +39,50 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _search(
-    reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_bit_top int, maxsim_top int, stages text[], keys text[],
-    query_embedding vector, query_tokens bytea, recall text, timeout interval, strict boolean
-) RETURNS TABLE (
+-- Milliseconds since then.
+CREATE OR REPLACE FUNCTION _ms(since timestamptz) RETURNS numeric
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT round(1000 * extract(epoch FROM clock_timestamp() - since), 3) $$;
+
+-- The first candidates of a pool as a search returns them.
+CREATE OR REPLACE FUNCTION _rows(pool candidate[], first_stage text, reason text, top_k int) RETURNS TABLE (
     key text, score real, rank int, stage text, degraded boolean, reason text,
     recall_score real, recall_rank int, maxsim_bit_score real, maxsim_bit_rank int, maxsim_score real, maxsim_rank int,
     cross_encoder_score real, cross_encoder_rank int
 )
+LANGUAGE sql IMMUTABLE ROWS 10
+SET search_path FROM CURRENT
+AS $$
+    SELECT c.key, coalesce(c.blended_score, c.cross_encoder_score, c.maxsim_score, c.maxsim_bit_score, c.recall_score), c.place::int,
+        CASE WHEN c.cross_encoder_rank IS NOT NULL THEN 'cross_encoder' WHEN c.maxsim_rank IS NOT NULL THEN 'maxsim'
+             WHEN c.maxsim_bit_rank IS NOT NULL THEN 'maxsim_bit' ELSE $2 END,
+        $3 IS NOT NULL, $3,
+        c.recall_score, c.recall_rank, c.maxsim_bit_score, c.maxsim_bit_rank, c.maxsim_score, c.maxsim_rank,
+        c.cross_encoder_score, c.cross_encoder_rank
+    FROM unnest($1) WITH ORDINALITY c (
+        key, recall_score, recall_rank, maxsim_bit_score, maxsim_bit_rank, maxsim_score, maxsim_rank, cross_encoder_score, cross_encoder_rank, blended_score, place)
+    ORDER BY c.place LIMIT $4
+$$;
+
+-- All that a call does: the pool in its last order, what made it, why it is degraded, and the milliseconds of each stage.
+CREATE OR REPLACE FUNCTION _run(
+    r rerankers, query text, top_k int, filter jsonb, stages text[], keys text[], query_embedding vector, query_tokens bytea, recall text, strict boolean,
+    OUT pool candidate[], OUT first_stage text, OUT reason text, OUT times jsonb)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 #variable_conflict use_variable
 DECLARE
     started timestamptz := clock_timestamp();
-    r rerankers := _settled(reranker);
-    first_stage text := 'recall';
     deadline timestamptz;
+    mark timestamptz;
     wants_tokens boolean;
     predicate text;
-    pool candidate[];
+    encoding numeric := 0;
 BEGIN
-    r.candidates := greatest(coalesce(candidates, r.candidates), top_k);
-    r.maxsim_bit_top := coalesce(maxsim_bit_top, r.maxsim_bit_top);
-    r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
-    r.timeout := coalesce(timeout, r.timeout);
+    first_stage := 'recall';
+    times := '{}';
     PERFORM _check_call(r, query, top_k, keys, query_embedding, recall);
     PERFORM _check_query_tokens(r, query_tokens);
     PERFORM _check_settings(r);
@@ -72,26 +91,38 @@ BEGIN
     predicate := _filter_sql(r.source, filter);
     deadline := started + r.timeout;
     BEGIN
+        IF keys IS NULL AND query_embedding IS NULL THEN
+            mark := clock_timestamp();
+            SELECT * INTO query_embedding, query_tokens
+            FROM _encode_query(r, query, query_embedding, query_tokens, true, wants_tokens, deadline);
+            encoding := _ms(mark);
+        END IF;
+        mark := clock_timestamp();
         IF keys IS NOT NULL THEN
             pool := _given(r, keys, predicate);
         ELSE
-            IF query_embedding IS NULL THEN
-                SELECT * INTO query_embedding, query_tokens
-                FROM _encode_query(r, query, query_embedding, query_tokens, true, wants_tokens, deadline);
-            END IF;
             pool := _recall(r, query_embedding, predicate, r.candidates, recall = 'exact');
         END IF;
+        times := jsonb_build_object('recall', _ms(mark));
         IF wants_tokens AND pool <> '{}' THEN
+            mark := clock_timestamp();
             query_tokens := (_encode_query(r, query, NULL, query_tokens, false, true, deadline)).tokens;
+            encoding := encoding + _ms(mark);
         END IF;
         IF 'maxsim_bit' = ANY (stages) AND pool <> '{}' THEN
+            mark := clock_timestamp();
             pool := _maxsim(r, pool, 'maxsim_bit', NULL, query_tokens, deadline);
+            times := times || jsonb_build_object('maxsim_bit', _ms(mark));
         END IF;
         IF 'maxsim' = ANY (stages) AND pool <> '{}' THEN
+            mark := clock_timestamp();
             pool := _maxsim(r, pool, 'maxsim', CASE WHEN 'maxsim_bit' = ANY (stages) THEN r.maxsim_bit_top END, query_tokens, deadline);
+            times := times || jsonb_build_object('maxsim', _ms(mark));
         END IF;
         IF 'cross_encoder' = ANY (stages) AND pool <> '{}' THEN
+            mark := clock_timestamp();
             pool := _cross_encode(r, pool, query, r.maxsim_top, deadline);
+            times := times || jsonb_build_object('cross_encoder', _ms(mark));
         END IF;
     EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
         IF strict THEN
@@ -106,16 +137,52 @@ BEGIN
             RAISE WARNING 'pgrerank: no document found: %', reason;
         END IF;
     END IF;
-    RETURN QUERY
-        SELECT c.key, coalesce(c.cross_encoder_score, c.maxsim_score, c.maxsim_bit_score, c.recall_score), c.place::int,
-            CASE WHEN c.cross_encoder_rank IS NOT NULL THEN 'cross_encoder' WHEN c.maxsim_rank IS NOT NULL THEN 'maxsim'
-                 WHEN c.maxsim_bit_rank IS NOT NULL THEN 'maxsim_bit' ELSE first_stage END,
-            reason IS NOT NULL, reason,
-            c.recall_score, c.recall_rank, c.maxsim_bit_score, c.maxsim_bit_rank, c.maxsim_score, c.maxsim_rank,
-            c.cross_encoder_score, c.cross_encoder_rank
-        FROM unnest(pool) WITH ORDINALITY c (
-            key, recall_score, recall_rank, maxsim_bit_score, maxsim_bit_rank, maxsim_score, maxsim_rank, cross_encoder_score, cross_encoder_rank, place)
-        ORDER BY c.place LIMIT top_k;
+    times := times || jsonb_build_object('encode_query', encoding, 'total', _ms(started));
+END
+$$;
+
+-- The reranker as a call wants it.
+CREATE OR REPLACE FUNCTION _for_call(reranker text, top_k int, candidates int, maxsim_bit_top int, maxsim_top int, timeout interval) RETURNS rerankers
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_variable
+DECLARE
+    r rerankers := _settled(reranker);
+BEGIN
+    r.candidates := greatest(coalesce(candidates, r.candidates), top_k);
+    r.maxsim_bit_top := coalesce(maxsim_bit_top, r.maxsim_bit_top);
+    r.maxsim_top := coalesce(maxsim_top, r.maxsim_top);
+    r.timeout := coalesce(timeout, r.timeout);
+    RETURN r;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _search(
+    reranker text, query text, top_k int, filter jsonb, candidates int, maxsim_bit_top int, maxsim_top int, stages text[], keys text[],
+    query_embedding vector, query_tokens bytea, recall text, timeout interval, strict boolean
+) RETURNS TABLE (
+    key text, score real, rank int, stage text, degraded boolean, reason text,
+    recall_score real, recall_rank int, maxsim_bit_score real, maxsim_bit_rank int, maxsim_score real, maxsim_rank int,
+    cross_encoder_score real, cross_encoder_rank int
+)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+#variable_conflict use_variable
+DECLARE
+    r rerankers := _for_call(reranker, top_k, candidates, maxsim_bit_top, maxsim_top, timeout);
+    pool candidate[];
+    first_stage text;
+    times jsonb;
+BEGIN
+    SELECT * INTO pool, first_stage, reason, times
+    FROM _run(r, query, top_k, filter, stages, keys, query_embedding, query_tokens, recall, strict);
+    IF r.log_sample > 0 AND keys IS NULL AND query_embedding IS NULL AND query_tokens IS NULL THEN
+        PERFORM _log_search(r, query, jsonb_build_object('top_k', top_k, 'filter', filter, 'candidates', candidates, 'maxsim_bit_top', maxsim_bit_top,
+            'maxsim_top', maxsim_top, 'stages', stages, 'recall', nullif(recall, 'hnsw'), 'timeout', timeout), top_k, pool, first_stage, reason, times);
+    END IF;
+    RETURN QUERY SELECT * FROM _rows(pool, first_stage, reason, top_k);
 END
 $$;
 

@@ -3,7 +3,16 @@
 Importing this does not import PyTorch; loading a model does, if its loader needs it.
 """
 
-from pgrerank.models.spec import Encoded, Encoder, Kind, Loader, ModelSpec, Reranker, Role
+from pgrerank.models.spec import (
+    Encoded,
+    Encoder,
+    Kind,
+    Loader,
+    ModelSpec,
+    ReadableTokens,
+    Reranker,
+    Role,
+)
 from pgrerank.models.store import ModelStore, load_encoder, load_reranker
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "Loader",
     "ModelSpec",
     "ModelStore",
+    "ReadableTokens",
     "Reranker",
     "Role",
     "load_encoder",

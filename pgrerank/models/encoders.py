@@ -15,8 +15,9 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from pgrerank.errors import ModelError
 from pgrerank.models import loading
 from pgrerank.models.options import Options
+from pgrerank.models.readable import Row, read_text
 from pgrerank.models.reduction import of_length_one
-from pgrerank.models.spec import Encoded, ModelSpec, Role
+from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role
 from pgrerank.models.windows import Window, room_for_text
 
 OPTIONS = frozenset({"batch_size", "device", "dtype", "max_tokens", "prompts"})
@@ -29,6 +30,7 @@ class _Made(NamedTuple):
 
     embedding: NDArray[np.float32] | None
     tokens: NDArray[np.float32] | None
+    row: Row | None
 
 
 class _Encoder(ABC):
@@ -59,11 +61,21 @@ class _Encoder(ABC):
     ) -> Encoded:
         self._refuse("embeddings", embeddings and self.embedding_dims is None)
         self._refuse("token vectors", tokens and self.token_dims is None)
-        with self._lock:
-            tokenised = self._cutter.tokenise(texts)
-            windows = [self._cutter.cut(text, self._rooms[role]) for text in tokenised]
-            made = self._run_sorted([window for text in windows for window in text], role)
+        windows, made = self._run_windows(texts, role)
         return self._join(windows, made, embeddings=embeddings, tokens=tokens)
+
+    def encode_readable(self, texts: Sequence[str], *, role: Role) -> list[ReadableTokens]:
+        self._refuse("token vectors", self.token_dims is None)
+        windows, made = self._run_windows(texts, role)
+        vectors = self._join(windows, made, embeddings=False, tokens=True).tokens or []
+        rows = (self._readable(one.row) for one in made)
+        return [
+            ReadableTokens(
+                own,
+                *read_text(self._cutter, self._prompts[role], text, [next(rows) for _ in text]),
+            )
+            for own, text in zip(vectors, windows, strict=True)
+        ]
 
     @abstractmethod
     def _run(self, texts: list[str], role: str) -> list[_Made]:
@@ -88,6 +100,16 @@ class _Encoder(ABC):
         # At the seam with a prompt some tokenizers make one token more than apart.
         overhead = int(mask.sum()) - content + bool(prompt)
         return room_for_text(self._name, self._window(role), overhead)
+
+    def _run_windows(
+        self, texts: Sequence[str], role: Role
+    ) -> tuple[list[list[Window]], list[_Made]]:
+        """Cut texts, and encode the windows of them all."""
+        with self._lock:
+            tokenised = self._cutter.tokenise(texts)
+            windows = [self._cutter.cut(text, self._rooms[role]) for text in tokenised]
+            made = self._run_sorted([window for text in windows for window in text], role)
+        return windows, made
 
     def _run_sorted(self, windows: list[Window], role: Role) -> list[_Made]:
         """Encode windows in batches of similar length, which pads least; the longest first."""
@@ -123,6 +145,14 @@ class _Encoder(ABC):
         if not np.isfinite(vectors).all():
             raise ModelError(f"model {self._name}: text {index} gave NaN or infinity, not vectors")
         return vectors
+
+    def _readable(self, row: Row | None) -> Row:
+        if row is None or len(row.ids) != len(row.kept):
+            raise ModelError(
+                f"model {self._name}: a {type(self._model).__name__} that merges token vectors"
+                " can't say which tokens they stand for; name a model that doesn't"
+            )
+        return row
 
     def _refuse(self, what: str, refused: bool) -> None:
         if refused:
@@ -160,12 +190,12 @@ class SentenceTransformerEncoder(_Encoder):
     def _made(self, row: Any) -> _Made:
         embedding = _floats(row["sentence_embedding"])
         if "token_embeddings" not in row:
-            return _Made(embedding, None)
-        attended = row["attention_mask"].cpu().numpy().astype(bool)
-        content = np.isin(row["input_ids"].cpu().numpy(), self._special_ids, invert=True)
+            return _Made(embedding, None, None)
+        attended, ids = _attended(row), row["input_ids"].cpu().numpy()
         after_prompt = attended.cumsum() > row.get("prompt_length", 0)
-        kept = _floats(row["token_embeddings"])[attended & content & after_prompt]
-        return _Made(embedding, of_length_one(kept))
+        kept = attended & after_prompt & np.isin(ids, self._special_ids, invert=True)
+        tokens = of_length_one(_floats(row["token_embeddings"])[kept])
+        return _Made(embedding, tokens, Row(ids, kept))
 
     @cached_property
     def _special_ids(self) -> list[int]:
@@ -199,14 +229,23 @@ class MultiVectorEncoderEncoder(_Encoder):
             prompt=self._prompts[role],
             batch_size=len(texts),
             show_progress_bar=False,
-            convert_to_numpy=True,
+            output_value=None,
         )
-        return [_Made(None, np.asarray(row, np.float32)) for row in rows]
+        return [self._made(row) for row in rows]
+
+    def _made(self, row: Any) -> _Made:
+        kept = _attended(row)  # by now the mask says what is scored
+        tokens = _floats(row["token_embeddings"])[kept]
+        return _Made(None, tokens, Row(row["input_ids"].cpu().numpy(), kept))
 
 
 def _prompt(model: Any, role: str) -> str:
     found = [model.prompts.get(name) for name in _PROMPT_NAMES[role]]
     return next((prompt for prompt in found if prompt), "")
+
+
+def _attended(row: Any) -> NDArray[np.bool_]:
+    return np.asarray(row["attention_mask"].cpu().numpy(), np.bool_)
 
 
 def _floats(tensor: Any) -> NDArray[np.float32]:

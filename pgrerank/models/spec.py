@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Kind = Literal["embedding", "late_interaction", "cross_encoder"]
 Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx"]
 Role = Literal["query", "document"]
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ class Encoded(NamedTuple):
     tokens: list[NDArray[np.float32]] | None
 
 
+class ReadableTokens(NamedTuple):
+    """A text's token vectors and what each of them stands for, in one order.
+
+    ``vectors``: float32 of shape [tokens, dims]. ``texts``: a stretch of the text for each, or the
+    tokenizer's spelling of what is no part of it: prompts, special tokens, query expansion.
+    ``spans``: the stretch's first character and the one after its last, or None.
+    """
+
+    vectors: NDArray[np.float32]
+    texts: list[str]
+    spans: list[Span | None]
+
+
 class Encoder(Protocol):
     """Makes embeddings, token vectors, or both in one pass.
 
@@ -69,6 +83,13 @@ class Encoder(Protocol):
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
     ) -> Encoded:
         """Encode texts of any length; raises ModelError for what the model can't make."""
+        ...
+
+    def encode_readable(self, texts: Sequence[str], *, role: Role) -> list[ReadableTokens]:
+        """Encode texts to token vectors, those of ``encode``, that say what they stand for.
+
+        Raises ModelError where a model makes no token vectors, or merges them.
+        """
         ...
 
 

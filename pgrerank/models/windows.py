@@ -27,9 +27,10 @@ class Window(NamedTuple):
 
 
 class Tokenised(NamedTuple):
-    """A text, and for each of its tokens the first character and the one after its last."""
+    """A text, and for each of its tokens its id, its first character and the one after its last."""
 
     text: str
+    ids: list[int]
     offsets: list[tuple[int, int]]
 
 
@@ -49,7 +50,11 @@ class Cutter:
         """Tokenise without special tokens; half a surrogate pair becomes a question mark."""
         valid = [_without_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch(valid, add_special_tokens=False)
-        return [Tokenised(text, e.offsets) for text, e in zip(valid, encodings, strict=True)]
+        return [Tokenised(text, e.ids, e.offsets) for text, e in zip(valid, encodings, strict=True)]
+
+    def spell(self, token: int) -> str:
+        """Write one token by its id, special ones too."""
+        return self._tokenizer.decode([token], skip_special_tokens=False).strip()
 
     def cut(self, text: Tokenised, room: int) -> list[Window]:
         """Give the windows of at most ``room`` tokens which joined are the text; one at least.

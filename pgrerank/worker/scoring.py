@@ -13,6 +13,7 @@ from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, maxsim, pack
+from pgrerank.worker.aligning import align
 from pgrerank.worker.encoding import encode
 from pgrerank.worker.lanes import Lane
 from pgrerank.worker.projections import Projections
@@ -79,6 +80,7 @@ class Scorer:
             "encode": self._encode,
             "maxsim": self._maxsim,
             "cross_encode": self._cross_encode,
+            "align": self._align,
         }
         call = calls.get(_text(request, "call"))
         if call is None:
@@ -150,6 +152,11 @@ class Scorer:
             timeout=timeout,
         )
         return {"scores": scores}
+
+    async def _align(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        query, documents = _text(request, "query"), _texts(request, "documents")
+        encoder = await self._registry.encoder(_text(request, "model"), "late_interaction")
+        return await align(encoder, query, documents, self.lanes[0], self.lanes[1], timeout)
 
 
 def _row(column: str, value: str) -> Rows:

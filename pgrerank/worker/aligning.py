@@ -1,0 +1,94 @@
+"""Which token of a document answers which of the query's: MaxSim's maxima, with words to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgrerank.models import Encoder, ReadableTokens, Role
+from pgrerank.worker.lanes import Lane
+
+_CHUNK_ELEMENTS = 1 << 20  # 4 MB of float32, for a query or a document of any length
+_DIGITS = 4
+
+
+async def align(
+    encoder: Encoder,
+    query: str,
+    documents: Sequence[str],
+    encode_lane: Lane,
+    maxsim_lane: Lane,
+    timeout: float,
+) -> dict[str, Any]:
+    """Answer `align`: the query's tokens, and for each document an `alignment` with them.
+
+    The vectors are the model's own, in full precision: stored ones may be rounded, pooled or
+    projected, and then no longer stand for one token. `timeout` is in seconds. Raises RequestError
+    as lanes do, ModelError for a model that can't say what its vectors stand for.
+    """
+    deadline = time.monotonic() + timeout
+
+    async def read(texts: Sequence[str], role: Role) -> list[ReadableTokens]:
+        return await encode_lane.submit(
+            ("align", id(encoder), role),
+            texts,
+            partial(encoder.encode_readable, role=role),
+            timeout=deadline - time.monotonic(),
+        )
+
+    [asked] = await read([query], "query")
+    answers = await maxsim_lane.submit(
+        "align",
+        [(asked, document) for document in await read(documents, "document")],
+        lambda pairs: [alignment(*pair) for pair in pairs],
+        size=lambda pair: len(pair[1].texts),
+        timeout=deadline - time.monotonic(),
+    )
+    return {"query": asked.texts, "documents": answers}
+
+
+def alignment(query: ReadableTokens, document: ReadableTokens) -> dict[str, Any]:
+    """Who answers whom, by inner products rounded to 4 decimals; ties go to the first.
+
+    `tokens` and `spans` are the document's, `heat` the largest product of each with any token of
+    the query and `heat_from` that one's index; `best` and `scores` are for each token of the query
+    the index of the document's token of the largest product, and the product. The sum of `scores`
+    is the document's MaxSim. All are empty where query or document has no tokens.
+    """
+    if not (query.texts and document.texts):
+        return {name: [] for name in ("tokens", "spans", "best", "scores", "heat", "heat_from")}
+    best, scores, heat, heat_from = _maxima(query.vectors, document.vectors)
+    return {
+        "tokens": document.texts,
+        "spans": document.spans,
+        "best": best.tolist(),
+        "scores": _rounded(scores),
+        "heat": _rounded(heat),
+        "heat_from": heat_from.tolist(),
+    }
+
+
+def _maxima(
+    query: NDArray[np.float32], document: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Give place and size of the maxima of ``document @ query.T`` in each column and each row."""
+    best, scores = np.zeros(len(query), int), np.full(len(query), -np.inf)
+    heat, heat_from = np.empty(len(document)), np.empty(len(document), int)
+    rows = max(1, _CHUNK_ELEMENTS // len(query))
+    for begin in range(0, len(document), rows):
+        products = document[begin : begin + rows] @ query.T
+        here = products.max(axis=0)
+        better = here > scores
+        best[better], scores[better] = begin + products.argmax(axis=0)[better], here[better]
+        heat[begin : begin + rows] = products.max(axis=1)
+        heat_from[begin : begin + rows] = products.argmax(axis=1)
+    return best, scores, heat, heat_from
+
+
+def _rounded(values: NDArray[Any]) -> list[float]:
+    return [round(value, _DIGITS) for value in values.tolist()]

@@ -53,3 +53,7 @@ class TriplesError(PgrerankError):
 
 class TrainingError(PgrerankError):
     """A model can't be trained as asked."""
+
+
+class EvaluationError(PgrerankError):
+    """Judgements or runs can't be read, or not be used as asked."""

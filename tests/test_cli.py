@@ -23,7 +23,7 @@ from pgrerank import extension, schema
 from pgrerank.cli import app
 
 COMMANDS = get_command(app).commands
-GROUPS = ("extension", "models", "native")
+GROUPS = ("extension", "models", "native", "qrels")
 NAMES = sorted(
     [(name,) for name in COMMANDS if name not in GROUPS]
     + [(group, name) for group in GROUPS for name in COMMANDS[group].commands]

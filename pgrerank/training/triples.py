@@ -7,18 +7,29 @@ fine-tuning guide): JSON lines with `query`, `pos`, `neg`, and optionally `pos_s
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pgrerank.errors import TriplesError
+from pgrerank.evaluation import beir
+from pgrerank.evaluation.lines import (
+    brief,
+    json_object,
+    normal,
+    only,
+    read_lines,
+    refuse,
+    text,
+    write_lines,
+)
 
-_SHOWN = 20
+__all__ = ["Triple", "normal", "read_beir", "read_triples", "split", "write_triples"]
+
 _LISTS = ("pos", "neg", "pos_scores", "neg_scores", "pos_id", "neg_id")
 _FIELDS = ("query", "id", *_LISTS)
 
@@ -47,64 +58,35 @@ def read_triples(path: Path) -> list[Triple]:
     Raises TriplesError that names every bad line by number and column or field (the first 20 of
     them); then nothing is read.
     """
-    triples, faults = [], []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                triples.append(_triple(line))
-            except ValueError as error:
-                faults.append(f"line {number}, {error}")
-    if not triples and not faults:
-        faults = ["it holds no triple"]
-    _refuse(path, faults)
+    triples = read_lines(path, lambda _number, line: _triple(line), error=TriplesError)
+    if not triples:
+        refuse(path, ["it holds no triple"], error=TriplesError)
     return triples
 
 
 def write_triples(path: Path, triples: Iterable[Triple]) -> None:
     """Write JSON lines; a file that is there is replaced once the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
-    with fresh.open("w", encoding="utf-8") as file:
-        for triple in triples:
-            values = {name: getattr(triple, name) for name in _FIELDS}
-            written = {name: value for name, value in values.items() if value is not None}
-            file.write(json.dumps(written, ensure_ascii=False) + "\n")
-    fresh.replace(path)
+    write_lines(path, map(_line, triples))
 
 
 def read_beir(folder: Path, split: str = "train") -> list[Triple]:
     """The judged queries of a BEIR folder, each with its relevant documents and those judged not.
 
     A document's text is its title and text, joined by a newline. Raises TriplesError for malformed
-    files and for judgements of queries or documents that aren't there.
+    files and for judgements of queries or documents that aren't there, or have no text.
     """
-    queries = _by_id(folder / "queries.jsonl", lambda row: _text(row, "text"))
-    corpus = _by_id(folder / "corpus.jsonl", document_text)
-    path = folder / "qrels" / f"{split}.tsv"
-    judged: dict[str, dict[str, int]] = {}
-    faults = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
-            if number == 1 and row[:1] == ["query-id"]:
-                continue
-            try:
-                query, document, relevance = _judgement(row, queries, corpus)
-                judged.setdefault(query, {})[document] = relevance
-            except ValueError as error:
-                faults.append(f"line {number}, {error}")
-    _refuse(path, faults)
+    queries = beir.read_queries(folder / "queries.jsonl", error=TriplesError)
+    corpus = {
+        key: document.content
+        for key, document in beir.read_corpus(folder, error=TriplesError).items()
+        if document.content.strip()
+    }
+    judged = beir.read_qrels(folder, split, queries=queries, documents=corpus, error=TriplesError)
     return [
         _judged(identifier, queries[identifier], documents, corpus)
         for identifier, documents in judged.items()
         if max(documents.values()) > 0
     ]
-
-
-def document_text(row: Mapping[str, Any]) -> str:
-    """A BEIR document's text: title and text, as a reranker over both columns joins them."""
-    return "\n".join(part for part in (row.get("title"), _text(row, "text")) if part)
 
 
 def split(
@@ -126,24 +108,16 @@ def split(
     return kept, [triple for triple in triples if normal(triple.query) in held]
 
 
-def normal(text: str) -> str:
-    """A text without what makes no difference between two: case and white space."""
-    return " ".join(text.casefold().split())
+def _line(triple: Triple) -> str:
+    values = {name: getattr(triple, name) for name in _FIELDS}
+    written = {name: value for name, value in values.items() if value is not None}
+    return json.dumps(written, ensure_ascii=False)
 
 
-def _triple(line: bytes) -> Triple:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"column {error.start + 1}: not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"column {error.colno}: not JSON: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"column 1: a JSON object is wanted, not {type(row).__name__}")  # noqa: TRY004
+def _triple(line: str) -> Triple:
+    row = json_object(line)
     # FlagEmbedding's own files may carry these two; they choose prompts, which are a model's here.
-    unknown = sorted(set(row) - {*_FIELDS, "prompt", "type"})
-    if unknown:
-        raise ValueError(f"field {unknown[0]!r} is unknown; there are {', '.join(_FIELDS)}")
+    only(row, _FIELDS, besides=("prompt", "type"))
     lists = {
         name: _list(row, name, float if "scores" in name else str)
         for name in _LISTS
@@ -158,26 +132,19 @@ def _triple(line: bytes) -> Triple:
                 f"field {name!r}: {len(values)} values for the {len(lists.get(side, ()))} of"
                 f" {side!r}, as many are wanted"
             )
-    for place, text in enumerate(lists.get("neg", ())):
-        if text in lists["pos"]:
+    for place, negative in enumerate(lists.get("neg", ())):
+        if negative in lists["pos"]:
             raise ValueError(f"field 'neg'[{place}]: the same text is in 'pos'")
     identifier = row.get("id")
     return Triple(
-        query=_text(row, "query"), id=None if identifier is None else str(identifier), **lists
+        query=text(row, "query"), id=None if identifier is None else str(identifier), **lists
     )
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"field {name!r}: a text is wanted, not {_brief(value)}")
-    return value
 
 
 def _list(row: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
     values = row[name]
     if not isinstance(values, list):
-        raise ValueError(f"field {name!r}: a list is wanted, not {_brief(values)}")  # noqa: TRY004
+        raise ValueError(f"field {name!r}: a list is wanted, not {brief(values)}")  # noqa: TRY004
     return tuple(
         _value(value, f"field {name!r}[{place}]", kind) for place, value in enumerate(values)
     )
@@ -190,48 +157,13 @@ def _value(value: Any, where: str, kind: type) -> Any:
             or not isinstance(value, int | float)
             or not math.isfinite(value)
         ):
-            raise ValueError(f"{where}: a number is wanted, not {_brief(value)}")
+            raise ValueError(f"{where}: a number is wanted, not {brief(value)}")
         return float(value)
     if where.startswith(("field 'pos_id'", "field 'neg_id'")):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: a text is wanted, not {_brief(value)}")
+        raise ValueError(f"{where}: a text is wanted, not {brief(value)}")
     return value
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:40] + "…"
-
-
-def _by_id(path: Path, value: Callable[[Mapping[str, Any]], str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    faults = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                found[str(row["_id"])] = value(row)
-            except KeyError as error:
-                faults.append(f"line {number}, field {error} is missing")
-            except ValueError as error:
-                faults.append(f"line {number}, {error}")
-    _refuse(path, faults)
-    return found
-
-
-def _judgement(
-    row: Sequence[str], queries: Mapping[str, str], corpus: Mapping[str, str]
-) -> tuple[str, str, int]:
-    if len(row) != 3:
-        raise ValueError(f"{len(row)} columns, 3 wanted: query-id, corpus-id, score")
-    for column, value, known in ((1, row[0], queries), (2, row[1], corpus)):
-        if value not in known:
-            raise ValueError(f"column {column}: {value!r} is not in the collection")
-    try:
-        return row[0], row[1], int(row[2])
-    except ValueError:
-        raise ValueError(f"column 3: a whole number is wanted, not {row[2]!r}") from None
 
 
 def _judged(
@@ -250,10 +182,3 @@ def _judged(
         pos_id=tuple(positives),
         neg_id=tuple(negatives),
     )
-
-
-def _refuse(path: Path, faults: Sequence[str]) -> None:
-    if faults:
-        shown = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
-        more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise TriplesError(f"{path} can't be read, mend it first:{shown}{more}")

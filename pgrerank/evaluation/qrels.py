@@ -1,0 +1,195 @@
+"""Judgements: in files, in the database by the name of a set, and of what users clicked."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from pgrerank.errors import EvaluationError
+from pgrerank.evaluation.files import (
+    read_beir,
+    read_json_lines,
+    read_trec,
+    read_trec_qrels,
+    write_json_lines,
+    write_trec,
+)
+from pgrerank.evaluation.judgements import Judgements
+from pgrerank.evaluation.lines import normal
+
+__all__ = [
+    "Judgements",
+    "Missing",
+    "QrelsSet",
+    "drop_set",
+    "from_feedback",
+    "list_sets",
+    "load_set",
+    "missing_keys",
+    "read_beir",
+    "read_json_lines",
+    "read_trec",
+    "read_trec_qrels",
+    "save_set",
+    "write_json_lines",
+    "write_trec",
+]
+
+_EXAMPLES = 5
+Connection = psycopg.Connection[Any]
+
+
+class QrelsSet(NamedTuple):
+    """A set of judgements in the database: its name, and counts; `relevant` of those above 0."""
+
+    name: str
+    queries: int
+    judgements: int
+    relevant: int
+
+
+class Missing(NamedTuple):
+    """Judged keys that a reranker's source lacks: how many of how many, and a few of them."""
+
+    missing: int
+    judged: int
+    examples: list[str]
+
+
+def save_set(
+    connection: Connection, name: str, judgements: Judgements, *, replace: bool = False
+) -> None:
+    """Write a set, in one transaction.
+
+    Raises EvaluationError for a set that is there, unless it is to be replaced, and psycopg.Error
+    for what the database refuses.
+    """
+    with connection.transaction():
+        for present in _sets(connection, name):
+            if not replace:
+                raise EvaluationError(
+                    f"qrels set {name!r} is there already, with {present.queries} queries: give"
+                    " another name, or have it replaced"
+                )
+        connection.execute("DELETE FROM pgrerank.queries WHERE qrels_set = %s", (name,))
+        with (
+            connection.cursor() as cursor,
+            cursor.copy("COPY pgrerank.queries (qrels_set, id, query) FROM STDIN") as copy,
+        ):
+            for query, text in judgements.queries.items():
+                copy.write_row((name, query, text))
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(
+                "COPY pgrerank.qrels (qrels_set, query_id, key, relevance) FROM STDIN"
+            ) as copy,
+        ):
+            for query, documents in judgements.qrels.items():
+                for key, relevance in documents.items():
+                    copy.write_row((name, query, key, relevance))
+
+
+def load_set(connection: Connection, name: str) -> Judgements:
+    """The judged queries of a set; raises EvaluationError for one that isn't there."""
+    rows = connection.execute(
+        "SELECT q.id, q.query, r.key, r.relevance FROM pgrerank.queries q JOIN pgrerank.qrels r"
+        " ON (r.qrels_set, r.query_id) = (q.qrels_set, q.id) WHERE q.qrels_set = %s"
+        " ORDER BY q.id, r.key",
+        (name,),
+    ).fetchall()
+    if not rows:
+        raise _unknown(connection, name)
+    qrels: dict[str, dict[str, int]] = {}
+    for query, _, key, relevance in rows:
+        qrels.setdefault(query, {})[key] = relevance
+    return Judgements({query: text for query, text, _, _ in rows}, qrels)
+
+
+def list_sets(connection: Connection) -> list[QrelsSet]:
+    """The sets in the database, by name."""
+    return _sets(connection)
+
+
+def drop_set(connection: Connection, name: str) -> QrelsSet:
+    """Forget a set, and say what was in it; raises EvaluationError for one that isn't there."""
+    with connection.transaction():
+        present = _sets(connection, name)
+        if not present:
+            raise _unknown(connection, name)
+        connection.execute("DELETE FROM pgrerank.queries WHERE qrels_set = %s", (name,))
+    return present[0]
+
+
+def from_feedback(
+    connection: Connection, reranker: str, *, relevant_from: float = 0.5
+) -> Judgements:
+    """Judgements of what `pgrerank.feedback` collected on a reranker's documents.
+
+    A document whose mean relevance to a query, whatever that's case and spaces, is `relevant_from`
+    or more is relevant (1), any other not (0). Left out are documents that are gone, and queries
+    without a relevant one, which no order can answer. A query's id is made of its text, and so
+    stays. Raises EvaluationError where nothing is left, psycopg.Error as `pgrerank.judged` does.
+    """
+    texts: dict[str, str] = {}
+    given: dict[str, dict[str, list[float]]] = {}
+    for query, key, relevance in connection.execute(
+        "SELECT query, key, relevance FROM pgrerank.judged(%s) WHERE content ~ '\\S'", (reranker,)
+    ):
+        identifier = hashlib.blake2b(normal(query).encode(), digest_size=6).hexdigest()
+        texts.setdefault(identifier, query)
+        given.setdefault(identifier, {}).setdefault(key, []).append(relevance)
+    qrels = {
+        identifier: {
+            key: int(sum(values) / len(values) >= relevant_from)
+            for key, values in documents.items()
+        }
+        for identifier, documents in given.items()
+    }
+    answered = {query: documents for query, documents in qrels.items() if any(documents.values())}
+    if not answered:
+        raise EvaluationError(
+            f"reranker {reranker}: of {len(qrels)} queries with feedback none has a document of"
+            f" relevance {relevant_from:g} or more: collect some by pgrerank.feedback"
+        )
+    return Judgements({query: texts[query] for query in answered}, answered)
+
+
+def missing_keys(connection: Connection, reranker: str, judgements: Judgements) -> Missing:
+    """Judged documents that a reranker's source has no row for, as far as the role sees.
+
+    Raises psycopg.Error for a reranker that doesn't exist.
+    """
+    keys = sorted({key for documents in judgements.qrels.values() for key in documents})
+    row = connection.execute(
+        "SELECT source::text, key_column::text FROM pgrerank._reranker(%s)", (reranker,)
+    ).fetchone()
+    assert row is not None
+    table, column = row
+    missing = connection.execute(
+        sql.SQL(
+            "SELECT k FROM unnest(%s::text[]) WITH ORDINALITY u (k, place)"
+            " WHERE NOT EXISTS (SELECT FROM {table} d WHERE d.{key}::text = k) ORDER BY place"
+        ).format(table=sql.SQL(table), key=sql.Identifier(column)),
+        (keys,),
+    ).fetchall()
+    return Missing(len(missing), len(keys), [key for (key,) in missing[:_EXAMPLES]])
+
+
+def _sets(connection: Connection, name: str | None = None) -> list[QrelsSet]:
+    rows = connection.execute(
+        "SELECT q.qrels_set, count(DISTINCT q.id), count(r.key),"
+        " count(r.key) FILTER (WHERE r.relevance > 0) FROM pgrerank.queries q"
+        " LEFT JOIN pgrerank.qrels r ON (r.qrels_set, r.query_id) = (q.qrels_set, q.id)"
+        " WHERE %(name)s::text IS NULL OR q.qrels_set = %(name)s GROUP BY 1 ORDER BY 1",
+        {"name": name},
+    ).fetchall()
+    return [QrelsSet(*row) for row in rows]
+
+
+def _unknown(connection: Connection, name: str) -> EvaluationError:
+    names = ", ".join(repr(found.name) for found in _sets(connection))
+    others = f"; there are {names}" if names else ", nor any others: pgrerank qrels load reads some"
+    return EvaluationError(f"there are no judgements named {name!r}{others}")

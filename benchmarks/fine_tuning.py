@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from beir_folder import read_lines, read_qrels, read_queries
 from dequantised import convert
 
 from pgrerank import embedded, schema
 from pgrerank.demo.models import MODELS, default_folder
-from pgrerank.evaluation import compare, measure_queries
+from pgrerank.evaluation import compare, measure_queries, qrels
+from pgrerank.evaluation.beir import read_corpus, read_qrels
 from pgrerank.terminal import document_progress, note, print_rows
 from pgrerank.training import read_beir, read_triples, write_triples
 from pgrerank.training.fine_tune import fine_tune
@@ -55,8 +55,8 @@ def collection(connection: psycopg.Connection, dsn: str, name: str, folder: Path
         return
     connection.execute(f"CREATE TABLE {name} (id text PRIMARY KEY, title text, body text)")
     with connection.cursor().copy(f"COPY {name} FROM STDIN") as copy:
-        for document in read_lines(folder / "corpus.jsonl"):
-            copy.write_row((document["_id"], document.get("title") or None, document["text"]))
+        for key, document in read_corpus(folder).items():
+            copy.write_row((key, document.title or None, document.text))
     reranker(connection, dsn, f"{name}_before", name, USED)
 
 
@@ -100,23 +100,22 @@ def forget(connection: psycopg.Connection, folders: list[Path]) -> None:
 
 def ask(connection: psycopg.Connection, name: str, folder: Path, stages: list[str]) -> Any:
     """nDCG@10 by test query."""
-    queries, run = read_queries(folder), {}
+    judged, run = qrels.read_beir(folder), {}
     with document_progress(f"asking {name}") as progress:
-        for number, (identifier, text) in enumerate(queries.items(), 1):
+        for number, (identifier, text) in enumerate(judged.queries.items(), 1):
             rows = connection.execute(
                 f"SELECT id FROM pgrerank.{name}_search(%s, top_k => 10, stages => %s,"
                 " recall => 'exact', timeout => '5 min', strict => true)",
                 (text, stages),
             ).fetchall()
             run[identifier] = [row[0] for row in rows]
-            progress(number, len(queries))
-    return measure_queries(read_qrels(folder), run, ["nDCG@10"])["nDCG@10"]
+            progress(number, len(judged.queries))
+    return measure_queries(judged.qrels, run, ["nDCG@10"])["nDCG@10"]
 
 
 def clean(folder: Path) -> set[str]:
     """Test queries none of whose relevant documents occurs in a train judgement."""
-    train = (folder / "qrels" / "train.tsv").read_text("utf-8").splitlines()[1:]
-    seen = {line.split("\t")[1] for line in train}
+    seen = {key for documents in read_qrels(folder, "train").values() for key in documents}
     return {query for query, documents in read_qrels(folder).items() if not seen & set(documents)}
 
 

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
-from beir_folder import read_lines, read_qrels, read_queries
 from numpy.typing import NDArray
 
 from pgrerank import embedded, schema
 from pgrerank.embedded.binaries import cache_folder
 from pgrerank.evaluation import measure
+from pgrerank.evaluation.beir import read_corpus
+from pgrerank.evaluation.qrels import read_beir
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.models.reduction import Reduction, SecondMoment
 from pgrerank.terminal import document_progress, note, print_rows
@@ -98,7 +99,7 @@ class Collection:
 
 def encode(folder: Path, cache: Path, limit: int | None) -> Collection:
     """The collection with its vectors, from the cache where they are there."""
-    corpus = read_lines(folder / "corpus.jsonl")[:limit]
+    corpus = dict(list(read_corpus(folder).items())[:limit])
     home = cache / f"{folder.resolve().name}-{len(corpus)}"
     encoder = load_encoder(
         ModelSpec(
@@ -110,29 +111,26 @@ def encode(folder: Path, cache: Path, limit: int | None) -> Collection:
     )
     if not (home / "done").exists():
         home.mkdir(parents=True, exist_ok=True)
-        write_vectors(home, encoder, [text_of(document) for document in corpus])
+        write_vectors(home, encoder, [document.content for document in corpus.values()])
         (home / "done").touch()
     embeddings = np.load(home / "embeddings.npy")
     starts = np.load(home / "starts.npy")
     shape = (int(starts[-1]), encoder.token_dims)
     tokens = np.memmap(home / "tokens.f32", np.float32, "r", shape=shape)
-    texts = read_queries(folder)
-    encoded = encoder.encode(list(texts.values()), role="query", embeddings=True, tokens=True)
+    judged = read_beir(folder)
+    encoded = encoder.encode(
+        list(judged.queries.values()), role="query", embeddings=True, tokens=True
+    )
     nearest = np.argsort(-(np.stack(encoded.embeddings) @ embeddings.T), axis=1, kind="stable")
     return Collection(
         folder.resolve().name,
-        read_qrels(folder),
-        [document["_id"] for document in corpus],
+        judged.qrels,
+        list(corpus),
         tokens,
         starts,
-        dict(zip(texts, encoded.tokens, strict=True)),
-        dict(zip(texts, nearest[:, :POOL].tolist(), strict=True)),
+        dict(zip(judged.queries, encoded.tokens, strict=True)),
+        dict(zip(judged.queries, nearest[:, :POOL].tolist(), strict=True)),
     )
-
-
-def text_of(document: Mapping[str, str]) -> str:
-    """Title and text, as the product joins text columns."""
-    return "\n".join(filter(None, [document.get("title"), document["text"]]))
 
 
 def write_vectors(home: Path, encoder: Any, texts: Sequence[str]) -> None:

@@ -231,7 +231,7 @@ def test_a_set_is_kept_replaced_and_dropped(db, dsn):
         ("it's one", 1, 1, 1),
     ]
     with pytest.raises(
-        EvaluationError, match="no judgements named 'x'; there are 'another', 'it's"
+        EvaluationError, match="no judgements named 'x'; there are 'another', "
     ):
         load_set(db, "x")
 

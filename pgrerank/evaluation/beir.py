@@ -60,7 +60,7 @@ def read_qrels(
 
     def judge(number: int, line: str) -> None:
         row = line.split("\t")
-        if number == 1 and row[0] == "query-id":
+        if number == 1 and row[-1] == "score":
             return
         if len(row) != 3:
             raise ValueError(f"{len(row)} columns, 3 wanted: query-id, corpus-id, score")

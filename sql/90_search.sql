@@ -117,21 +117,29 @@ BEGIN
 END
 $$;
 
--- The cross-encoder reads the texts of the first n candidates, as the caller may read them.
-CREATE OR REPLACE FUNCTION _cross_encode(r rerankers, pool candidate[], query text, n int, deadline timestamptz) RETURNS candidate[]
+-- The documents' texts, as the caller may read them.
+CREATE OR REPLACE FUNCTION _texts(r rerankers, keys text[], OUT known text[], OUT texts text[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    keys text[];
-    texts text[];
 BEGIN
     EXECUTE format(
         'SELECT array_agg(key::text ORDER BY key), array_agg(coalesce(content, '''') ORDER BY key) '
         'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d',
         r.key_column, (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation)), r.source, r.key_type)
-    INTO keys, texts USING ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n);
-    RETURN _rank_by(pool, 'cross_encoder', keys, _cross_encoded(r.cross_encoder_model, query, texts, deadline), r.blend);
+    INTO known, texts USING keys;
+END
+$$;
+
+-- The cross-encoder reads the texts of the first n candidates.
+CREATE OR REPLACE FUNCTION _cross_encode(r rerankers, pool candidate[], query text, n int, deadline timestamptz) RETURNS candidate[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    read record := _texts(r, ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n));
+BEGIN
+    RETURN _rank_by(pool, 'cross_encoder', read.known, _cross_encoded(r.cross_encoder_model, query, read.texts, deadline), r.blend);
 END
 $$;
 

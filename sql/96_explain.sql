@@ -67,22 +67,21 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     g generations := (SELECT x FROM generations x WHERE (x.reranker, x.number) = (r.name, r.generation));
-    known text[];
-    texts text[];
+    read record;
     answer jsonb;
 BEGIN
     IF g.late_interaction_model IS NULL OR keys = '{}' THEN
         RETURN '{}';
     END IF;
-    EXECUTE format(
-        'SELECT array_agg(key::text ORDER BY key), array_agg(coalesce(content, '''') ORDER BY key) '
-        'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d', r.key_column, g.text_expression, r.source, r.key_type)
-    INTO known, texts USING keys;
-    answer := _call(json_build_object('call', 'align', 'model', g.late_interaction_model, 'query', query, 'documents', texts)::text,
+    read := _texts(r, keys);
+    answer := _call(json_build_object('call', 'align', 'model', g.late_interaction_model, 'query', query, 'documents', read.texts)::text,
         clock_timestamp() + greatest(r.timeout, '30 s'));
-    RETURN coalesce((
+    IF jsonb_typeof(answer -> 'documents') IS DISTINCT FROM 'array' OR jsonb_array_length(answer -> 'documents') <> cardinality(read.known) THEN
+        PERFORM _fail('PGR03', 'the worker answered something else than an alignment for each document');
+    END IF;
+    RETURN (
         SELECT jsonb_object_agg(f.key, d.document || jsonb_build_object('query', answer -> 'query'))
-        FROM unnest(known) WITH ORDINALITY f (key, i) JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, i) USING (i)), '{}');
+        FROM unnest(read.known) WITH ORDINALITY f (key, i) JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, i) USING (i));
 EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
     IF strict THEN
         RAISE;

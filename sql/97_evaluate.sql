@@ -44,6 +44,9 @@ BEGIN
         'trace', _trace(reranker, q.query, candidates, NULL, maxsim_top, NULL, 'hnsw', generation, blend, timeout)))
     INTO traced FROM queries q WHERE q.qrels_set = evaluate.qrels_set AND judged ? q.id;
     answer := _call(json_build_object('call', 'evaluate', 'measures', measures, 'qrels', judged, 'traces', traced)::text, clock_timestamp() + interval '10 minutes');
+    IF jsonb_typeof(answer -> 'orders') IS DISTINCT FROM 'array' THEN
+        PERFORM _fail('PGR03', 'the worker answered something else than measures');
+    END IF;
     RETURN QUERY
         SELECT o.value ->> 'stage', (SELECT count(*)::int FROM jsonb_object_keys(judged)), o.value -> 'measures',
             (o.value #>> '{stage_ms,p50}')::real, (o.value #>> '{stage_ms,p95}')::real,

@@ -1,6 +1,13 @@
 """The command line: arguments only; what they ask for is done elsewhere."""
 
-from pgrerank.cli import deployment, measuring, rerankers, training  # noqa: F401 - for their commands
+from pgrerank.cli import (  # noqa: F401 - for their commands
+    deployment,
+    evaluating,
+    explain,
+    measuring,
+    rerankers,
+    training,
+)
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app
 from pgrerank.cli.native import native_app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import json
 import math
@@ -80,6 +81,7 @@ class Scorer:
             "encode": self._encode,
             "maxsim": self._maxsim,
             "cross_encode": self._cross_encode,
+            "evaluate": self._evaluate,
             "align": self._align,
         }
         call = calls.get(_text(request, "call"))
@@ -157,6 +159,12 @@ class Scorer:
         query, documents = _text(request, "query"), _texts(request, "documents")
         encoder = await self._registry.encoder(_text(request, "model"), "late_interaction")
         return await align(encoder, query, documents, self.lanes[0], self.lanes[1], timeout)
+
+    async def _evaluate(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        from pgrerank.worker.measuring import measure  # SciPy, which searches do without
+
+        async with asyncio.timeout(timeout):
+            return await asyncio.to_thread(measure, request)
 
 
 def _row(column: str, value: str) -> Rows:

@@ -708,21 +708,29 @@ BEGIN
 END
 $$;
 
--- The cross-encoder reads the texts of the first n candidates, as the caller may read them.
-CREATE OR REPLACE FUNCTION _cross_encode(r rerankers, pool candidate[], query text, n int, deadline timestamptz) RETURNS candidate[]
+-- The documents' texts, as the caller may read them.
+CREATE OR REPLACE FUNCTION _texts(r rerankers, keys text[], OUT known text[], OUT texts text[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    keys text[];
-    texts text[];
 BEGIN
     EXECUTE format(
         'SELECT array_agg(key::text ORDER BY key), array_agg(coalesce(content, '''') ORDER BY key) '
         'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d',
         r.key_column, (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, r.generation)), r.source, r.key_type)
-    INTO keys, texts USING ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n);
-    RETURN _rank_by(pool, 'cross_encoder', keys, _cross_encoded(r.cross_encoder_model, query, texts, deadline), r.blend);
+    INTO known, texts USING keys;
+END
+$$;
+
+-- The cross-encoder reads the texts of the first n candidates.
+CREATE OR REPLACE FUNCTION _cross_encode(r rerankers, pool candidate[], query text, n int, deadline timestamptz) RETURNS candidate[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    read record := _texts(r, ARRAY(SELECT c.key FROM unnest(pool) c LIMIT n));
+BEGIN
+    RETURN _rank_by(pool, 'cross_encoder', read.known, _cross_encoded(r.cross_encoder_model, query, read.texts, deadline), r.blend);
 END
 $$;
 
@@ -1087,22 +1095,21 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     g generations := (SELECT x FROM generations x WHERE (x.reranker, x.number) = (r.name, r.generation));
-    known text[];
-    texts text[];
+    read record;
     answer jsonb;
 BEGIN
     IF g.late_interaction_model IS NULL OR keys = '{}' THEN
         RETURN '{}';
     END IF;
-    EXECUTE format(
-        'SELECT array_agg(key::text ORDER BY key), array_agg(coalesce(content, '''') ORDER BY key) '
-        'FROM (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) d', r.key_column, g.text_expression, r.source, r.key_type)
-    INTO known, texts USING keys;
-    answer := _call(json_build_object('call', 'align', 'model', g.late_interaction_model, 'query', query, 'documents', texts)::text,
+    read := _texts(r, keys);
+    answer := _call(json_build_object('call', 'align', 'model', g.late_interaction_model, 'query', query, 'documents', read.texts)::text,
         clock_timestamp() + greatest(r.timeout, '30 s'));
-    RETURN coalesce((
+    IF jsonb_typeof(answer -> 'documents') IS DISTINCT FROM 'array' OR jsonb_array_length(answer -> 'documents') <> cardinality(read.known) THEN
+        PERFORM _fail('PGR03', 'the worker answered something else than an alignment for each document');
+    END IF;
+    RETURN (
         SELECT jsonb_object_agg(f.key, d.document || jsonb_build_object('query', answer -> 'query'))
-        FROM unnest(known) WITH ORDINALITY f (key, i) JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, i) USING (i)), '{}');
+        FROM unnest(read.known) WITH ORDINALITY f (key, i) JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, i) USING (i));
 EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
     IF strict THEN
         RAISE;
@@ -1156,6 +1163,9 @@ BEGIN
         'trace', _trace(reranker, q.query, candidates, NULL, maxsim_top, NULL, 'hnsw', generation, blend, timeout)))
     INTO traced FROM queries q WHERE q.qrels_set = evaluate.qrels_set AND judged ? q.id;
     answer := _call(json_build_object('call', 'evaluate', 'measures', measures, 'qrels', judged, 'traces', traced)::text, clock_timestamp() + interval '10 minutes');
+    IF jsonb_typeof(answer -> 'orders') IS DISTINCT FROM 'array' THEN
+        PERFORM _fail('PGR03', 'the worker answered something else than measures');
+    END IF;
     RETURN QUERY
         SELECT o.value ->> 'stage', (SELECT count(*)::int FROM jsonb_object_keys(judged)), o.value -> 'measures',
             (o.value #>> '{stage_ms,p50}')::real, (o.value #>> '{stage_ms,p95}')::real,

@@ -1,0 +1,272 @@
+"""The commands that say what each stage brings: evaluate, tune."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from pgrerank.cli.options import Dsn, Json, app
+from pgrerank.evaluation import qrels, runs
+from pgrerank.evaluation.evaluate import Searched, evaluate, runs_of, search_all
+from pgrerank.evaluation.judgements import Judgements
+from pgrerank.evaluation.orders import MEASURES
+from pgrerank.evaluation.result import Evaluation, Milliseconds
+from pgrerank.evaluation.traces import spread
+from pgrerank.evaluation.tune import apply, tune
+from pgrerank.evaluation.variant import Variant, parse_variant
+from pgrerank.terminal import note, print_rows, report_errors, work_progress
+
+VariantText = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Reranker: NAME, NAME@GENERATION, or NAME:candidates=50,stages=recall."
+    ),
+]
+Qrels = Annotated[
+    str,
+    typer.Option(
+        "--qrels", metavar="SET|PATH", help="Set in the database, BEIR folder, or JSON lines."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Of a BEIR folder.")]
+Queries = Annotated[
+    int | None, typer.Option(min=1, help="Take only so many of the judged queries.")
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Folder for report.html, plots, CSV and evaluation.json.")
+]
+DEFAULT_MEASURES = ",".join(MEASURES)
+Measures = Annotated[
+    str, typer.Option(help="Of ir-measures, separated by commas; orders are compared by the first.")
+]
+
+
+@app.command(
+    "evaluate",
+    epilog="Example: pgrerank evaluate documents --qrels dev --report report --compare documents@1",
+)
+def evaluate_command(
+    name: VariantText,
+    qrels_name: Qrels,
+    dsn: Dsn = "",
+    split: Split = "test",
+    measures: Measures = DEFAULT_MEASURES,
+    queries: Queries = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="Another to compare with, as NAME, or an evaluation.json."
+        ),
+    ] = None,
+    report: Report = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--runs", help="Folder for a TREC run of each order.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each stage of a reranker brings on judged queries.
+
+    Exact recall, HNSW, MaxSim and cross-encoder, each with the stage's milliseconds and a paired
+    randomisation test against the order before it. A query is one search, by a running worker.
+    """
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        variant = parse_variant(name)
+        judged = _judgements(connection, qrels_name, split, queries)
+        searched, found = _evaluate(connection, variant, judged, qrels_name, measures)
+        other = _other(connection, compare, judged, qrels_name, measures)
+        if run_folder is not None:
+            for order, run in runs_of(searched, found["orders"]).items():
+                file = order.replace("+ ", "").replace(", ", "-").lower()
+                runs.write_run(run_folder / f"{file}.txt", run, tag=file)
+        _show(found, other, report, as_json=as_json)
+
+
+@app.command(
+    "tune",
+    epilog="Example: pgrerank tune documents --qrels dev --max-maxsim-top 100 --apply",
+)
+def tune_command(
+    name: VariantText,
+    qrels_name: Qrels,
+    dsn: Dsn = "",
+    split: Split = "test",
+    measures: Measures = DEFAULT_MEASURES,
+    queries: Queries = None,
+    max_candidates: Annotated[
+        int | None, typer.Option(min=10, help="Most candidates to look at; by default 200.")
+    ] = None,
+    max_maxsim_top: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most documents for the cross-encoder; by default 50."),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--apply", help="Write what is recommended to the reranker.")
+    ] = False,
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """Find the sizes and the blend that serve a reranker best, on judged queries.
+
+    Quality and time by candidates and maxsim_top, the smallest that keep 95 % of the gain, and
+    weights of the stages' scores, cross-validated: recommended if they gain by more than chance.
+    """
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        variant = parse_variant(name)
+        judged = _judgements(connection, qrels_name, split, queries)
+        searched, found = _evaluate(connection, variant, judged, qrels_name, measures)
+        tune(
+            connection,
+            searched,
+            found,
+            max_candidates=max_candidates,
+            max_maxsim_top=max_maxsim_top,
+            phase=_phase,
+        )
+        _show(found, None, report, as_json=as_json)
+        if write:
+            chosen = apply(connection, found)
+            told = ", ".join(f"{key} = {value}" for key, value in chosen.items())
+            note(f"reranker {variant.reranker}: {told or 'nothing to change'}")
+
+
+def _phase(title: str) -> Any:
+    return work_progress(title, "queries")
+
+
+def _judgements(
+    connection: psycopg.Connection[Any], name: str, split: str, number: int | None
+) -> Judgements:
+    path = Path(name)
+    if path.is_dir():
+        judged = qrels.read_beir(path, split)
+    elif path.exists():
+        judged = qrels.read_json_lines(path)
+    else:
+        judged = qrels.load_set(connection, name)
+    some = spread(list(judged.queries), number or len(judged.queries))
+    return Judgements(
+        {query: judged.queries[query] for query in some},
+        {query: judged.qrels[query] for query in some},
+    )
+
+
+def _evaluate(
+    connection: psycopg.Connection[Any],
+    variant: Variant,
+    judged: Judgements,
+    qrels_name: str,
+    measures: str,
+) -> tuple[Searched, Evaluation]:
+    names = [name.strip() for name in measures.split(",")]
+    searched = search_all(connection, variant, judged, measures=names, phase=_phase)
+    command = "pgrerank " + shlex.join(_without_secrets(sys.argv[1:]))
+    return searched, evaluate(
+        connection, searched, qrels=Path(qrels_name).name, command=command, phase=_phase
+    )
+
+
+def _without_secrets(arguments: list[str]) -> list[str]:
+    """The command line without its connection string, which may hold a password."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--dsn"):
+            kept.append(argument)
+        skip = argument == "--dsn"
+    return kept
+
+
+def _other(
+    connection: psycopg.Connection[Any],
+    name: str | None,
+    judged: Judgements,
+    qrels_name: str,
+    measures: str,
+) -> Evaluation | None:
+    if name is None:
+        return None
+    if Path(name).exists():
+        from pgrerank.evaluation.report import read_evaluation
+
+        return read_evaluation(Path(name))
+    return _evaluate(connection, parse_variant(name), judged, qrels_name, measures)[1]
+
+
+def _show(
+    found: Evaluation, other: Evaluation | None, report: Path | None, *, as_json: bool
+) -> None:
+    if report is not None:
+        from pgrerank.evaluation.report import write_report
+
+        write_report(found, report, other=other)
+    if as_json:
+        shown = [
+            {key: value for key, value in one.items() if key != "per_query"}
+            for one in (found, other)
+            if one is not None
+        ]
+        sys.stdout.write(json.dumps(shown if other else shown[0], ensure_ascii=False) + "\n")
+    else:
+        for one in (found, other):
+            if one is not None:
+                _print(one)
+    for warning in found["warnings"]:
+        note(f"warning: {warning}")
+    if report is not None:
+        note(f"report: {report / 'report.html'}")
+
+
+def _print(found: Evaluation) -> None:
+    note(
+        f"{found['label']}, generation {found['generation']}, on {found['qrels']}:"
+        f" {found['queries']} queries, {found['judgements']} judgements"
+    )
+    columns = ["order", *found["measures"], "ms p50", "p95", "with all before", "p95"]
+    columns += ["gain", "p", "better", "worse"]
+    print_rows(
+        columns,
+        [
+            [
+                order["name"],
+                *order["measures"].values(),
+                *_whole(order["stage_ms"]),
+                *_whole(order["total_ms"]),
+                *(order["gain"], order["p"], order["better"], order["worse"]),
+            ]
+            for order in found["orders"]
+        ],
+        as_json=False,
+    )
+    if found["hnsw"]:
+        columns = ["ef_search", "share of exact recall", "ms p50", "p95"]
+        rows = [[p["ef_search"], p["recall"], *_whole(p["ms"])] for p in found["hnsw"]]
+        print_rows(columns, rows, as_json=False)
+    for setting, depth in found["depth"].items():
+        columns = [setting, found["measures"][0], "ms a call"]
+        print_rows(
+            columns, [[p["size"], p["quality"], round(p["ms"])] for p in depth], as_json=False
+        )
+    _print_advice(found)
+
+
+def _whole(ms: Milliseconds) -> list[float]:
+    """Milliseconds as people read them: a digit after the point below ten."""
+    return [round(spent) if spent >= 10 else round(spent, 1) for spent in (ms["p50"], ms["p95"])]
+
+
+def _print_advice(found: Evaluation) -> None:
+    for one in found["recommendations"]:
+        note(one["text"])
+    blend = found["blend"]
+    if blend is not None:
+        weights = ", ".join(f"{stage} {weight:g}" for stage, weight in blend["weights"].items())
+        note(
+            f"best blend: {weights}; {found['measures'][0]} {blend['plain']:.4f} without it,"
+            f" {blend['cross_validated']:.4f} with it on queries that it was not found on"
+            f" (p = {blend['p']:.3f})"
+        )

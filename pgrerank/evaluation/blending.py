@@ -1,0 +1,91 @@
+"""Blends of the stages' scores, and the search for weights that rank judged queries best."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgrerank.errors import EvaluationError
+from pgrerank.evaluation.measures import Qrels, measure_queries
+from pgrerank.evaluation.pools import Pool
+from pgrerank.evaluation.result import BlendFound
+from pgrerank.evaluation.significance import compare
+
+__all__ = ["find_weights", "weights_to_try"]
+
+FOLDS = 5
+_STEPS = 10
+
+
+def weights_to_try(stages: Sequence[str]) -> Iterator[dict[str, float]]:
+    """All weights of the stages in tenths that add up to 1, except all to the last."""
+    for shares in itertools.product(range(_STEPS + 1), repeat=len(stages)):
+        if sum(shares) == _STEPS and shares[-1] < _STEPS:
+            yield {
+                stage: share / _STEPS for stage, share in zip(stages, shares, strict=True) if share
+            }
+
+
+def find_weights(
+    pools: Mapping[str, Pool],
+    qrels: Qrels,
+    stages: Sequence[str],
+    sizes: tuple[int, int],
+    measure: str,
+    *,
+    seed: int = 1,
+) -> BlendFound:
+    """The weights of the highest mean over the judged queries, and what they are worth on others.
+
+    `sizes` are candidates and maxsim_top. Cross-validated: of five parts of the queries, each is
+    ranked by the weights that are best on the other four. Raises EvaluationError where there are
+    fewer than ten queries: what is found on those is chance.
+    """
+    queries = sorted(qrels)
+    if len(queries) < 2 * FOLDS:
+        raise EvaluationError(
+            f"{len(queries)} judged queries are too few to find weights on: {2 * FOLDS} are wanted"
+        )
+    tried = list(weights_to_try(stages))
+    values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])
+    plain = _values(pools, qrels, None, sizes, measure)
+    held = _cross_validated(values, len(queries), seed)
+    best = int(values.mean(axis=1).argmax())
+    compared = compare(
+        dict(zip(queries, plain.tolist(), strict=True)),
+        dict(zip(queries, held.tolist(), strict=True)),
+    )
+    return BlendFound(
+        weights=tried[best],
+        quality=float(values[best].mean()),
+        cross_validated=float(held.mean()),
+        plain=float(plain.mean()),
+        p=compared.p,
+    )
+
+
+def _values(
+    pools: Mapping[str, Pool],
+    qrels: Qrels,
+    weights: Mapping[str, float] | None,
+    sizes: tuple[int, int],
+    measure: str,
+) -> NDArray[np.float64]:
+    run = {query: pool.order(*sizes, weights) for query, pool in pools.items()}
+    found = measure_queries(qrels, run, [measure])[measure]
+    return np.array([found[query] for query in sorted(qrels)])
+
+
+def _cross_validated(values: NDArray[np.float64], queries: int, seed: int) -> NDArray[np.float64]:
+    places = list(range(queries))
+    random.Random(seed).shuffle(places)  # noqa: S311
+    held = np.zeros(queries)
+    for fold in range(FOLDS):
+        out = places[fold::FOLDS]
+        best = int(np.delete(values, out, axis=1).mean(axis=1).argmax())
+        held[out] = values[best, out]
+    return held

@@ -1,0 +1,117 @@
+"""Quality and time by the sizes of the stages, and the sizes that are worth their time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import psycopg
+
+from pgrerank.evaluation.measures import Qrels, measure_queries
+from pgrerank.evaluation.pools import Pool
+from pgrerank.evaluation.result import DepthPoint, Recommendation
+from pgrerank.evaluation.traces import ask_one, spread
+from pgrerank.evaluation.variant import Variant
+
+__all__ = ["KEPT", "grid", "quality_by_size", "recommend", "time_by_size"]
+
+KEPT = 0.95
+"""Share of the best gain that a recommended size keeps at least."""
+TIMED = 8
+"""Queries that each size is timed with."""
+_SIZES = (5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)
+
+
+def grid(present: int, most: int, *, least: int = 0) -> list[int]:
+    """Sizes to look at: round ones up to the most, that one and the present one."""
+    return sorted({size for size in _SIZES if least < size < most} | {present, most})
+
+
+def quality_by_size(
+    pools: Mapping[str, Pool],
+    qrels: Qrels,
+    sizes: Sequence[tuple[int, int]],
+    blend: Mapping[str, float] | None,
+    measure: str,
+) -> Iterator[float]:
+    """The measure's mean for each pair of candidates and maxsim_top."""
+    for candidates, maxsim_top in sizes:
+        run = {query: pool.order(candidates, maxsim_top, blend) for query, pool in pools.items()}
+        values = measure_queries(qrels, run, [measure])[measure].values()
+        yield sum(values) / len(values)
+
+
+def time_by_size(
+    connection: psycopg.Connection[Any],
+    variant: Variant,
+    queries: Mapping[str, str],
+    stages: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> Iterator[float]:
+    """Median milliseconds of a whole call for each pair of candidates and maxsim_top."""
+    some = [queries[query] for query in spread(list(queries), TIMED)]
+    for candidates, maxsim_top in sizes:
+        wanted = [stage for stage in stages if maxsim_top or stage != "cross_encoder"]
+        spent = [
+            ask_one(
+                connection,
+                variant,
+                query,
+                candidates=candidates,
+                maxsim_top=maxsim_top or None,
+                stages=wanted,
+            ).times["total"]
+            for query in some
+        ]
+        yield median(spent)
+
+
+def recommend(setting: str, points: Sequence[DepthPoint], measure: str) -> Recommendation | None:
+    """The smallest size that keeps nearly all of what the best one gains over the smallest.
+
+    None where there is nothing to choose from.
+    """
+    if len(points) < 2:
+        return None
+    base, deepest = points[0]["quality"], points[-1]
+    best = max(point["quality"] for point in points)
+    gain = best - base
+    chosen = next(p for p in points if p["quality"] - base >= KEPT * gain)
+    kept = (chosen["quality"] - base) / gain if gain > 0 else 1.0
+    share = chosen["ms"] / deepest["ms"] if deepest["ms"] else 1.0
+    return Recommendation(
+        setting=setting,
+        value=chosen["size"],
+        gain_kept=kept,
+        time_share=share,
+        text=_text(setting, chosen, deepest, measure, (gain, kept, share)),
+    )
+
+
+def _text(
+    setting: str,
+    chosen: DepthPoint,
+    deepest: DepthPoint,
+    measure: str,
+    shares: tuple[float, float, float],
+) -> str:
+    gain, kept, share = shares
+    if setting == "maxsim_top" and chosen["size"] == 0:
+        return f"leave the cross-encoder out: no maxsim_top up to {deepest['size']} gains anything"
+    if gain <= 0:
+        return f"{setting} {chosen['size']} is enough: more gain nothing"
+    return (
+        f"{setting} {chosen['size']} keeps {kept:.0%} of the gain ({measure} +{gain:.4f}) at"
+        f" {share:.0%} of the time of {deepest['size']}"
+    )
+
+
+def points(
+    sizes: Sequence[int], quality: Sequence[float], times: Sequence[float]
+) -> list[DepthPoint]:
+    """A point a size."""
+    return [
+        DepthPoint(size=size, quality=good, ms=spent)
+        for size, good, spent in zip(sizes, quality, times, strict=True)
+    ]

@@ -1,0 +1,233 @@
+"""A reranker measured on judged queries: the order after every stage, and HNSW itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgrerank import __version__
+from pgrerank.errors import EvaluationError
+from pgrerank.evaluation.judgements import Judgements
+from pgrerank.evaluation.measures import Run
+from pgrerank.evaluation.orders import (
+    MEASURES,
+    Measured,
+    measure_orders,
+    milliseconds,
+    warnings,
+)
+from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown
+from pgrerank.evaluation.traces import Progress, Trace, ask, spread
+from pgrerank.evaluation.variant import Variant
+
+__all__ = ["Phase", "Searched", "evaluate", "quiet", "runs_of", "search_all"]
+
+EF_SEARCH = (40, 100, 200, 400)
+_EF_QUERIES = 100
+_SHOWN = 5
+_SNIPPET = 300
+
+Phase = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a part of the work by its title; what it yields is told the progress."""
+Connection = psycopg.Connection[Any]
+
+
+@contextlib.contextmanager
+def quiet(_title: str) -> Any:
+    """A phase that shows nothing."""
+    yield lambda _done, _total: None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The searches of an evaluation: with all stages, and by exact recall alone."""
+
+    variant: Variant
+    judgements: Judgements
+    settings: dict[str, Any]
+    traces: Mapping[str, Trace]
+    exact: Mapping[str, Trace]
+    measures: Sequence[str] = field(default=MEASURES)
+
+
+def search_all(
+    connection: Connection,
+    variant: Variant,
+    judgements: Judgements,
+    *,
+    measures: Sequence[str] = MEASURES,
+    phase: Phase = quiet,
+) -> Searched:
+    """Ask a reranker every judged query. Raises psycopg.Error where it can't be asked."""
+    settings = _settings(connection, variant)
+    queries = judgements.queries
+    with phase("exact recall") as progress:
+        exact = ask(
+            connection, variant, queries, on_progress=progress, stages=["recall"], recall="exact"
+        )
+    with phase(f"searching {variant.reranker}") as progress:
+        traces = ask(connection, variant, queries, on_progress=progress)
+    return Searched(variant, judgements, settings, traces, exact, tuple(measures))
+
+
+def evaluate(
+    connection: Connection,
+    searched: Searched,
+    *,
+    qrels: str,
+    command: str = "",
+    phase: Phase = quiet,
+) -> Evaluation:
+    """Measure the order after each stage, and HNSW against exact recall.
+
+    `qrels` names the judgements, `command` what was run. Raises EvaluationError where every search
+    was degraded: then the worker is measured, not the reranker.
+    """
+    degraded = [trace.reason for trace in searched.traces.values() if trace.reason]
+    if len(degraded) == len(searched.traces):
+        raise EvaluationError(
+            f"none of {len(degraded)} searches ran as it should: {degraded[0]}; start a worker, or"
+            " give it more time: pgrerank worker, timeout=…"
+        )
+    orders, measured = measure_orders(
+        searched.judgements.qrels, searched.traces, searched.exact, searched.measures
+    )
+    told = warnings(orders, searched.measures[0], len(searched.traces))
+    if degraded:
+        told.insert(
+            0, f"{len(degraded)} of {len(searched.traces)} searches were degraded: {degraded[0]}"
+        )
+    variant = searched.variant
+    return Evaluation(
+        pgrerank=__version__,
+        reranker=variant.reranker,
+        generation=searched.settings["generation"],
+        label=variant.label or variant.reranker,
+        qrels=qrels,
+        settings=searched.settings,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        queries=len(searched.judgements.queries),
+        judgements=searched.judgements.count,
+        degraded=len(degraded),
+        measures=list(searched.measures),
+        orders=orders,
+        hnsw=_hnsw(connection, searched, phase),
+        depth={},
+        recommendations=[],
+        blend=None,
+        warnings=told,
+        per_query=_per_query(connection, searched, orders, measured),
+    )
+
+
+def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
+    """The run of each order, by its name."""
+    found: dict[str, Run] = {}
+    for order in orders:
+        exact = order["stage"] == "exact_recall"
+        traces, stage = (searched.exact, "recall") if exact else (searched.traces, order["stage"])
+        found[order["name"]] = {query: trace.order(stage) for query, trace in traces.items()}
+    return found
+
+
+def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
+    """What the reranker is asked with: its own settings and the variant's in their place."""
+    cursor = connection.cursor(row_factory=dict_row)
+    row = cursor.execute(
+        "SELECT r.generation, r.candidates, r.maxsim_bit_top, r.maxsim_top, r.blend,"
+        " r.cross_encoder_model, g.embedding_model, g.late_interaction_model, g.token_precision,"
+        " g.token_dims, g.token_pool FROM pgrerank._of_generation(pgrerank._reranker(%s), %s) r"
+        " LEFT JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation)",
+        (variant.reranker, variant.generation),
+    ).fetchone()
+    assert row is not None
+    given = {key: value for key, value in variant.settings.items() if value is not None}
+    return {**row, **{key: value for key, value in given.items() if key != "generation"}}
+
+
+def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPoint]:
+    """How much of exact recall HNSW finds, by how wide it looks; on a part of the queries."""
+    queries = searched.judgements.queries
+    some = {query: queries[query] for query in spread(list(queries), _EF_QUERIES)}
+    found = []
+    with phase("HNSW by ef_search") as progress:
+        for number, ef_search in enumerate(EF_SEARCH):
+            _set_ef_search(connection, str(ef_search))
+            done = number * len(some)
+            try:
+                traces = ask(
+                    connection,
+                    searched.variant,
+                    some,
+                    stages=["recall"],
+                    on_progress=lambda one, _, done=done: progress(  # type: ignore[misc]
+                        done + one, len(EF_SEARCH) * len(some)
+                    ),
+                )
+            finally:
+                _set_ef_search(connection, "")
+            found.append(_ef_point(ef_search, traces, searched.exact))
+    return found
+
+
+def _set_ef_search(connection: Connection, value: str) -> None:
+    connection.execute("SELECT set_config('pgrerank.ef_search', %s, false)", (value,))
+
+
+def _ef_point(ef_search: int, traces: Mapping[str, Trace], exact: Mapping[str, Trace]) -> EfPoint:
+    shares = []
+    for query, trace in traces.items():
+        wanted = set(exact[query].keys)
+        shares.append(len(wanted & set(trace.keys)) / len(wanted) if wanted else 1.0)
+    return EfPoint(
+        ef_search=ef_search,
+        recall=sum(shares) / len(shares),
+        ms=milliseconds(trace.times["recall"] for trace in traces.values()),
+    )
+
+
+def _per_query(
+    connection: Connection, searched: Searched, orders: Sequence[Order], measured: Measured
+) -> list[QueryFound]:
+    runs = runs_of(searched, orders)
+    heads = {
+        (name, query): keys[:_SHOWN] for name, run in runs.items() for query, keys in run.items()
+    }
+    texts = _texts(connection, searched.variant, {key for head in heads.values() for key in head})
+    first = searched.measures[0]
+    found = []
+    for query, text in searched.judgements.queries.items():
+        judged = searched.judgements.qrels[query]
+        found.append(
+            QueryFound(
+                id=query,
+                query=text,
+                relevant=sum(relevance > 0 for relevance in judged.values()),
+                quality={name: measured[name][first][query] for name in runs},
+                top={
+                    name: [
+                        Shown(key=key, relevance=judged.get(key), text=texts.get(key, ""))
+                        for key in heads[name, query]
+                    ]
+                    for name in runs
+                },
+            )
+        )
+    return found
+
+
+def _texts(connection: Connection, variant: Variant, keys: set[str]) -> dict[str, str]:
+    rows = connection.execute(
+        "SELECT unnest(t.known), unnest(t.texts) FROM pgrerank._texts(pgrerank._of_generation("
+        "pgrerank._reranker(%s), %s), %s) t",
+        (variant.reranker, variant.generation, sorted(keys)),
+    ).fetchall()
+    return {key: text[:_SNIPPET] for key, text in rows}

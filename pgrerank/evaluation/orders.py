@@ -1,0 +1,112 @@
+"""The order after each stage, measured: over all queries, and against the stage before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from pgrerank.evaluation.measures import Qrels, Run, measure_queries
+from pgrerank.evaluation.result import Milliseconds, Order
+from pgrerank.evaluation.significance import compare
+from pgrerank.evaluation.traces import STAGES, Trace
+
+__all__ = ["MEASURES", "Measured", "measure_orders", "milliseconds", "warnings"]
+
+MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
+"""The first is the one that orders are compared by."""
+
+NAMES = {
+    "exact": "recall, exact",
+    "recall": "recall, HNSW",
+    "maxsim_bit": "+ bits",
+    "maxsim": "+ MaxSim",
+    "cross_encoder": "+ cross-encoder",
+}
+
+Measured = dict[str, dict[str, dict[str, float]]]
+"""By order's name, measure and query."""
+
+
+def measure_orders(
+    qrels: Qrels,
+    traces: Mapping[str, Trace],
+    exact: Mapping[str, Trace] | None = None,
+    measures: Sequence[str] = MEASURES,
+) -> tuple[list[Order], Measured]:
+    """Measure the order after every stage that ran, and that of exact recall where it was asked.
+
+    Returns a row an order, first to last, and each query's values. Raises SettingsError for an
+    unknown measure.
+    """
+    stages = [stage for stage in STAGES if any(stage in trace.stages for trace in traces.values())]
+    runs: dict[str, Run] = {} if exact is None else {"exact": _run(exact, "recall")}
+    runs |= {stage: _run(traces, stage) for stage in stages}
+    measured = {NAMES[one]: measure_queries(qrels, run, measures) for one, run in runs.items()}
+    rows: list[Order] = []
+    for stage in runs:
+        asked, of = (exact or {}, "recall") if stage == "exact" else (traces, stage)
+        rows.append(_row(stage, measured, measures, rows, [t.times for t in asked.values()], of))
+    return rows, measured
+
+
+def _run(traces: Mapping[str, Trace], stage: str) -> Run:
+    return {query: trace.order(stage) for query, trace in traces.items()}
+
+
+def _row(
+    name: str,
+    measured: Measured,
+    measures: Sequence[str],
+    before: Sequence[Order],
+    times: Sequence[Mapping[str, float]],
+    stage: str,
+) -> Order:
+    own = measured[NAMES[name]]
+    until = ("encode_query", *STAGES[: STAGES.index(stage) + 1])
+    row = Order(
+        name=NAMES[name],
+        stage="exact_recall" if name == "exact" else name,
+        measures={one: _mean(own[one].values()) for one in measures},
+        stage_ms=milliseconds(spent.get(stage, 0.0) for spent in times),
+        total_ms=milliseconds(sum(spent.get(one, 0.0) for one in until) for spent in times),
+        against=None,
+        gain=None,
+        p=None,
+        better=None,
+        worse=None,
+    )
+    if before:
+        found = compare(measured[before[-1]["name"]][measures[0]], own[measures[0]])
+        row["against"] = before[-1]["name"]
+        row["gain"], row["p"] = found.gain, found.p
+        row["better"], row["worse"] = found.better, found.worse
+    return row
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def milliseconds(values: Iterable[float]) -> Milliseconds:
+    """Median and 95th percentile; zeros for none."""
+    listed = list(values) or [0.0]
+    return Milliseconds(p50=float(np.percentile(listed, 50)), p95=float(np.percentile(listed, 95)))
+
+
+def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
+    """A sentence for each stage that makes the order worse."""
+    found = []
+    before = dict(zip([order["name"] for order in orders[1:]], orders, strict=False))
+    for order in orders:
+        if order["gain"] is None or order["gain"] >= 0 or order["stage"] == "recall":
+            continue
+        was, sure = before[order["name"]]["measures"][measure], order["p"] or 0.0
+        found.append(
+            f"{order['name']} hurts: {measure} {was:.4f} before it,"
+            f" {order['measures'][measure]:.4f} after (p = {sure:.3f}), worse on"
+            f" {order['worse']} of {queries} queries and better on {order['better']}: leave it"
+            " out, or blend it (pgrerank tune)"
+        )
+    return found

@@ -1,0 +1,70 @@
+"""What is measured: a reranker, one of its generations, or one with other settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from pgrerank.errors import SettingsError
+
+__all__ = ["Variant", "parse_variant"]
+
+_FORM = re.compile(r"(?P<name>[^@:]+)(?:@(?P<generation>\d+))?(?::(?P<settings>.+))?")
+_NUMBERS = ("candidates", "maxsim_bit_top", "maxsim_top")
+_NAMES = (*_NUMBERS, "stages", "blend", "timeout")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A reranker as it is asked; None for what is as the reranker has it."""
+
+    reranker: str
+    generation: int | None = None
+    candidates: int | None = None
+    maxsim_bit_top: int | None = None
+    maxsim_top: int | None = None
+    stages: list[str] | None = None
+    blend: dict[str, float] | None = None
+    timeout: str = "1 minute"
+    label: str = field(default="", compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of pgrerank._trace by name."""
+        names = ("generation", *_NAMES)
+        return {name: getattr(self, name) for name in names}
+
+
+def parse_variant(text: str) -> Variant:
+    """`NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=recall+maxsim`, or both.
+
+    `blend` is JSON: `NAME:blend={"maxsim":1,"cross_encoder":2}`. Raises SettingsError for another.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise SettingsError(
+            f"{text!r} names no reranker: NAME, NAME@GENERATION or NAME:setting=value,… is wanted"
+        )
+    given: dict[str, Any] = {}
+    # A comma within braces is JSON's.
+    for part in re.split(r",(?![^{]*\})", match["settings"] or ""):
+        if part:
+            name, _, value = part.partition("=")
+            given[name.strip()] = _value(text, name.strip(), value.strip())
+    generation = None if match["generation"] is None else int(match["generation"])
+    return Variant(match["name"], generation, label=text, **given)
+
+
+def _value(text: str, name: str, value: str) -> Any:
+    if name not in _NAMES:
+        raise SettingsError(f"{text!r}: no setting {name!r}; there are {', '.join(_NAMES)}")
+    try:
+        if name in _NUMBERS:
+            return int(value)
+        if name == "blend":
+            return dict(json.loads(value))
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{text!r}: {name} is {value!r}: {error}") from error
+    return value.split("+") if name == "stages" else value

@@ -1,0 +1,202 @@
+"""The command that says why documents have their ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import typer
+from psycopg.rows import dict_row
+from rich.table import Table
+from rich.text import Text
+
+from pgrerank.cli.options import Dsn, Json, Name, app, call
+from pgrerank.evaluation.explanation import (
+    ExplainedDocument,
+    Explanation,
+    Step,
+    explanation,
+    milliseconds,
+    stages,
+    steps,
+    time_parts,
+)
+from pgrerank.evaluation.stretches import Heat, Stretch, answers, stretches
+from pgrerank.terminal import console, note, report_errors
+
+_SHADES = ("", "black on #fbe3c0", "black on #f7c77f", "black on #f0a43c", "black on #e07b00")
+_BEGINNING = 60
+_SHOWN_STRETCHES = 400
+
+
+@app.command(
+    epilog="Example: pgrerank explain documents 'why is my pool exhausted' --html why.html"
+)
+def explain(
+    name: Name,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    dsn: Dsn = "",
+    top_k: Annotated[int, typer.Option(help="Documents to explain.")] = 10,
+    aligned: Annotated[
+        int, typer.Option(help="Documents whose tokens the terminal shows.", min=0)
+    ] = 3,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help='JSON, {"column": value, …}.')
+    ] = None,
+    candidates: Annotated[int | None, typer.Option(help="Documents that recall returns.")] = None,
+    maxsim_bit_top: Annotated[
+        int | None, typer.Option(help="Best by bits that MaxSim scores in full.")
+    ] = None,
+    maxsim_top: Annotated[int | None, typer.Option(help="Documents for the cross-encoder.")] = None,
+    stages_: Annotated[
+        str | None,
+        typer.Option("--stages", help="recall,maxsim_bit,maxsim,cross_encoder: these only."),
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="Candidates in place of recall's, separated by commas.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")] = False,
+    generation: Annotated[
+        int | None, typer.Option(help="Another generation than the one in use.")
+    ] = None,
+    blend: Annotated[str | None, typer.Option(help="Weights of the stages' scores, JSON.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Time limit, such as '500 ms'.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail rather than degrade.")] = False,
+    as_json: Json = False,
+    html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
+) -> None:
+    """Why documents have their ranks: their way through the stages, and what their tokens answer.
+
+    As pgrerank.explain_search says in SQL, with the texts, and --html as a heat map.
+    """
+    arguments: dict[str, Any] = dict(
+        reranker=name,
+        query=query,
+        top_k=top_k,
+        filter=filter_,
+        candidates=candidates,
+        maxsim_bit_top=maxsim_bit_top,
+        maxsim_top=maxsim_top,
+        stages=_listed(stages_),
+        keys=_listed(keys),
+        recall="exact" if exact else "hnsw",
+        generation=generation,
+        blend=blend,
+        timeout=timeout,
+        strict=strict,
+        alignments=bool(as_json or html or aligned),
+    )
+    with report_errors():
+        found = _explained(dsn, arguments)
+        if html is not None:
+            from pgrerank.evaluation.heat_map import heat_map
+
+            html.write_text(heat_map(found), "utf-8")
+            note(f"the heat map is in {html}")
+        if as_json:
+            sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+        elif html is None:
+            _print(found, aligned)
+
+
+def _listed(given: str | None) -> list[str] | None:
+    return [one.strip() for one in given.split(",")] if given else None
+
+
+def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
+    """Ask, and read the documents' texts, at one state of the database."""
+    with psycopg.connect(dsn, row_factory=dict_row) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
+        rows = call(connection, "explain_search", arguments).fetchall()
+        return explanation(
+            connection, arguments["reranker"], arguments["query"], arguments["generation"], rows
+        )
+
+
+def _print(found: Explanation, aligned: int) -> None:
+    parts = [f"{name} {milliseconds(ms)}" for _, name, ms in time_parts(found)]
+    if parts:
+        total = milliseconds(found["times"].get("total", 0))
+        console.print(Text(" + ".join(parts) + " = " + total))
+    if found["degraded"]:
+        console.print(Text(f"degraded: {found['reason']}", "bold red"))
+    if not found["documents"]:
+        console.print("no document was found")
+        return
+    console.print()
+    console.print(_ranks(found))
+    heat = Heat(found)
+    for document in found["documents"][:aligned]:
+        for part in _tokens(document, heat):
+            console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+
+
+def _ranks(found: Explanation) -> Table:
+    through = stages(found)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("key", overflow="fold")
+    for name in through.values():
+        table.add_column(name)
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for document in found["documents"]:
+        table.add_row(
+            str(document["rank"]),
+            Text(document["key"]),
+            *(_step(step) for step in steps(document, through)),
+            Text(_harmless(" ".join(document["text"].split())[:_BEGINNING])),
+        )
+    return table
+
+
+def _step(step: Step) -> Text:
+    """A rank, the places that it moved, and the score."""
+    if step.rank is None:
+        return Text("–", "dim")
+    up = step.change > 0
+    moved = f"{'▲' if up else '▼'}{abs(step.change)}" if step.change else ""
+    parts: list[Any] = [f"{step.rank:>3} ", (f"{moved:<4}", "green" if up else "red")]
+    if step.score is not None:
+        parts.append((f"{step.score:>9.4f}", "dim"))
+    return Text.assemble(*parts)
+
+
+def _tokens(document: ExplainedDocument, heat: Heat) -> Iterator[Table | Text]:
+    """What answers the query's tokens, and the text with its tokens shaded."""
+    yield Text.assemble("\n", (f"{document['rank']}. key {document['key']}", "bold"))
+    alignment = document["alignment"]
+    if alignment is None:
+        yield Text(_harmless(document["text"]))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("query")
+    table.add_column("answered by")
+    table.add_column("score", justify="right")
+    for answer in answers(alignment):
+        score = Text(f"{answer.score:.4f}", _shade(answer.score, heat))
+        table.add_row(Text(_harmless(answer.asked)), Text(_harmless(answer.token)), score)
+    yield table
+    pieces = stretches(document["text"], alignment)
+    shown = Text.assemble(*(_shaded(piece, heat) for piece in pieces[:_SHOWN_STRETCHES]))
+    yield shown.append("…") if len(pieces) > _SHOWN_STRETCHES else shown
+
+
+def _shaded(piece: Stretch, heat: Heat) -> tuple[str, str]:
+    style = "" if piece.heat is None else _shade(piece.heat, heat)
+    return _harmless(piece.text), f"{style} underline" if piece.answers else style
+
+
+def _harmless(text: str) -> str:
+    """A text without what would command a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "�", text)
+
+
+def _shade(value: float, heat: Heat) -> str:
+    return _SHADES[heat.level(value, len(_SHADES))]

@@ -1,0 +1,171 @@
+"""An explanation as one HTML file, with each document's tokens shaded by how close they are.
+
+It needs no script and loads nothing. Texts are untrusted: they are escaped, and the page's own
+Content-Security-Policy lets no script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pgrerank.errors import SettingsError
+from pgrerank.evaluation.explanation import (
+    STAGES,
+    Alignment,
+    ExplainedDocument,
+    Explanation,
+    Step,
+    milliseconds,
+    stages,
+    steps,
+    time_parts,
+)
+from pgrerank.evaluation.stretches import Heat, Stretch, answers, outside, stretches
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["heat_map"]
+
+_LEVELS = 10
+_HOVERED = 64
+"""Tokens of a query that are marked when one points at what answers them: each is a rule of CSS."""
+_BEGINNING = 120
+
+
+def heat_map(found: Explanation) -> str:
+    """An explanation as HTML: times, ranks after each stage, and the documents' tokens.
+
+    Raises SettingsError where Jinja is not installed.
+    """
+    environment = _environment()
+    times, heat, through = _times(found), Heat(found), stages(found)
+    aligned = [document["alignment"] for document in found["documents"] if document["alignment"]]
+    asked = min(max((len(one["query"]) for one in aligned), default=0), _HOVERED)
+    style = environment.get_template("heat_map.css.jinja").render(
+        parts=[*STAGES, "encode_query", "rest"], levels=_LEVELS, hovered=asked
+    )
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.get_template("heat_map.html.jinja").render(
+        found=found,
+        style=style,
+        style_hash=f"sha256-{digest}",
+        times=times,
+        total=milliseconds(found["times"].get("total", 0)),
+        stages=through,
+        aligned=bool(aligned),
+        levels=_LEVELS,
+        least=heat.least,
+        most=heat.most,
+        documents=[_document(document, through, heat) for document in found["documents"]],
+    )
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise SettingsError("a heat map needs: pip install 'pgrerank[evaluation]'") from error
+    return Environment(
+        autoescape=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+class _Part(NamedTuple):
+    """A stage's part of the time; `begin` and `width` in per cent of the bar."""
+
+    stage: str
+    name: str
+    ms: str
+    begin: float
+    width: float
+
+
+def _times(found: Explanation) -> list[_Part]:
+    parts = time_parts(found)
+    whole = sum(ms for _, _, ms in parts) or 1
+    made, begin = [], 0.0
+    for stage, name, ms in parts:
+        width = 100 * ms / whole
+        made.append(_Part(stage, name, milliseconds(ms), round(begin, 2), round(width, 2)))
+        begin += width
+    return made
+
+
+class _Piece(NamedTuple):
+    """A piece of a text as the page shows it; no classes for what is between tokens."""
+
+    text: str
+    classes: str = ""
+    tip: str = ""
+
+
+class _Answered(NamedTuple):
+    asked: str
+    token: str
+    score: float
+    level: int
+
+
+class _Document(NamedTuple):
+    rank: int
+    key: str
+    beginning: str
+    steps: list[Step]
+    maxsim_score: float | None
+    answers: list[_Answered]
+    total: float
+    pieces: list[_Piece]
+    outside: list[_Piece]
+
+
+def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) -> _Document:
+    text, alignment = document["text"], document["alignment"]
+    flat = " ".join(text.split())
+    answered = [
+        _Answered(*answer, heat.level(answer.score, _LEVELS))
+        for answer in (answers(alignment) if alignment else [])
+    ]
+    return _Document(
+        rank=document["rank"],
+        key=document["key"],
+        beginning=flat if len(flat) <= _BEGINNING else flat[:_BEGINNING] + "…",
+        steps=list(steps(document, through)),
+        maxsim_score=document["maxsim_score"],
+        answers=answered,
+        total=sum(answer.score for answer in answered),
+        pieces=list(_pieces(stretches(text, alignment), alignment, heat))
+        if alignment
+        else [_Piece(text)],
+        outside=list(_pieces(outside(alignment), alignment, heat)) if alignment else [],
+    )
+
+
+def _pieces(parts: list[Stretch], alignment: Alignment, heat: Heat) -> Iterator[_Piece]:
+    for part in parts:
+        if part.heat is None:
+            yield _Piece(part.text)
+            continue
+        classes = ["t", f"h{heat.level(part.heat, _LEVELS)}", f"f{part.closest}"]
+        if part.answers:
+            classes += ["best", *(f"a{place}" for place in part.answers)]
+        yield _Piece(part.text, " ".join(classes), _tip(part, alignment))
+
+
+def _tip(part: Stretch, alignment: Alignment) -> str:
+    """What is said of a token when one points at it."""
+    if part.answers:
+        answered = ", ".join(
+            f"“{alignment['query'][place]}” ({alignment['scores'][place]:.3f})"
+            for place in part.answers
+        )
+        return f"“{part.text}” answers {answered}"
+    return f"“{part.text}” is closest to “{alignment['query'][part.closest]}” ({part.heat:.3f})"

@@ -1,0 +1,84 @@
+"""Registered models as mteb wants to know them, and a worker to answer for them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from mteb.models import ModelMeta
+from psycopg.rows import dict_row
+
+from pgrerank import __version__, schema
+from pgrerank.errors import EvaluationError
+from pgrerank.models import Kind
+from pgrerank.worker.child import worker_process
+
+_TYPES: Mapping[str, str] = {
+    "embedding": "dense",
+    "late_interaction": "late-interaction",
+    "cross_encoder": "cross-encoder",
+}
+
+
+def model_meta(
+    dsn: str, models: Mapping[Kind, str | None], settings: Mapping[str, Any] | None = None
+) -> ModelMeta:
+    """Name, revision and settings, by which mteb keeps results apart.
+
+    The name is made of the models'; the revision is pgrerank's version and a digest of what is
+    registered under these names. Raises EvaluationError for a model that is not registered.
+    """
+    wanted = {kind: name for kind, name in models.items() if name is not None}
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        schema.check_version(schema.installed_version(connection), connection.info.dbname)
+        registered = [_registered(connection, kind, name) for kind, name in wanted.items()]
+    digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
+    return ModelMeta.create_empty(
+        overwrites={
+            "name": f"pgrerank/{'+'.join(wanted.values())}",
+            "revision": f"{__version__}-{digest[:8]}",
+            "model_type": [_TYPES[kind] for kind in wanted],
+            "experiment_kwargs": dict(settings) if settings else None,
+        }
+    )
+
+
+def _registered(connection: psycopg.Connection[Any], kind: Kind, name: str) -> dict[str, Any]:
+    cursor = connection.cursor(row_factory=dict_row)
+    rows = cursor.execute(
+        "SELECT name, kind, loader, source, revision, options FROM pgrerank.models"
+        " WHERE kind = %s ORDER BY name",
+        (kind,),
+    ).fetchall()
+    for row in rows:
+        if row["name"] == name:
+            return row
+    there = ", ".join(row["name"] for row in rows) or "none"
+    raise EvaluationError(
+        f"no model {name!r} of kind {kind} is registered, there is {there}: pgrerank models add"
+    )
+
+
+@contextlib.contextmanager
+def answering(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """An autocommit connection, whose calls a worker answers.
+
+    That is the worker which the database knows, whoever runs it. Where it knows none, one runs as a
+    child of this process until the end of the block, and the database forgets it then. Raises
+    WorkerError when that one does not get ready.
+    """
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
+        if not connection.execute(
+            "SELECT 1 FROM pg_foreign_server WHERE srvname = 'pgrerank_worker'"
+        ).fetchone():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.callback(connection.execute, "DROP SERVER IF EXISTS pgrerank_worker CASCADE")
+            stack.enter_context(worker_process(dsn, Path(folder) / "worker.log"))
+        yield connection

@@ -1,0 +1,125 @@
+"""One's own judgements as a retrieval task, for any model that mteb can run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from datasets import Dataset
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from psycopg import sql
+
+from pgrerank.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+
+_SOURCE = """
+SELECT r.source::text, r.key_column::text, g.text_expression FROM pgrerank.rerankers r
+JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation) WHERE r.name = %s"""
+_DOCUMENTS = "SELECT {key}::text, coalesce(({text}), '') FROM {source} ORDER BY 1"
+_QUERIES = """
+SELECT q.id, q.query FROM pgrerank.queries q WHERE q.qrels_set = %(set)s AND EXISTS (
+    SELECT FROM pgrerank.qrels j WHERE (j.qrels_set, j.query_id) = (q.qrels_set, q.id))
+ORDER BY 1"""
+_QRELS = """
+SELECT query_id, jsonb_object_agg(key, relevance) FROM pgrerank.qrels WHERE qrels_set = %(set)s
+GROUP BY 1 ORDER BY 1"""
+
+
+class _OwnTask(AbsTaskRetrieval):
+    """A task that has its data from the beginning, and fetches none."""
+
+    def __init__(self, metadata: TaskMetadata, data: RetrievalSplitData) -> None:
+        self.metadata = metadata
+        super().__init__()
+        self.dataset = {"default": {"test": data}}
+        self.data_loaded = True
+
+    def unload_data(self) -> None:
+        """Nothing: a task that had lost its data would look for them on a hub."""
+
+
+def retrieval_task(
+    database: psycopg.Connection[Any] | str,
+    reranker: str,
+    qrels_set: str,
+    *,
+    languages: Sequence[str] = ("eng-Latn",),
+) -> AbsTaskRetrieval:
+    """The documents of a reranker's table and a set of judgements of them, as a task.
+
+    `database` is a connection or its string. Documents have the text that the reranker encodes, and
+    are those that the connection may read; queries are those of `pgrerank.queries` that have a
+    judgement in `pgrerank.qrels`. The task's revision is a digest of all that, so that mteb takes
+    results of former data for out of date. `languages` are codes such as `deu-Latn`.
+
+    Raises EvaluationError for a reranker or set that is not there, and where there is no document.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(database, str):
+            database = stack.enter_context(psycopg.connect(database, autocommit=True))
+        documents = _read_documents(database, reranker)
+        queries = database.execute(_QUERIES, {"set": qrels_set}).fetchall()
+        qrels = dict(database.execute(_QRELS, {"set": qrels_set}).fetchall())
+        if not queries:
+            raise EvaluationError(_unknown_set(database, qrels_set))
+    read = json.dumps([documents, queries, qrels], ensure_ascii=False).encode()
+    metadata = _metadata(reranker, qrels_set, hashlib.sha256(read).hexdigest(), languages)
+    data: RetrievalSplitData = {
+        "corpus": _dataset(documents),
+        "queries": _dataset(queries),
+        "relevant_docs": qrels,
+        "top_ranked": None,
+    }
+    return _OwnTask(metadata, data)
+
+
+def _read_documents(connection: psycopg.Connection[Any], reranker: str) -> list[tuple[str, str]]:
+    row = connection.execute(_SOURCE, (reranker,)).fetchone()
+    if row is None:
+        raise EvaluationError(f"there is no reranker {reranker!r}; see: pgrerank status")
+    source, key, text = row
+    documents = connection.execute(
+        sql.SQL(_DOCUMENTS).format(
+            key=sql.Identifier(key), text=sql.SQL(text), source=sql.SQL(source)
+        )
+    ).fetchall()
+    if not documents:
+        raise EvaluationError(
+            f"reranker {reranker!r}: its table {source} has no document to search"
+        )
+    return documents
+
+
+def _unknown_set(connection: psycopg.Connection[Any], qrels_set: str) -> str:
+    sets = connection.execute("SELECT DISTINCT qrels_set FROM pgrerank.qrels ORDER BY 1").fetchall()
+    there = ", ".join(repr(name) for (name,) in sets) or "none"
+    return f"there is no set of judgements {qrels_set!r}, there is {there}"
+
+
+def _metadata(
+    reranker: str, qrels_set: str, revision: str, languages: Sequence[str]
+) -> TaskMetadata:
+    return TaskMetadata(
+        name=re.sub(r"[^\w.-]+", "_", f"{reranker}-{qrels_set}"),  # names the file of results
+        description=f"The judgements {qrels_set} of the documents of reranker {reranker}.",
+        dataset={"path": f"pgrerank/{reranker}", "revision": revision},
+        type="Retrieval",
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=list(languages),
+        main_score="ndcg_at_10",
+        prompt=AbsTaskRetrieval.abstask_prompt,
+        is_public=False,
+    )
+
+
+def _dataset(rows: Sequence[tuple[str, str]]) -> Dataset:
+    return Dataset.from_dict({"id": [row[0] for row in rows], "text": [row[1] for row in rows]})

@@ -5,6 +5,7 @@ from pgrerank.cli import (  # noqa: F401 - for their commands
     evaluating,
     explain,
     measuring,
+    replaying,
     rerankers,
     training,
 )

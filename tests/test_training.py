@@ -292,9 +292,17 @@ def test_feedback_is_mined_and_split(db, dsn, topics, tmp_path):
         db.execute("SELECT pgrerank.feedback('documents', %s, %s)", (f"{number} {thing}", place))
     db.execute("SELECT pgrerank.feedback('documents', 'one cat', 3, 0)")
     db.execute("SELECT pgrerank.feedback('documents', 'nothing', 3, 0.2)")
+    db.execute("INSERT INTO documents (body) VALUES (%s)", (text_of("one", "cat"),))
+    db.execute("SELECT pgrerank.feedback('documents', 'one cat', max(id), 0) FROM documents")
     clicks, mined = tmp_path / "clicks.jsonl", tmp_path / "mined"
     said, _ = run("feedback", "documents", "--dsn", dsn, "--output", str(clicks), "--json")
-    assert json.loads(said) == [{"queries": 32, "dropped: the query has no relevant document": 1}]
+    assert json.loads(said) == [
+        {
+            "queries": 32,
+            "dropped: the query has no relevant document": 1,
+            "dropped: a negative has the text of a positive": 1,
+        }
+    ]
     assert read_triples(clicks)[0].neg == (text_of("one", "bread"),)
     arguments = ("mine", "documents", str(clicks), "--dsn", dsn, "--output", str(mined), "--json")
     said, _ = run(*arguments, "--negatives", "3", "--false-negative-margin", "-100")

@@ -38,7 +38,7 @@ def export_feedback(
         else:
             queries.setdefault(normal(query), []).append((query, key, relevance, content))
     for judged in queries.values():
-        triple = _triple(judged, relevant_from)
+        triple = _triple(judged, relevant_from, exported.dropped)
         if triple is None:
             exported.dropped["the query has no relevant document"] += len(judged)
         else:
@@ -46,19 +46,22 @@ def export_feedback(
     return exported
 
 
-def _triple(judged: list[tuple[str, str, float, str]], relevant_from: float) -> Triple | None:
+def _triple(
+    judged: list[tuple[str, str, float, str]], relevant_from: float, dropped: Counter[str]
+) -> Triple | None:
     texts = {key: text for _, key, _, text in judged}
     relevance: dict[str, list[float]] = {}
     for _, key, value, _ in judged:
         relevance.setdefault(key, []).append(value)
     mean = {key: sum(values) / len(values) for key, values in relevance.items()}
     positives = [key for key, value in mean.items() if value >= relevant_from]
+    if not positives:
+        return None
     known = {texts[key] for key in positives}
     negatives = [
         key for key, value in mean.items() if value < relevant_from and texts[key] not in known
     ]
-    if not positives:
-        return None
+    dropped["a negative has the text of a positive"] += len(mean) - len(positives) - len(negatives)
     return Triple(
         judged[0][0],
         tuple(texts[key] for key in positives),

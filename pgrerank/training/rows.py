@@ -61,7 +61,7 @@ def scored_groups(triples: Sequence[Triple], negatives: int, *, seed: int) -> Da
         if triple.pos_scores is None or triple.neg_scores is None:
             raise TriplesError(
                 f"query {triple.query[:60]!r} has no pos_scores and neg_scores, which distillation"
-                " learns from: mine with --scores, or choose another loss"
+                " learns from: mine by a reranker with a cross-encoder, or choose another loss"
             )
         if len(triple.neg) < negatives:
             continue

@@ -17,6 +17,7 @@ from pgrerank.training.triples import Triple
 ASKED = "training.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Folder:
                     f"{self.path} holds a run with {other[0]} {found.get(other[0])!r}, not"
                     f" {self.asked[other[0]]!r}: give another folder, or delete this one"
                 )
-            if self.model.exists():
+            if (self.path / REPORT).exists():
                 raise TrainingError(f"{self.path} holds this very run, complete: see {self.model}")
+            shutil.rmtree(self.model, ignore_errors=True)  # of a run killed before its report
             return
         if self.path.exists() and any(self.path.iterdir()):
             raise TrainingError(f"{self.path} is neither empty nor a run's: give another folder")
@@ -87,7 +89,7 @@ class Folder:
 
     def finish(self, report: dict[str, Any]) -> None:
         """Write the report beside the model, and drop the checkpoints."""
-        _write(self.path / "report.json", report)
+        _write(self.path / REPORT, report)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 

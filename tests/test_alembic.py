@@ -13,7 +13,7 @@ import pytest
 
 from pgrerank import schema
 from tests.urls import url
-from tests.versions import dump
+from tests.versions import dump, install_release
 
 ENV = """
     import asyncio
@@ -205,6 +205,38 @@ def test_a_reranker_of_another_kind_is_dropped_and_created(project):
     project.alembic("upgrade", "head")
     assert project.settings()["distance"] == "l2"
     assert "No new upgrade operations detected" in project.alembic("check")
+
+
+def test_a_changed_model_is_registered_anew_and_back(tmp_path, dsn, db):
+    loader = "SELECT loader FROM pgrerank.models WHERE name = 'tokens'"
+    db.execute("SELECT pgrerank.register_model('tokens', 'late_interaction', 'some/where', 32)")
+    db.execute("UPDATE pgrerank.models SET max_tokens = 256")
+    project = Project(tmp_path / "project", dsn)
+    project.models(
+        RERANKER.replace(
+            "timeout=",
+            "late_interaction_model=Model('tokens', 'late_interaction', 'some/where', dims=32,"
+            " loader='sentence_transformer'), timeout=",
+        )
+    )
+    upgrade, downgrade = halves(project.revise("loader"))
+    assert "loader='sentence_transformer'" in upgrade
+    assert "loader='multi_vector_encoder'" in downgrade
+    assert downgrade.count("op.drop_model(") == 1, "of the model that was not registered before"
+    project.alembic("upgrade", "head")
+    assert db.execute(loader).fetchone() == ("sentence_transformer",)
+    assert "No new upgrade operations detected" in project.alembic("check")
+    project.alembic("downgrade", "-1")
+    assert db.execute(loader).fetchone() == ("multi_vector_encoder",)
+
+
+def test_a_schema_too_old_to_be_compared_is_refused(tmp_path, empty_dsn):
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        install_release(connection, "0.1.0")
+    project = Project(tmp_path / "project", empty_dsn)
+    project.models(RERANKER)
+    said = project.alembic("revision", "--autogenerate", "-m", "add", code=255)
+    assert f"op.upgrade_pgrerank('0.1.0', '{schema.VERSION}')" in said
 
 
 def test_with_include_schemas_pgreranks_own_tables_are_let_be(tmp_path, empty_dsn):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from alembic.autogenerate import comparators, renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
+from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 
 from pgrerank import schema
@@ -64,6 +66,7 @@ def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[s
     declared = {reranker.name: reranker for reranker in _declared(context)}
     present = _present(connection, schemas)
     if declared and not _is_installed(connection):
+        _refuse_an_older_schema(connection)
         upgrade_ops.ops.insert(0, InstallOp(schema.VERSION))
     drops: list[ops.MigrateOperation] = [
         DropRerankerOp(name, dropped=_as_created(name, settings))
@@ -101,6 +104,18 @@ def _is_installed(connection: Connection) -> bool:
     return bool(found)
 
 
+def _refuse_an_older_schema(connection: Connection) -> None:
+    """0.1.0 can't tell what its rerankers are made of."""
+    known = text("SELECT to_regprocedure('pgrerank.schema_version()') IS NOT NULL")
+    if connection.scalar(known):
+        version = connection.scalar(text("SELECT pgrerank.schema_version()"))
+        raise CommandError(
+            f"the database has pgrerank {version}, which can't be compared with models: first"
+            f" upgrade it to {schema.VERSION}, by `pgrerank install` or a revision with"
+            f" op.upgrade_pgrerank({version!r}, {schema.VERSION!r})"
+        )
+
+
 def _present(connection: Connection, schemas: set[str | None]) -> dict[str, dict[str, Any]]:
     """Settings by name, of the rerankers over tables in the schemas that are compared."""
     if not _is_installed(connection):
@@ -135,27 +150,43 @@ def _created(reranker: Reranker) -> CreateRerankerOp:
 
 
 def _models(
-    declared: Iterable[Reranker], registered: Mapping[str, tuple[Any, ...]]
+    declared: Iterable[Reranker], registered: Mapping[str, Model]
 ) -> Iterator[RegisterModelOp]:
     """Models that are declared and not registered so. Others may be somebody else's, and stay."""
     models = {model.name: model for reranker in declared for model in reranker.models}
     for name, model in models.items():
-        if registered.get(name) != _complete(model):
-            arguments = model.arguments
-            yield RegisterModelOp(
-                arguments.pop("name"), arguments.pop("kind"), arguments.pop("source"), arguments
-            )
+        present = registered.get(name)
+        if present is None or not _is_registered(model, present):
+            former = None if present is None else _registration(present)
+            yield _registration(model, former)
 
 
-def _complete(model: Model) -> tuple[Any, ...]:
-    return (model.kind, model.source, model.dims, model.revision, dict(model.options or {}))
-
-
-def _registered(connection: Connection) -> dict[str, tuple[Any, ...]]:
-    rows = connection.execute(
-        text("SELECT name, kind, source, dims, revision, options FROM pgrerank.models")
+def _registration(model: Model, former: RegisterModelOp | None = None) -> RegisterModelOp:
+    given = model.arguments
+    return RegisterModelOp(
+        given.pop("name"), given.pop("kind"), given.pop("source"), given, former=former
     )
-    return {name: tuple(rest) for name, *rest in rows}
+
+
+def _is_registered(model: Model, present: Model) -> bool:
+    """Whether they are the same; a loader that was left out is the database's to choose."""
+    wanted = replace(
+        model,
+        loader=model.loader or present.loader,
+        options=dict(model.options or {}),
+        max_tokens=present.max_tokens,
+    )
+    return wanted == present
+
+
+def _registered(connection: Connection) -> dict[str, Model]:
+    rows = connection.execute(
+        text(
+            "SELECT name, kind, source, dims, loader, revision, max_tokens, options"
+            " FROM pgrerank.models"
+        )
+    )
+    return {name: Model(name, *rest) for name, *rest in rows}
 
 
 def _changed(

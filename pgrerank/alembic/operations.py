@@ -121,10 +121,19 @@ class DropRerankerOp(_DDLOp):
 
 @Operations.register_operation("register_model")
 class RegisterModelOp(_DDLOp):
-    """Registers a model; reversed, forgets it."""
+    """Registers a model; reversed, forgets it, or registers what it was before."""
 
-    def __init__(self, name: str, kind: str, source: str, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        source: str,
+        arguments: dict[str, Any],
+        *,
+        former: RegisterModelOp | None = None,
+    ) -> None:
         self.name, self.kind, self.source, self.arguments = name, kind, source, arguments
+        self.former = former
 
     @classmethod
     def register_model(
@@ -136,7 +145,15 @@ class RegisterModelOp(_DDLOp):
     def element(self) -> ExecutableDDLElement:
         return RegisterModel(self.name, self.kind, self.source, **self.arguments)
 
-    def reverse(self) -> DropModelOp:
+    def reverse(self) -> RegisterModelOp | DropModelOp:
+        if self.former is not None:
+            return RegisterModelOp(
+                self.former.name,
+                self.former.kind,
+                self.former.source,
+                self.former.arguments,
+                former=self,
+            )
         return DropModelOp(self.name, dropped=self)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
+    Column,
     Connection,
     ForeignKey,
+    Integer,
     MetaData,
     Table,
     Text,
@@ -315,11 +317,24 @@ def test_the_functions_arguments_and_columns_are_those_of_the_database(db, sourc
     assert returned == ["id", *COLUMNS]
 
 
+def test_a_timedelta_is_kept_to_its_last_microsecond():
+    notes = Table("notes", MetaData(), Column("id", Integer, primary_key=True))
+    for given, wanted in (
+        (timedelta(days=30, microseconds=1), "2592000.000001 s"),
+        (timedelta(seconds=20), "20 s"),
+        (timedelta(0), "0 s"),
+    ):
+        reranker = Reranker(wanted, notes, text=notes.c.id, grace_period=given)
+        assert reranker.settings["grace_period"] == wanted
+
+
 def test_mistakes_are_named():
     with pytest.raises(ArgumentError, match=r"Reranker\('documents', documents\) is declared"):
         Reranker("documents", Document, text=Document.title)
     with pytest.raises(ArgumentError, match=r"Author\.name is no column of table documents"):
         Reranker("other", Document, text=[Author.name])
+    with pytest.raises(ArgumentError, match=r"Author\.id is no column of table documents"):
+        Reranker("other", Document, text=[Author.id])  # documents has one of that name
     with pytest.raises(ArgumentError, match="'title' is neither a column nor an expression"):
         Reranker("other", Document, text="title")
     with pytest.raises(ArgumentError, match="table authors has no reranker: declare one"):

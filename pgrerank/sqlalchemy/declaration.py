@@ -178,7 +178,10 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 def _interval(given: timedelta | str | None) -> str | None:
-    return f"{given.total_seconds():g} s" if isinstance(given, timedelta) else given
+    """A timedelta in seconds, to its last microsecond."""
+    if not isinstance(given, timedelta):
+        return given
+    return f"{given.total_seconds():.6f}".rstrip("0").rstrip(".") + " s"
 
 
 def _name(model: Model | str | None) -> str | None:
@@ -203,7 +206,7 @@ def _text(
 
 def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:
     element = _element(given)
-    if not isinstance(element, Column) or table.columns.get(element.key) is None:
+    if not isinstance(element, Column) or not table.columns.contains_column(element):
         raise ArgumentError(f"{given} is no column of table {table.fullname}")
     return element
 

@@ -13,7 +13,7 @@ import pytest
 
 from pgrerank import embedded, schema
 from tests.sources import Source
-from tests.workers import wait_for, worker
+from tests.workers import unstorable, wait_for, worker
 
 SIDES = "SELECT relname::text FROM pg_class WHERE relname ~ '^documents_[0-9]$' ORDER BY 1"
 STATUS = "SELECT generation, next_generation, pending, previous_generation FROM pgrerank.status"
@@ -167,10 +167,13 @@ def test_a_killed_worker_and_a_killed_server_in_the_middle_lose_and_mix_nothing(
             wait_for(db, "pending = 0")
         expected = hashes(db, 1)
         db.execute("SELECT pgrerank.alter_reranker('documents', token_precision => 'float16')")
-        with worker(server.dsn, tmp_path, "--no-serve") as process:
+        with (
+            unstorable(server.dsn, 303),
+            worker(server.dsn, tmp_path, "--no-serve") as process,
+        ):
             wait_for(db, "encoded > 0")
             process.signal(signal.SIGKILL)
-        assert still(db, 1, expected)
+            assert still(db, 1, expected)
         with worker(server.dsn, tmp_path, "--no-serve") as process:
             db.execute("UPDATE documents SET body = 'changed meanwhile' WHERE id <= 64")
             wait_for(db, "encoded > 64")

@@ -49,6 +49,9 @@ def test_rows_stay_out_of_the_template(pgrerank_connection, pgrerank_dsn):
 
 
 WORKER_TEST = """
+import time
+
+
 def test_search(pgrerank_connection, pgrerank_worker):
     db = pgrerank_connection
     db.execute("CREATE TABLE notes (id int PRIMARY KEY, body text)")
@@ -59,7 +62,7 @@ def test_search(pgrerank_connection, pgrerank_worker):
     )
     with pgrerank_worker():
         while db.execute("SELECT pending FROM pgrerank.status").fetchone() != (0,):
-            pass
+            time.sleep(0.05)
         search = "SELECT id FROM pgrerank.notes_search('pool', strict => true)"
         assert len(db.execute(search).fetchall()) == 2
 """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import psycopg
@@ -181,6 +182,7 @@ def test_a_running_worker_waits_while_the_schema_is_newer_and_answers_meanwhile(
         assert found == [(False,)] * 3
         while "has pgrerank 9.1.0" not in process.log.read_text("utf-8"):
             assert process.process.poll() is None
+            time.sleep(0.05)
         assert "'pgrerank[worker]==9.1.*'" in process.log.read_text("utf-8")
         _pretend(db, schema.VERSION)
         wait_for(db, "s.encoded = 4")

@@ -205,7 +205,7 @@ def test_slow_clients_are_not_waited_for() -> None:
             assert silent.receive()[0] == b"R"
             silent.dies("08P01")
             trickling.dies("08P01")
-            assert 0.2 < time.monotonic() - begun < 2
+            assert 0.2 < time.monotonic() - begun < 5
 
 
 def test_a_connection_too_many() -> None:
@@ -244,6 +244,6 @@ def test_stopping_cancels_what_outlasts_the_grace() -> None:
         assert served.started.wait(5)
         begun = time.monotonic()
         served.do(served.server.stop(0.2))
-        assert 0.2 <= time.monotonic() - begun < 1.5
+        assert 0.2 <= time.monotonic() - begun < 5
         busy.dies("57P01")
         assert served.cancelled.is_set()

@@ -12,11 +12,11 @@ from psycopg.conninfo import make_conninfo
 from pgrerank.errors import SettingsError
 from pgrerank.worker.settings import worker_settings
 from tests.sources import Source
-from tests.workers import wait_for, worker
+from tests.workers import unstorable, wait_for, worker
 
 SEARCH = "SELECT id, stage, degraded, reason FROM pgrerank.documents_search('bread of flour'"
 TIMEOUT = 0.5
-SLACK = 1.0
+SLACK = 3.0
 """The promise is 0.1 s; benchmarks/rpc.py measures it. Here a hang is what must not happen."""
 
 
@@ -124,10 +124,10 @@ def test_a_killed_workers_claims_are_taken_up_by_the_next(dsn, db, tiny_models, 
     source.models(**tiny_models)
     source.create()
     (tmp_path / "a").mkdir()
-    with worker(dsn, tmp_path / "a", "--no-serve") as first:
+    with unstorable(dsn, 153), worker(dsn, tmp_path / "a", "--no-serve") as first:
         wait_for(db, "encoded > 0")
         first.signal(signal.SIGKILL)
-    left = db.execute("SELECT pending, failed FROM pgrerank.status").fetchone()
+        left = db.execute("SELECT pending, failed FROM pgrerank.status").fetchone()
     assert left[0] > 0
     (tmp_path / "b").mkdir()
     with worker(dsn, tmp_path / "b", "--no-serve"):

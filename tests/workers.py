@@ -72,6 +72,15 @@ def worker(
         process.close()
 
 
+@contextlib.contextmanager
+def unstorable(dsn: str, key: int) -> Iterator[None]:
+    """Let no vectors of a document be stored meanwhile, so that encoding can't be complete."""
+    with psycopg.connect(dsn) as holder:
+        # Storing locks the source's row by its foreign key, and waits for this.
+        holder.execute("SELECT FROM documents WHERE id = %s FOR UPDATE", (key,))
+        yield
+
+
 def wait_for(connection: psycopg.Connection[Any], condition: str, seconds: float = 60) -> None:
     """Wait until a SQL condition over `pgrerank.status s` holds."""
     deadline = time.monotonic() + seconds

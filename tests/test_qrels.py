@@ -29,6 +29,7 @@ from pgrerank.evaluation.qrels import (
     write_trec,
 )
 from pgrerank.training import Triple, write_triples
+from pgrerank.training import read_beir as read_triples
 
 SOME = Judgements(
     {"1": "which animal sleeps", "2": "what is in a loaf"},
@@ -114,6 +115,15 @@ def test_triples_with_keys_are_judgements(tmp_path):
     assert read_json_lines(path) == Judgements(
         {"1": "q", "x": "p"}, {"1": {"3": 0, "1": 1, "2": 1}, "x": {"1": 1}}
     )
+
+
+def test_documents_without_a_text_are_judged_and_teach_nothing(beir):
+    lines(
+        beir / "corpus.jsonl", *({"_id": key, "text": key if key != "9" else ""} for key in "1239")
+    )
+    assert read_beir(beir) == SOME
+    loaf = read_triples(beir, "test")[1]
+    assert (loaf.pos, loaf.neg) == (("3",), ())
 
 
 @pytest.mark.parametrize(
@@ -230,9 +240,7 @@ def test_a_set_is_kept_replaced_and_dropped(db, dsn):
         ("another", 2, 4, 2),
         ("it's one", 1, 1, 1),
     ]
-    with pytest.raises(
-        EvaluationError, match="no judgements named 'x'; there are 'another', "
-    ):
+    with pytest.raises(EvaluationError, match="no judgements named 'x'; there are 'another', "):
         load_set(db, "x")
 
 

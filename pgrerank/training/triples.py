@@ -72,20 +72,24 @@ def write_triples(path: Path, triples: Iterable[Triple]) -> None:
 def read_beir(folder: Path, split: str = "train") -> list[Triple]:
     """The judged queries of a BEIR folder, each with its relevant documents and those judged not.
 
-    A document's text is its title and text, joined by a newline. Raises TriplesError for malformed
-    files and for judgements of queries or documents that aren't there, or have no text.
+    A document's text is its title and text, joined by a newline; one without either can teach
+    nothing and is left out. Raises TriplesError for malformed files and for judgements of queries
+    or documents that aren't there.
     """
     queries = beir.read_queries(folder / "queries.jsonl", error=TriplesError)
     corpus = {
         key: document.content
         for key, document in beir.read_corpus(folder, error=TriplesError).items()
-        if document.content.strip()
     }
     judged = beir.read_qrels(folder, split, queries=queries, documents=corpus, error=TriplesError)
+    readable = {
+        query: {key: relevance for key, relevance in documents.items() if corpus[key].strip()}
+        for query, documents in judged.items()
+    }
     return [
         _judged(identifier, queries[identifier], documents, corpus)
-        for identifier, documents in judged.items()
-        if max(documents.values()) > 0
+        for identifier, documents in readable.items()
+        if max(documents.values(), default=0) > 0
     ]
 
 

@@ -20,7 +20,7 @@ CREATE OR REPLACE FUNCTION create_reranker(
     text_search_config regconfig DEFAULT 'simple',
     grace_period interval DEFAULT '1 day',
     blend jsonb DEFAULT NULL,
-    log_sample real DEFAULT 0,
+    log_sample double precision DEFAULT 0,
     log_retention interval DEFAULT '30 days'
 ) RETURNS void
 LANGUAGE plpgsql
@@ -81,7 +81,7 @@ CREATE OR REPLACE FUNCTION alter_reranker(
     timeout interval DEFAULT NULL,
     grace_period interval DEFAULT NULL,
     blend jsonb DEFAULT NULL,
-    log_sample real DEFAULT NULL,
+    log_sample double precision DEFAULT NULL,
     log_retention interval DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql

@@ -37,6 +37,7 @@ _NOTHING: dict[str, Any] = {
     "cross_encoder_model": "",
     "maxsim_bit_top": 0,
     "token_dims": 0,
+    "blend": {},
 }
 """How alter_reranker is told to take a setting out."""
 

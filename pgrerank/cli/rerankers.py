@@ -25,6 +25,14 @@ TokenPrecision = Annotated[str | None, typer.Option(help="float16, int8 or bit."
 TokenDims = Annotated[int | None, typer.Option(help="Project token vectors to so many dimensions.")]
 TokenPool = Annotated[int | None, typer.Option(help="Keep one token vector for so many.")]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
+Blend = Annotated[
+    str | None,
+    typer.Option(help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {} for none."""),
+]
+LogSample = Annotated[
+    float | None, typer.Option(help="Share of searches to remember, 0 to 1 (pgrerank.searches).")
+]
+LogRetention = Annotated[str | None, typer.Option(help="How long to remember them.")]
 GracePeriod = Annotated[
     str | None, typer.Option(help="How long to keep the generation before, for a rollback.")
 ]
@@ -56,6 +64,9 @@ def create(
     token_pool: TokenPool = 1,
     timeout: Timeout = "5 s",
     grace_period: GracePeriod = "1 day",
+    blend: Blend = None,
+    log_sample: LogSample = 0.0,
+    log_retention: LogRetention = "30 days",
     text_search_config: Annotated[
         str, typer.Option(help="How words are cut for the full-text fallback.")
     ] = "simple",
@@ -87,6 +98,9 @@ def alter(
     token_pool: TokenPool = None,
     timeout: Timeout = None,
     grace_period: GracePeriod = None,
+    blend: Blend = None,
+    log_sample: LogSample = None,
+    log_retention: LogRetention = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 

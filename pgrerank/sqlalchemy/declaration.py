@@ -87,6 +87,9 @@ class Reranker:
         timeout: timedelta | str | None = None,
         text_search_config: str | None = None,
         grace_period: timedelta | str | None = None,
+        blend: Mapping[str, float] | None = None,
+        log_sample: float | None = None,
+        log_retention: timedelta | str | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
@@ -109,6 +112,9 @@ class Reranker:
             timeout=_interval(timeout),
             text_search_config=text_search_config,
             grace_period=_interval(grace_period),
+            blend=None if blend is None else dict(blend),
+            log_sample=log_sample,
+            log_retention=_interval(log_retention),
         )
         self._attach()
 

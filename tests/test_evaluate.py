@@ -1,0 +1,335 @@
+"""Evaluation, sizes and blends of a reranker with a live worker and small models."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
+from typer.testing import CliRunner
+
+from pgrerank.cli import app
+from pgrerank.errors import EvaluationError, SettingsError
+from pgrerank.evaluation import measure, measure_queries
+from pgrerank.evaluation.evaluate import evaluate, search_all
+from pgrerank.evaluation.judgements import Judgements
+from pgrerank.evaluation.pools import pool_of
+from pgrerank.evaluation.qrels import save_set
+from pgrerank.evaluation.traces import ask
+from pgrerank.evaluation.tune import apply, tune
+from pgrerank.evaluation.variant import Variant, parse_variant
+from tests.sources import Source
+from tests.workers import wait_for, worker
+
+WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
+BLENDS = [None, {"recall": 1}, {"recall": 0.3, "maxsim": 0.7}, {"maxsim": 1, "cross_encoder": 2}]
+DOCUMENTS = 40
+
+
+def judged() -> Judgements:
+    queries = {f"q{i}": f"the {WORDS[i % 8]} and {WORDS[i // 8 + 1]}" for i in range(12)}
+    return Judgements(
+        queries, {f"q{i}": {str(i + 1): 2, str(2 * i + 5): 1, "999": 0} for i in range(12)}
+    )
+
+
+@pytest.fixture(scope="module")
+def asked_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
+    """Forty documents that a worker has encoded and stays up for; a set of judgements."""
+    dsn = make_database(pgrerank_template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        source = Source(connection)
+        connection.execute(
+            "INSERT INTO documents (title, body) SELECT a.word, b.word || ' with ' || a.word"
+            " FROM unnest(%s::text[]) a (word), unnest(%s::text[]) b (word) LIMIT %s",
+            (WORDS, WORDS, DOCUMENTS - 3),
+        )
+        source.models(**tiny_models)
+        source.create(timeout="20 s", candidates=20, maxsim_top=5)
+        save_set(connection, "dev", judged())
+        with worker(dsn, tmp_path_factory.mktemp("worker")):
+            wait_for(connection, "pending = 0 AND encoded = source_rows")
+            yield dsn
+
+
+@pytest.fixture
+def asked(asked_dsn):
+    """A connection there; the reranker has its first settings again afterwards."""
+    with psycopg.connect(asked_dsn, autocommit=True) as connection:
+        yield connection
+        connection.execute(
+            "SELECT pgrerank.alter_reranker('documents', candidates => 20, maxsim_top => 5,"
+            " blend => '{}')"
+        )
+
+
+def search(connection, query: str, **arguments) -> list[str]:
+    named = "".join(f", {name} => %({name})s" for name in arguments)
+    rows = connection.execute(
+        f"SELECT id FROM pgrerank.documents_search(%(query)s, strict => true{named})",
+        {"query": query, **arguments},
+    )
+    return [str(key) for (key,) in rows]
+
+
+def test_each_order_is_measured_as_searches_return_it(asked):
+    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    ways = {
+        "recall, exact": {"stages": ["recall"], "recall": "exact"},
+        "recall, HNSW": {"stages": ["recall"]},
+        "+ MaxSim": {"stages": ["recall", "maxsim"]},
+        "+ cross-encoder": {},
+    }
+    assert [order["name"] for order in found["orders"]] == list(ways)
+    before = None
+    for order, way in zip(found["orders"], ways.values(), strict=True):
+        run = {
+            query: search(asked, text, top_k=20, **way) for query, text in judged().queries.items()
+        }
+        assert order["measures"] == pytest.approx(
+            measure(judged().qrels, run, found["measures"]), abs=1e-6
+        )
+        assert 0 < order["stage_ms"]["p50"] <= order["stage_ms"]["p95"]
+        assert order["stage_ms"]["p50"] <= order["total_ms"]["p50"]
+        values = measure_queries(judged().qrels, run, ["nDCG@10"])["nDCG@10"]
+        if before is not None:
+            assert order["worse"] == sum(values[query] < before[query] - 1e-9 for query in values)
+            assert order["better"] == sum(values[query] > before[query] + 1e-9 for query in values)
+        before = values
+    assert [point["ef_search"] for point in found["hnsw"]] == [40, 100, 200, 400]
+    assert all(0.9 < point["recall"] <= 1 for point in found["hnsw"])
+    first = found["per_query"][0]
+    assert (first["id"], first["relevant"]) == ("q0", 2)
+    assert {shown["relevance"] for shown in first["top"]["+ MaxSim"]} <= {None, 0, 1, 2}
+    assert all(shown["text"] for shown in first["top"]["+ MaxSim"])
+
+
+def test_in_sql_the_figures_are_the_same(asked):
+    rows = asked.execute("SELECT * FROM pgrerank.evaluate('documents', 'dev')").fetchall()
+    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    assert [row[0] for row in rows] == ["exact_recall", "recall", "maxsim", "cross_encoder"]
+    for (stage, queries, measured, *times, _against, gain, p, better, worse), order in zip(
+        rows, found["orders"], strict=True
+    ):
+        assert (stage, queries) == (order["stage"], 12)
+        assert measured == pytest.approx(order["measures"], abs=1e-6)
+        assert all(spent > 0 for spent in times)
+        assert (better, worse) == (order["better"], order["worse"])
+        if gain is not None:
+            assert (gain, p) == pytest.approx((order["gain"], order["p"]), abs=1e-5)
+
+
+def test_sql_names_unknown_sets_rerankers_and_measures(asked):
+    call = "SELECT * FROM pgrerank.evaluate(%s, %s, measures => %s)"
+    for arguments, message in (
+        (("documents", "none", ["AP"]), r'no judgements in set "none"'),
+        (("none", "dev", ["AP"]), r'reranker "none" does not exist'),
+        (("documents", "dev", ["gain@ten"]), r"gain@ten"),
+    ):
+        with pytest.raises(psycopg.Error, match=message):
+            asked.execute(call, arguments)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked, blend):
+    variant, queries = Variant("documents", timeout="20 s"), judged().queries
+    wide = ask(asked, variant, queries, candidates=40, stages=["recall", "maxsim"])
+    deep = ask(asked, variant, queries, candidates=40, maxsim_top=40)
+    pools = {query: pool_of(wide[query], deep[query]) for query in queries}
+    asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend or {}),))
+    for candidates, maxsim_top in ((40, 40), (40, 7), (12, 5)):
+        for query, text in queries.items():
+            found = search(asked, text, top_k=10, candidates=candidates, maxsim_top=maxsim_top)
+            assert pools[query].order(candidates, maxsim_top, blend)[:10] == found
+    for query, text in queries.items():
+        found = search(asked, text, top_k=10, candidates=40, stages=["recall", "maxsim"])
+        assert pools[query].order(40, 0, blend)[:10] == found
+
+
+def test_a_blended_search_is_ordered_by_its_score(asked):
+    asked.execute(
+        "SELECT pgrerank.alter_reranker('documents', blend => %s)",
+        (Jsonb({"recall": 0.5, "maxsim": 0.2, "cross_encoder": 0.3}),),
+    )
+    rows = asked.execute(
+        "SELECT score, stage, cross_encoder_rank FROM pgrerank.documents_search('the cat', 20)"
+    ).fetchall()
+    head = [score for score, stage, _ in rows if stage == "cross_encoder"]
+    assert len(head) == 5
+    assert head == sorted(head, reverse=True)
+    assert [rank for *_, rank in rows[:5]] == [1, 2, 3, 4, 5]
+    assert sum(head) == pytest.approx(0, abs=1e-4), "scores are centred within the query"
+
+
+@pytest.mark.parametrize(
+    "blend",
+    [
+        "[]",
+        "3",
+        '{"recall": -1}',
+        '{"bits": 1}',
+        '{"recall": "1"}',
+        '{"maxsim": 0}',
+        '{"recall": null}',
+    ],
+)
+def test_a_blend_that_is_none_is_refused(asked, blend):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"blend is .* wanted weights"):
+        asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (blend,))
+
+
+def test_tuning_finds_sizes_and_a_blend_and_writes_them(asked):
+    searched = search_all(asked, Variant("documents"), judged())
+    found = evaluate(asked, searched, qrels="dev")
+    tune(asked, searched, found, max_candidates=40, max_maxsim_top=20)
+    depth = found["depth"]
+    assert [point["size"] for point in depth["candidates"]] == [10, 20, 30, 40]
+    assert [point["size"] for point in depth["maxsim_top"]] == [0, 5, 10, 20]
+    quality = {order["name"]: order["measures"]["nDCG@10"] for order in found["orders"]}
+    by_size = {point["size"]: point["quality"] for point in depth["maxsim_top"]}
+    assert by_size[0] == pytest.approx(quality["+ MaxSim"])
+    assert by_size[5] == pytest.approx(quality["+ cross-encoder"])
+    assert all(point["ms"] > 0 for points in depth.values() for point in points)
+    blend = found["blend"]
+    assert blend["plain"] == pytest.approx(quality["+ cross-encoder"])
+    assert blend["quality"] >= blend["cross_validated"]
+    found["blend"]["p"], found["blend"]["cross_validated"] = 0.01, blend["plain"] + 0.1
+    found["recommendations"] = [
+        {"setting": "maxsim_top", "value": 10, "gain_kept": 1, "time_share": 0.5, "text": ""}
+    ]
+    chosen = apply(asked, found)
+    assert chosen == {"maxsim_top": 10, "blend": blend["weights"]}
+    assert asked.execute(
+        "SELECT candidates, maxsim_top, blend FROM pgrerank.rerankers"
+    ).fetchone() == (20, 10, blend["weights"])
+
+
+def test_a_blend_that_chance_may_have_made_is_not_written(asked):
+    searched = search_all(asked, Variant("documents"), judged())
+    found = evaluate(asked, searched, qrels="dev")
+    found["blend"] = {
+        "weights": {"recall": 1},
+        "quality": 1,
+        "cross_validated": 0.9,
+        "plain": 0.8,
+        "p": 0.3,
+    }
+    assert apply(asked, found) == {}
+
+
+def test_a_stage_that_hurts_is_named(asked):
+    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    falling = [order for order in found["orders"][2:] if order["gain"] < 0]
+    assert len(found["warnings"]) == len(falling)
+    for order, warning in zip(falling, found["warnings"], strict=True):
+        assert warning.startswith(f"{order['name']} hurts: nDCG@10")
+        assert f"worse on {order['worse']} of 12 queries" in warning
+
+
+def test_variants_are_written_short():
+    assert parse_variant("a") == Variant("a")
+    assert parse_variant("a@3") == Variant("a", 3)
+    assert parse_variant('a:candidates=5,stages=recall+maxsim,blend={"recall":1,"maxsim":2}') == (
+        Variant("a", candidates=5, stages=["recall", "maxsim"], blend={"recall": 1, "maxsim": 2})
+    )
+    for wrong, message in (("a@x", "names no"), ("a:top=3", "'top'"), ("a:candidates=x", "'x'")):
+        with pytest.raises(SettingsError, match=message):
+            parse_variant(wrong)
+
+
+def test_an_unknown_generation_is_named(asked):
+    with pytest.raises(psycopg.errors.UndefinedObject, match=r"no generation 9") as raised:
+        search_all(asked, Variant("documents", 9), judged())
+    assert raised.value.diag.message_hint == "There are: 1."
+
+
+def test_without_a_worker_nothing_is_measured(db, source):
+    source.create(timeout="50 ms")
+    source.encode_by_hand()
+    searched = search_all(db, Variant("documents", timeout="50 ms"), judged())
+    with pytest.raises(EvaluationError, match="none of 12 searches ran as it should: no worker"):
+        evaluate(db, searched, qrels="dev")
+
+
+def test_the_command_prints_reports_and_compares(asked, asked_dsn, tmp_path):
+    run = CliRunner()
+    arguments = ["evaluate", "documents", "--dsn", asked_dsn, "--qrels", "dev"]
+    done = run.invoke(app, [*arguments, "--queries", "6", "--runs", str(tmp_path / "runs")])
+    assert done.exit_code == 0, done.output
+    assert "+ cross-encoder" in done.stdout
+    assert "6 queries" in done.output
+    assert sorted(path.stem for path in (tmp_path / "runs").iterdir()) == [
+        *("cross-encoder", "maxsim", "recall-exact", "recall-hnsw"),
+    ]
+    done = run.invoke(
+        app,
+        [
+            *arguments,
+            "--json",
+            "--report",
+            str(tmp_path / "a"),
+            "--compare",
+            "documents:maxsim_top=2",
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    one, other = json.loads(done.stdout)
+    assert (one["settings"]["maxsim_top"], other["settings"]["maxsim_top"]) == (5, 2)
+    assert asked_dsn not in (tmp_path / "a" / "report.html").read_text("utf-8")
+    assert {"report.html", "evaluation.json", "stages.csv", "stages.png"} <= {
+        path.name for path in (tmp_path / "a").iterdir()
+    }
+    done = run.invoke(app, [*arguments, "--compare", str(tmp_path / "a" / "evaluation.json")])
+    assert done.exit_code == 0, done.output
+    done = run.invoke(app, ["evaluate", "documents", "--dsn", asked_dsn, "--qrels", "nothing"])
+    assert done.exit_code == 1
+    assert "nothing" in done.output
+    assert "dev" in done.output
+
+
+def test_the_tune_command_writes_what_it_recommends(asked, asked_dsn):
+    done = CliRunner().invoke(
+        app,
+        [
+            *("tune", "documents", "--dsn", asked_dsn, "--qrels", "dev", "--apply"),
+            *("--max-candidates", "30", "--max-maxsim-top", "10"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert "reranker documents: " in done.output
+    assert "best blend: " in done.output
+
+
+def test_judgements_are_the_owners(asked, asked_dsn, make_role):
+    role = make_role()
+    with (
+        psycopg.connect(make_conninfo(asked_dsn, user=role, password=role)) as other,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        other.execute("SELECT * FROM pgrerank.evaluate('documents', 'dev')")
+
+
+def test_ef_search_is_a_setting(asked):
+    with asked.transaction():
+        asked.execute("SET LOCAL pgrerank.ef_search = 7")
+        asked.execute("SELECT pgrerank._widen_hnsw(100)")
+        assert asked.execute("SHOW hnsw.ef_search").fetchone() == ("7",)
+
+
+def test_texts_are_cross_encoded_in_their_order(asked):
+    texts = ["a cat", "", "bread and salt"]
+    [(scores,)] = asked.execute(
+        "SELECT pgrerank.cross_encode('reranker', 'the cat', %s)", (texts,)
+    ).fetchall()
+    again = [
+        asked.execute("SELECT (pgrerank.cross_encode('reranker', 'the cat', %s))[1]", ([text],))
+        for text in texts
+    ]
+    assert scores == pytest.approx([cursor.fetchone()[0] for cursor in again], abs=1e-4)
+    assert asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{}')").fetchone() == ([],)
+    with pytest.raises(psycopg.errors.UndefinedObject, match='model "none" is not registered'):
+        asked.execute("SELECT pgrerank.cross_encode('none', 'x', '{a}')")
+    with pytest.raises(psycopg.errors.NullValueNotAllowed):
+        asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{a,NULL}')")

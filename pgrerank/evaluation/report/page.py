@@ -1,0 +1,82 @@
+"""The report as one HTML page that loads nothing; query and document texts are escaped in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from pgrerank.evaluation.report import numbers
+from pgrerank.evaluation.report.contrast import Contrast, steps
+from pgrerank.evaluation.report.shown import groups
+from pgrerank.evaluation.report.tables import Runs, measure_names, run_title
+
+_SETTING_COLUMNS = 120
+
+
+def page(runs: Runs, found: Contrast, plots: Mapping[str, str]) -> str:
+    """The page; `plots` are SVG by name, made by us and so put in as they are."""
+    first, *others = runs.values()
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            runs=[(name, run_title(runs, name), run) for name, run in runs.items()],
+            first=first,
+            last=(others or [first])[-1],
+            measure=first["measures"][0],
+            measures=measure_names(runs),
+            steps=[step for other in others for step in steps(first, other, found.gains)],
+            found=found,
+            groups=groups(runs, found),
+            warnings=_warnings(runs),
+            plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "quality": numbers.quality,
+        "signed": numbers.signed,
+        "ms": numbers.milliseconds,
+        "p": numbers.probability,
+        "spoken": numbers.spoken,
+        "setting": _setting,
+    }
+    return environment
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "–"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return numbers.clipped(text, _SETTING_COLUMNS)
+
+
+def _warnings(runs: Runs) -> list[str]:
+    """The evaluations' own, and that not all queries are in both."""
+    texts: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for text in run["warnings"]:
+            texts.setdefault(text, []).append(name)
+    warnings = [
+        f"{' and '.join(names)}: {text}" if names[0] else text for text, names in texts.items()
+    ]
+    if len({frozenset(query["id"] for query in run["per_query"]) for run in runs.values()}) > 1:
+        counts = " and ".join(f"{name} has {len(r['per_query'])}" for name, r in runs.items())
+        warnings.append(
+            f"Not all queries are in both ({counts}): gains are over those that are, means by"
+            " measure over all of each."
+        )
+    return warnings

@@ -1,0 +1,502 @@
+"""The report of an evaluation, in a real browser; the whole chain is tests/test_evaluate.py's."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pgrerank.errors import SettingsError
+from pgrerank.evaluation.report import read_evaluation, write_report
+from pgrerank.evaluation.result import Evaluation, Order, QueryFound, Shown
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+PHONE, DESKTOP = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
+SECTIONS = ("headline", "warnings", "quality", "depth", "hnsw", "latency", "blend", "queries")
+
+NAMES = {
+    "exact_recall": "recall, exact",
+    "recall": "recall, HNSW",
+    "cross_encoder": "+ cross-encoder",
+}
+MALICIOUS = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+QUERIES = {
+    "q1": ("why is my pool exhausted", (0.5, 0.5, 1.0)),
+    "q2": ("接続プールが枯渇するのはなぜですか", (1.0, 1.0, 0.25)),
+    "q3": (MALICIOUS, (0.9, 0.9, 0.1)),
+    "q4": ("costs $5 or $10 in \\frac{1}{2} of cases", (0.0, 0.0, 0.1)),
+    "q5": ("连接池耗尽的原因是什么 연결 풀", (0.3, 0.3, 0.9)),
+    "q6": ("a" * 400, (0.8, 0.2, 0.2)),
+}
+
+
+def evaluation(**changed: Any) -> Evaluation:
+    found: dict[str, Any] = {
+        "pgrerank": "0.2.0",
+        "reranker": "documents",
+        "generation": 3,
+        "label": "as it is",
+        "qrels": "by hand",
+        "settings": {"candidates": 100, "maxsim_top": 30, "blend": None},
+        "made_at": "2026-01-02T03:04:05+00:00",
+        "command": "pgrerank evaluate documents --qrels 'by hand'",
+        "queries": len(QUERIES),
+        "judgements": 17,
+        "degraded": 2,
+        "measures": ["nDCG@10", "RR@10"],
+        "orders": orders(),
+        "hnsw": [{"ef_search": size, "recall": 1 - 4 / size, "ms": spread(1)} for size in (10, 40)],
+        "depth": {
+            "candidates": [
+                {"size": size, "quality": 0.4 + size / 4000, "ms": size / 3}
+                for size in (10, 20, 30, 50, 100, 200, 500, 1000)
+            ],
+            "maxsim_top": [{"size": s, "quality": 0.5, "ms": 9.0 + s} for s in (0, 10, 20)],
+        },
+        "recommendations": [
+            {
+                "setting": "candidates",
+                "value": 200,
+                "gain_kept": 0.97,
+                "time_share": 0.2,
+                "text": "candidates 200 keeps 97% of the gain",
+            }
+        ],
+        "blend": {
+            "weights": {"recall": 0.25, "cross_encoder": 0.75},
+            "quality": 0.61,
+            "cross_validated": 0.58,
+            "plain": 0.55,
+            "p": 0.04,
+        },
+        "warnings": ["2 of 6 searches were degraded: timeout <b>"],
+        "per_query": [query(name) for name in QUERIES],
+    }
+    return cast("Evaluation", copy.deepcopy(found | changed))
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"p50": median, "p95": 2 * median}
+
+
+def orders() -> list[Order]:
+    made = []
+    for place, (stage, name) in enumerate(NAMES.items()):
+        mean = sum(values[place] for _, values in QUERIES.values()) / len(QUERIES)
+        order = {
+            "name": name,
+            "stage": stage,
+            "measures": {"nDCG@10": mean, "RR@10": mean / 2},
+            "stage_ms": spread(3.0 + place),
+            "total_ms": spread(4.0 + 2 * place),
+            **dict.fromkeys(("against", "gain", "p", "better", "worse")),
+        }
+        if place:
+            order |= {"against": list(NAMES.values())[place - 1], "gain": -0.05, "p": 0.0004}
+            order |= {"better": 2, "worse": 2}
+        made.append(cast("Order", order))
+    return made
+
+
+def query(name: str) -> QueryFound:
+    text, values = QUERIES[name]
+    keys = [Shown(key=f"d{n}", relevance=None, text=f"{text} {n}") for n in range(4)]
+    for shown, relevance in zip(keys, (2, 1, 0), strict=False):
+        shown["relevance"] = relevance
+    return QueryFound(
+        id=name,
+        query=text,
+        relevant=2,
+        quality=dict(zip(NAMES.values(), values, strict=True)),
+        top={NAMES["recall"]: keys, NAMES["cross_encoder"]: keys[::-1], NAMES["exact_recall"]: []},
+    )
+
+
+def improved() -> Evaluation:
+    """Another generation: all queries but one are a bit better; it lacks the last one."""
+    other = evaluation(generation=4, label="調整 fine-tuned", settings={"candidates": 50})
+    del other["per_query"][-1]
+    for found in other["per_query"]:
+        by = -0.2 if found["id"] == "q1" else 0.05
+        found["quality"] = {name: value + by for name, value in found["quality"].items()}
+    return other
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def size(png: Path) -> tuple[int, int]:
+    head = png.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    return cast("tuple[int, int]", struct.unpack(">II", head[16:24]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("report")
+    write_report(evaluation(), made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("comparison")
+    write_report(evaluation(), made, other=improved())
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a folder's report. In the end it asked for nothing else, and nobody complained."""
+    asked: list[str] = []
+    said: list[str] = []
+    pages = []
+
+    def opened(folder: Path, viewport: dict[str, int] = DESKTOP, **settings: Any) -> Any:
+        page = browser.new_page(viewport=viewport, **settings)
+        pages.append(page)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((folder / "report.html").as_uri())
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert [url for url in asked if not url.endswith("/report.html")] == []
+    assert said == []
+
+
+def test_everything_is_written_and_read_again(folder):
+    assert {file.name for file in folder.iterdir()} == {
+        *("report.html", "evaluation.json", "stages.csv", "depth.csv", "queries.csv"),
+        *("stages.png", "depth.png", "latency.png", "queries.png"),
+    }
+    assert read_evaluation(folder) == read_evaluation(folder / "evaluation.json") == evaluation()
+
+
+def test_pictures_are_images_of_a_sensible_size(folder, comparison):
+    for png in (*folder.glob("*.png"), *comparison.glob("*.png")):
+        width, height = size(png)
+        assert (width, png.stat().st_size > 5_000) == (1012, True), png.name
+        assert 300 < height < 3_000, png.name
+
+
+def test_tables_have_a_row_an_order_a_size_and_a_query(folder):
+    assert [
+        (row["order"], row["p"], row["total_ms_p95"]) for row in rows(folder / "stages.csv")
+    ] == [
+        ("recall, exact", "", "8.0"),
+        ("recall, HNSW", "0.0004", "12.0"),
+        ("+ cross-encoder", "0.0004", "16.0"),
+    ]
+    assert len(rows(folder / "depth.csv")) == 11
+    queries = rows(folder / "queries.csv")
+    assert [row["id"] for row in queries] == ["q3", "q2", "q6", "q4", "q1", "q5"]  # worst first
+    assert queries[0]["query"] == MALICIOUS
+    assert (queries[0]["recall, HNSW"], queries[0]["change"]) == ("0.9", "-0.8")
+
+
+class Elements(HTMLParser):
+    """All elements of a page, and their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += attrs
+
+    def values(self, *names: str) -> list[str]:
+        return [value for name, value in self.attributes if name in names and value]
+
+
+def test_a_page_loads_nothing_and_has_each_id_once(folder, comparison):
+    for made in (folder, comparison):
+        html = (made / "report.html").read_text(encoding="utf-8")
+        page = Elements(html)
+        assert not page.names & {"script", "img", "image", "iframe", "object", "embed", "form"}
+        assert not [name for name, _ in page.attributes if name == "src" or name.startswith("on")]
+        ids = page.values("id")
+        assert len(ids) == len(set(ids)) > 50
+        links = [link for link in page.values("href", "xlink:href") if link != "data:,"]
+        links += [clip[4:-1] for clip in page.values("clip-path")]
+        assert {f"#{own}" for own in ids} >= set(links) > {"#quality", "#queries"}
+
+
+def test_each_colour_of_the_plots_is_the_pages_in_light_and_dark(folder):
+    from pgrerank.evaluation.report.style import COLOURS
+
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"var\(--plot-([a-z]+)\)", html)) <= set(COLOURS)
+    for name in COLOURS:
+        assert len(re.findall(rf"--plot-{name}: #", html)) == 2
+    svgs = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert not re.search(r"(fill|stroke): ?#", svgs)
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_all_sections_fit_the_screen(visit, folder, comparison, viewport):
+    for made in (folder, comparison):
+        page = visit(made, viewport)
+        page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true })")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        for name in SECTIONS:
+            assert page.locator(f"#{name}").is_visible(), name
+        for plot in page.locator("svg.plot").all():
+            box = plot.bounding_box()
+            assert box["x"] >= 0
+            assert 200 < box["width"] <= viewport["width"] - box["x"]
+        page.close()
+
+
+def test_texts_stay_within_their_plots(visit, folder, comparison):
+    """Labels are laid out by matplotlib's font and drawn by the browser's."""
+    outside = """plots => plots.flatMap(plot => [...plot.querySelectorAll('text')]
+        .filter(text => text.getBoundingClientRect().left < plot.getBoundingClientRect().left - 1
+            || text.getBoundingClientRect().right > plot.getBoundingClientRect().right + 1)
+        .map(text => text.textContent)).filter(text => !text.startsWith('aaa'))"""
+    for made in (folder, comparison):
+        assert visit(made, PHONE).locator("svg.plot").evaluate_all(outside) == []
+
+
+def test_colours_follow_the_scheme(visit, folder):
+    seen = {}
+    for scheme in ("light", "dark"):
+        page = visit(folder, color_scheme=scheme)
+        seen[scheme] = page.evaluate(
+            """[getComputedStyle(document.body).backgroundColor,
+                getComputedStyle(document.querySelector('#quality svg text')).fill,
+                getComputedStyle(document.querySelector('#quality [style*=plot-purple]')).fill]"""
+        )
+    assert seen["light"][:2] == ["rgb(255, 255, 255)", "rgb(28, 33, 39)"]
+    assert seen["dark"][:2] == ["rgb(20, 23, 27)", "rgb(230, 233, 237)"]
+    assert seen["light"][2] != seen["dark"][2]
+
+
+def test_the_worst_queries_come_first_and_open_by_a_click(visit, folder):
+    page = visit(folder, PHONE)
+    details = page.locator("#queries details")
+    assert details.locator("summary > :first-child").all_inner_texts() == [
+        *("−0.800", "−0.750", "0.000", "+0.600", "+0.500", "+0.100"),
+    ]
+    first = details.nth(1)
+    assert not first.locator(".orders").is_visible()
+    first.locator("summary").click()
+    assert first.locator(".orders").is_visible()
+    assert first.locator("h4").all_inner_texts() == [
+        *("recall, exact\n1.000", "recall, HNSW\n1.000", "+ cross-encoder\n0.250"),
+    ]
+    last = first.locator("section").last
+    assert last.locator(".mark").all_inner_texts() == ["?", "·", "○", "●"]
+    assert last.locator("i").all_inner_texts() == ["▲3", "▲1", "▼1", "▼3"]
+
+
+def test_texts_of_users_are_inert(visit, folder):
+    page = visit(folder)
+    details = page.locator("#queries details").first
+    details.locator("summary").click()
+    assert details.locator("summary .text").inner_text() == MALICIOUS
+    assert page.locator("#queries svg").evaluate("plot => plot.textContent").count("<script>") == 1
+    assert "timeout <b>" in page.locator("#warnings").inner_text()
+    page.wait_for_timeout(100)
+    assert page.title() == "documents · pgrerank evaluation"
+    assert page.locator("script, img").count() == 0
+
+
+def test_a_script_would_not_run_even_if_one_got_in(browser, folder, tmp_path):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "in.html").write_text(
+        html.replace("</body>", "<script>document.title = 'run'</script></body>"), encoding="utf-8"
+    )
+    page = browser.new_page()
+    page.goto((tmp_path / "in.html").as_uri())
+    assert page.title() == "documents · pgrerank evaluation"
+    page.close()
+
+
+def test_chinese_japanese_and_korean_are_drawn_as_they_are(visit, folder):
+    from matplotlib import font_manager
+
+    if "Noto Sans CJK JP" not in font_manager.get_font_names():
+        pytest.skip("needs fonts-noto-cjk")
+    plot = visit(folder).locator("#queries svg")
+    for text in (QUERIES["q2"][0], QUERIES["q5"][0], QUERIES["q4"][0]):
+        label = plot.locator("text").filter(has_text=text)
+        assert label.is_visible()
+        assert label.bounding_box()["width"] > 100
+
+
+def test_what_no_font_has_is_named_by_its_id(tmp_path):
+    odd = evaluation(measures=["nDCG@10"], depth={})
+    odd["per_query"][0]["query"] = "what is \U00013000"  # a hieroglyph
+    odd["per_query"][4] |= {"query": "\U00013001", "id": "\U00013002"}
+    odd["per_query"][3]["query"] = "half a pair: \ud83d, and \x01"
+    write_report(odd, tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    [plot] = re.findall(r'<svg [^>]*aria-label="Gains.*?</svg>', html, re.DOTALL)
+    assert ">q1</text>" in plot
+    assert ">query 6 of 6</text>" in plot
+    assert ">half a pair: , and</text>" in plot
+    assert "what is \U00013000" in html.replace(plot, "")
+
+
+def test_a_comparison_sets_b_against_a(visit, comparison):
+    page = visit(comparison)
+    assert "4 of 5 queries are better in B, 1 worse" in page.locator(".lead").inner_text()
+    assert "(A has 6 and B has 5)" in page.locator("#warnings").inner_text()
+    first = page.locator("#quality tbody").first.locator("tr").last.locator("th, td")
+    assert first.all_inner_texts()[:4] == ["+ cross-encoder", "0.470", "0.470", "0.000"]
+    assert page.locator("#queries summary").first.inner_text().endswith(QUERIES["q1"][0])
+    page.locator("#queries summary").first.click()
+    assert page.locator("#queries details").first.locator("h4").all_inner_texts() == [
+        *("A: + cross-encoder\n1.000", "B: + cross-encoder\n0.800"),
+    ]
+    assert "調整 fine-tuned" in page.locator("#quality svg").evaluate("plot => plot.textContent")
+    assert read_evaluation(comparison / "other.json") == improved()
+    assert [row["run"] for row in rows(comparison / "stages.csv")] == [*"AAABBB"]
+    worst = rows(comparison / "queries.csv")[0]
+    assert (worst["A: + cross-encoder"], worst["B: + cross-encoder"], worst["change"]) == (
+        *("1.0", "0.8", "-0.2"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"qrels": "clicks"}, "on the qrels by hand, .* on clicks"),
+        ({"measures": ["RR@10", "nDCG@10"]}, "on the first measure nDCG@10, .* on RR@10"),
+        ({"per_query": [query("q1") | {"id": "other"}]}, "share none of their 6 and 1 queries"),
+    ],
+)
+def test_what_is_not_alike_is_not_compared(tmp_path, changed, message):
+    with pytest.raises(SettingsError, match=message):
+        write_report(evaluation(), tmp_path / "r", other=evaluation(**changed))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_report_without_depth_blend_or_hnsw_leaves_no_file_of_an_earlier_one(tmp_path, visit):
+    for name in ("depth.png", "depth.csv", "other.json", "mine.txt"):
+        (tmp_path / name).write_text("of an earlier one")
+    bare = evaluation(depth={}, blend=None, hnsw=[], recommendations=[], warnings=[], degraded=0)
+    write_report(bare, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("report.html", "evaluation.json", "stages.csv", "queries.csv"),
+        *("stages.png", "latency.png", "queries.png", "mine.txt"),
+    }
+    page = visit(tmp_path, PHONE)
+    shown = page.locator("main > section").evaluate_all("all => all.map(one => one.id)")
+    assert shown == ["quality", "latency", "queries"]
+    assert page.locator("nav a").count() == 3
+
+
+def test_one_query_one_order_and_nothing_found(tmp_path, visit):
+    import matplotlib
+
+    single = evaluation(queries=1, per_query=[query("q4")], orders=orders()[:1])
+    single["orders"][0] |= {
+        "measures": {"nDCG@10": 0.0, "RR@10": 0.0},
+        "total_ms": spread(0.0),
+        "stage_ms": spread(0.0),
+    }
+    before = dict(matplotlib.rcParams)
+    write_report(single, tmp_path)
+    assert dict(matplotlib.rcParams) == before
+    page = visit(tmp_path, PHONE)
+    assert page.locator("#queries h3").inner_text() == "Lowest after recall, exact 1"
+    assert page.locator("#queries summary").inner_text().startswith("0.000")
+
+
+def test_thousands_of_queries_make_a_small_page(tmp_path):
+    many = evaluation(
+        measures=["nDCG@10"],
+        depth={},
+        per_query=[
+            found | {"id": f"{found['id']}-{number}"}
+            for number in range(500)
+            for found in evaluation()["per_query"]
+        ],
+    )
+    write_report(many, tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("<details>") == 60 + 40 + 20
+    assert len(html.encode()) < 2_000_000
+    assert len(rows(tmp_path / "queries.csv")) == 3000
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e: e.pop("orders"), "orders is missing"),
+        (lambda e: e["orders"][1]["total_ms"].pop("p50"), "orders[1].total_ms.p50 is missing"),
+        (lambda e: e["orders"][0].update(gain="x"), 'orders[0].gain is "x", a number is wanted'),
+        (lambda e: e.update(generation=True), "generation is true, a whole number is wanted"),
+        (lambda e: e.update(warnings="none"), 'warnings is "none", a list is wanted'),
+        (lambda e: e["depth"].update(candidates=[1]), "depth['candidates'][0] is 1, an object is"),
+        (lambda e: e["blend"].update(p=float("nan")), "blend.p is NaN, a number is wanted"),
+        (lambda e: e["per_query"][2]["quality"].popitem(), "query q3 has no quality for + cross"),
+        (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
+        (lambda e: e["orders"][1]["measures"].pop("RR@10"), "order recall, HNSW has no RR@10"),
+        (lambda e: e.update(orders=[]), "it has no measures or no orders"),
+    ],
+)
+def test_a_malformed_evaluation_is_refused_by_the_place(tmp_path, spoil, message):
+    found = evaluation()
+    spoil(found)
+    (tmp_path / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(SettingsError) as raised:
+        read_evaluation(tmp_path)
+    assert f"evaluation.json is no evaluation: {message}" in str(raised.value)
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"evaluation\.json does not exist"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[", encoding="utf-8")
+    with pytest.raises(SettingsError, match="can't be read as JSON"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(SettingsError, match="the file is \\[\\], an object is wanted"):
+        read_evaluation(tmp_path)
+
+
+def test_the_package_imports_without_matplotlib_and_jinja2():
+    code = (
+        "import sys, pgrerank.evaluation.report;"
+        " print([name for name in ('matplotlib', 'jinja2', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from pgrerank.evaluation.result import Order
 from pgrerank.terminal import console
 
 _TITLES = {
@@ -46,9 +47,8 @@ def _marked(key: str, relevant: Mapping[str, int]) -> str:
     return f"[bold green]● {escape(key)}[/]"
 
 
-def show_measures(questions: int, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> None:
-    """A row a stage: means over the questions, and the median time of a call."""
-    names = list(rows[0][1])
+def show_measures(questions: int, orders: Sequence[Order]) -> None:
+    """A row a stage: means over the questions, and the median time of a call up to it."""
     table = Table(
         title=f"{questions} questions, each judged by hand",
         title_justify="left",
@@ -56,11 +56,11 @@ def show_measures(questions: int, rows: Sequence[tuple[str, Mapping[str, float],
         box=None,
     )
     table.add_column("order")
-    for name in [*names, "ms a call (median)"]:
+    for name in [*orders[0]["measures"], "ms a call (median)"]:
         table.add_column(name, justify="right")
-    for stage, values, milliseconds in rows:
-        cells = [f"{values[name]:.3f}" for name in names]
-        table.add_row(_TITLES[stage], *cells, f"{milliseconds:.0f}")
+    for order in orders:
+        cells = [f"{value:.3f}" for value in order["measures"].values()]
+        table.add_row(_TITLES[order["stage"]], *cells, f"{order['total_ms']['p50']:.0f}")
     console.print(table)
 
 
@@ -72,6 +72,9 @@ def show_end(dsn: str, *, kept: bool) -> None:
         console.print("Server and worker stay up. Go on with:\n")
         console.print(f"    psql '{escape(dsn)}'", soft_wrap=True)
         console.print(f"    {escape(query)};\n", soft_wrap=True)
+        console.print("See what each stage brings, query by query:\n")
+        command = f"pgrerank evaluate stdlib --qrels stdlib --report report --dsn '{dsn}'"
+        console.print(f"    {escape(command)}\n", soft_wrap=True)
         console.print("Stop them with:  pgrerank demo --stop")
     else:
         console.print("Keep server and worker up, to ask questions of your own:\n")

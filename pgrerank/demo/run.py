@@ -9,27 +9,29 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 
 from pgrerank import embedded, schema
 from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
-from pgrerank.demo.questions import Question, load_qrels, load_questions
+from pgrerank.demo.questions import load_qrels, load_questions
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
-from pgrerank.evaluation import measure
+from pgrerank.errors import WorkerError
+from pgrerank.evaluation.judgements import Judgements
+from pgrerank.evaluation.orders import measure_orders
+from pgrerank.evaluation.qrels import save_set
+from pgrerank.evaluation.traces import Trace, ask_one
+from pgrerank.evaluation.variant import Variant
 from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
 from pgrerank.worker.registry import register_model
 
 STAGES = ("recall", "maxsim", "cross_encoder")
-SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s, top_k => 20)"
+SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"
 SHOWN = 5
 
 
@@ -90,6 +92,8 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
             " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 10,"
             " timeout => '30 s')"
         )
+    asked = {question.id: question.text for question in load_questions()}
+    save_set(connection, "stdlib", Judgements(asked, load_qrels()), replace=True)
 
 
 def _corpus(limit: int | None) -> list[Entry]:
@@ -131,37 +135,17 @@ def _encode(dsn: str) -> None:
 
 
 def _ask(connection: psycopg.Connection[Any]) -> None:
-    """All questions, by one, two and three stages; the shown ones are printed."""
+    """All questions, a call each; the shown ones are printed, all are measured."""
     questions, qrels = load_questions(), load_qrels()
+    variant = Variant("stdlib")
     show_sql(SEARCH)
-    runs: dict[str, dict[str, list[str]]] = {stage: {} for stage in STAGES}
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(SEARCH, (questions[0].text,))  # the session's first call connects
-        for question in questions:
-            rows: list[dict[str, Any]] = []
-            for depth, stage in enumerate(STAGES, 1):
-                started = time.perf_counter()
-                rows = _search(cursor, question, STAGES[:depth])
-                times[stage].append(time.perf_counter() - started)
-                runs[stage][question.id] = [row["id"] for row in rows]
-            if question.show:
-                orders = [runs[stage][question.id][:SHOWN] for stage in STAGES]
-                show_question(question.text, STAGES, orders, qrels[question.id])
-    measures = ["nDCG@10", "RR@10"]
-    show_measures(
-        len(questions),
-        [
-            (stage, measure(qrels, runs[stage], measures), 1000 * median(times[stage]))
-            for stage in STAGES
-        ],
-    )
-
-
-def _search(cursor: Any, question: Question, stages: Sequence[str]) -> list[dict[str, Any]]:
-    cursor.execute(
-        "SELECT id FROM pgrerank.stdlib_search(%s, top_k => 20, stages => %s, strict => true)",
-        (question.text, list(stages)),
-    )
-    rows: list[dict[str, Any]] = cursor.fetchall()
-    return rows
+    ask_one(connection, variant, questions[0].text)  # the session's first call connects
+    traces: dict[str, Trace] = {}
+    for question in questions:
+        trace = traces[question.id] = ask_one(connection, variant, question.text)
+        if trace.reason:
+            raise WorkerError(f"the demo's worker did not answer as it should: {trace.reason}")
+        if question.show:
+            orders = [trace.order(stage)[:SHOWN] for stage in STAGES]
+            show_question(question.text, STAGES, orders, qrels[question.id])
+    show_measures(len(questions), measure_orders(qrels, traces, measures=["nDCG@10", "RR@10"])[0])

@@ -29,7 +29,9 @@ from pgrerank.evaluation.explanation import (
 from pgrerank.evaluation.stretches import Heat, Stretch, answers, stretches
 from pgrerank.terminal import console, note, report_errors
 
-_SHADES = ("", "black on #fbe3c0", "black on #f7c77f", "black on #f0a43c", "black on #e07b00")
+_SHADES = ("dim", "", "#c86400", "bold #c86400", "bold white on #c86400")
+"""From cold to hot; to be read on a light terminal as on a dark one."""
+_STEP_WIDTH = 16
 _BEGINNING = 60
 _SHOWN_STRETCHES = 400
 
@@ -140,12 +142,12 @@ def _print(found: Explanation, aligned: int) -> None:
 
 def _ranks(found: Explanation) -> Table:
     through = stages(found)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=console.is_terminal)
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column("key", overflow="fold")
     for name in through.values():
-        table.add_column(name)
-    table.add_column("text", no_wrap=True, overflow="ellipsis")
+        table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for document in found["documents"]:
         table.add_row(
             str(document["rank"]),

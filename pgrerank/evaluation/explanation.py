@@ -150,7 +150,10 @@ class Step(NamedTuple):
 
 
 def stages(found: Explanation) -> dict[str, str]:
-    """The stages that ranked any of the documents, with what people call them."""
+    """The stages that ranked any of the documents, with what people call them.
+
+    In place of recall, full text or the caller's keys may have made the candidates.
+    """
     documents = found["documents"]
     names = {
         stage: name
@@ -159,6 +162,8 @@ def stages(found: Explanation) -> dict[str, str]:
     }
     if any(document["stage"] == "fulltext" for document in documents):
         names["recall"] = "full text"
+    elif "recall" in names and all(document["recall_score"] is None for document in documents):
+        names["recall"] = "as given"
     return names
 
 

@@ -14,7 +14,7 @@ from pgrerank.errors import SettingsError
 from pgrerank.evaluation.qrels import load_set
 from pgrerank.evaluation.replay import Replay, logged
 from pgrerank.evaluation.replay import replay as ask_again
-from pgrerank.terminal import note, print_rows, report_errors, work_progress
+from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 
 @app.command(epilog="Example: pgrerank replay documents --since '7 days' --maxsim-top 10")
@@ -153,4 +153,5 @@ def _print(found: Replay, changed: list[dict[str, Any]]) -> None:
 
 def _section(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     if rows:
+        console.print()
         print_rows(columns, rows, as_json=False)

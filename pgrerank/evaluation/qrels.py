@@ -72,7 +72,7 @@ def save_set(
             if not replace:
                 raise EvaluationError(
                     f"qrels set {name!r} is there already, with {present.queries} queries: give"
-                    " another name, or have it replaced"
+                    " another name, or replace it by --replace"
                 )
         connection.execute("DELETE FROM pgrerank.queries WHERE qrels_set = %s", (name,))
         with (

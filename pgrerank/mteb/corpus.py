@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from pgrerank.errors import EvaluationError
 from pgrerank.worker.backfill import backfill
@@ -68,7 +67,8 @@ def load(
     """
     table = sql.Identifier(name)
     given = [
-        sql.SQL("{} => {}").format(sql.Identifier(key), _literal(settings[key])) for key in settings
+        sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(settings[key]))
+        for key in settings
     ]
     with connection.transaction():
         connection.execute(
@@ -115,7 +115,3 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> None:
     else:
         with ThreadPoolExecutor(1) as threads:
             threads.submit(asyncio.run, coroutine).result()
-
-
-def _literal(value: Any) -> sql.Literal:
-    return sql.Literal(Jsonb(value) if isinstance(value, dict) else value)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     )
 
 _OF_A_CALL = ("candidates", "maxsim_top")
-"""Settings that no stored vector depends on: a change of them must not encode a corpus again."""
+"""Arguments of each call. They, `blend` and the cross-encoder, which are altered, leave the stored
+vectors as they are: a change of them must not encode a corpus again."""
 
 
 class PgrerankSearch:
@@ -63,13 +64,13 @@ class PgrerankSearch:
     ) -> None:
         self._dsn = dsn
         self._prefix = table_prefix
-        self._cross_encoder = cross_encoder_model
+        self._altered = (cross_encoder_model or "", Jsonb(settings.get("blend") or {}))
         self._call = {key: settings.pop(key) for key in _OF_A_CALL if key in settings}
         self._settings = {
             "text_columns": ["title", "body"],
             "embedding_model": embedding_model,
             "late_interaction_model": late_interaction_model,
-            **settings,
+            **{key: settings[key] for key in settings if key != "blend"},
         }
         if stages is not None:
             self._call["stages"] = list(stages)
@@ -102,8 +103,8 @@ class PgrerankSearch:
             if not tables.is_loaded(connection, name, version):
                 tables.load(connection, name, version, _documents(corpus), self._settings)
             connection.execute(
-                "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => %s)",
-                (name, self._cross_encoder or ""),
+                "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => %s, blend => %s)",
+                (name, *self._altered),
             )
         with _progress("encoding", "documents", encode_kwargs) as progress:
             tables.encode(self._dsn, name, progress)
@@ -179,7 +180,7 @@ def _ask(
         sql.SQL("SELECT id, score, stage FROM pgrerank.{}({}) ORDER BY rank").format(
             sql.Identifier(f"{reranker}_search"), sql.SQL(", ").join(given)
         ),
-        {name: Jsonb(v) if isinstance(v, dict) else v for name, v in call.items()},
+        call,
     ).fetchall()
 
 

@@ -16,6 +16,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from psycopg import sql
 
 from pgrerank.errors import EvaluationError
+from pgrerank.evaluation.qrels import load_set
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
@@ -24,13 +25,6 @@ _SOURCE = """
 SELECT r.source::text, r.key_column::text, g.text_expression FROM pgrerank.rerankers r
 JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation) WHERE r.name = %s"""
 _DOCUMENTS = "SELECT {key}::text, coalesce(({text}), '') FROM {source} ORDER BY 1"
-_QUERIES = """
-SELECT q.id, q.query FROM pgrerank.queries q WHERE q.qrels_set = %(set)s AND EXISTS (
-    SELECT FROM pgrerank.qrels j WHERE (j.qrels_set, j.query_id) = (q.qrels_set, q.id))
-ORDER BY 1"""
-_QRELS = """
-SELECT query_id, jsonb_object_agg(key, relevance) FROM pgrerank.qrels WHERE qrels_set = %(set)s
-GROUP BY 1 ORDER BY 1"""
 
 
 class _OwnTask(AbsTaskRetrieval):
@@ -56,9 +50,9 @@ def retrieval_task(
     """The documents of a reranker's table and a set of judgements of them, as a task.
 
     `database` is a connection or its string. Documents have the text that the reranker encodes, and
-    are those that the connection may read; queries are those of `pgrerank.queries` that have a
-    judgement in `pgrerank.qrels`. The task's revision is a digest of all that, so that mteb takes
-    results of former data for out of date. `languages` are codes such as `deu-Latn`.
+    are those that the connection may read; the set is one of `pgrerank qrels list`. The task's
+    revision is a digest of all that, so that mteb takes results of former data for out of date.
+    `languages` are codes such as `deu-Latn`.
 
     Raises EvaluationError for a reranker or set that is not there, and where there is no document.
     """
@@ -66,16 +60,14 @@ def retrieval_task(
         if isinstance(database, str):
             database = stack.enter_context(psycopg.connect(database, autocommit=True))
         documents = _read_documents(database, reranker)
-        queries = database.execute(_QUERIES, {"set": qrels_set}).fetchall()
-        qrels = dict(database.execute(_QRELS, {"set": qrels_set}).fetchall())
-        if not queries:
-            raise EvaluationError(_unknown_set(database, qrels_set))
-    read = json.dumps([documents, queries, qrels], ensure_ascii=False).encode()
+        judgements = load_set(database, qrels_set)
+    queries = sorted(judgements.queries.items())
+    read = json.dumps([documents, queries, judgements.qrels], sort_keys=True).encode()
     metadata = _metadata(reranker, qrels_set, hashlib.sha256(read).hexdigest(), languages)
     data: RetrievalSplitData = {
         "corpus": _dataset(documents),
         "queries": _dataset(queries),
-        "relevant_docs": qrels,
+        "relevant_docs": judgements.qrels,
         "top_ranked": None,
     }
     return _OwnTask(metadata, data)
@@ -96,12 +88,6 @@ def _read_documents(connection: psycopg.Connection[Any], reranker: str) -> list[
             f"reranker {reranker!r}: its table {source} has no document to search"
         )
     return documents
-
-
-def _unknown_set(connection: psycopg.Connection[Any], qrels_set: str) -> str:
-    sets = connection.execute("SELECT DISTINCT qrels_set FROM pgrerank.qrels ORDER BY 1").fetchall()
-    there = ", ".join(repr(name) for (name,) in sets) or "none"
-    return f"there is no set of judgements {qrels_set!r}, there is {there}"
 
 
 def _metadata(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import json
 import re
 import shutil
 import struct
@@ -19,7 +17,7 @@ import pytest
 
 from pgrerank.errors import SettingsError
 from pgrerank.evaluation.report import read_evaluation, write_report
-from pgrerank.evaluation.result import Evaluation, Order, QueryFound, Shown
+from tests.evaluations import MALICIOUS, QUERIES, evaluation, improved, orders, query, spread
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
@@ -28,113 +26,6 @@ ARGUMENTS = [
 ]
 PHONE, DESKTOP = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
 SECTIONS = ("headline", "warnings", "quality", "depth", "hnsw", "latency", "blend", "queries")
-
-NAMES = {
-    "exact_recall": "recall, exact",
-    "recall": "recall, HNSW",
-    "cross_encoder": "+ cross-encoder",
-}
-MALICIOUS = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
-QUERIES = {
-    "q1": ("why is my pool exhausted", (0.5, 0.5, 1.0)),
-    "q2": ("接続プールが枯渇するのはなぜですか", (1.0, 1.0, 0.25)),
-    "q3": (MALICIOUS, (0.9, 0.9, 0.1)),
-    "q4": ("costs $5 or $10 in \\frac{1}{2} of cases", (0.0, 0.0, 0.1)),
-    "q5": ("连接池耗尽的原因是什么 연결 풀", (0.3, 0.3, 0.9)),
-    "q6": ("a" * 400, (0.8, 0.2, 0.2)),
-}
-
-
-def evaluation(**changed: Any) -> Evaluation:
-    found: dict[str, Any] = {
-        "pgrerank": "0.2.0",
-        "reranker": "documents",
-        "generation": 3,
-        "label": "as it is",
-        "qrels": "by hand",
-        "settings": {"candidates": 100, "maxsim_top": 30, "blend": None},
-        "made_at": "2026-01-02T03:04:05+00:00",
-        "command": "pgrerank evaluate documents --qrels 'by hand'",
-        "queries": len(QUERIES),
-        "judgements": 17,
-        "degraded": 2,
-        "measures": ["nDCG@10", "RR@10"],
-        "orders": orders(),
-        "hnsw": [{"ef_search": size, "recall": 1 - 4 / size, "ms": spread(1)} for size in (10, 40)],
-        "depth": {
-            "candidates": [
-                {"size": size, "quality": 0.4 + size / 4000, "ms": size / 3}
-                for size in (10, 20, 30, 50, 100, 200, 500, 1000)
-            ],
-            "maxsim_top": [{"size": s, "quality": 0.5, "ms": 9.0 + s} for s in (0, 10, 20)],
-        },
-        "recommendations": [
-            {
-                "setting": "candidates",
-                "value": 200,
-                "gain_kept": 0.97,
-                "time_share": 0.2,
-                "text": "candidates 200 keeps 97% of the gain",
-            }
-        ],
-        "blend": {
-            "weights": {"recall": 0.25, "cross_encoder": 0.75},
-            "quality": 0.61,
-            "cross_validated": 0.58,
-            "plain": 0.55,
-            "p": 0.04,
-        },
-        "warnings": ["2 of 6 searches were degraded: timeout <b>"],
-        "per_query": [query(name) for name in QUERIES],
-    }
-    return cast("Evaluation", copy.deepcopy(found | changed))
-
-
-def spread(median: float) -> dict[str, float]:
-    return {"p50": median, "p95": 2 * median}
-
-
-def orders() -> list[Order]:
-    made = []
-    for place, (stage, name) in enumerate(NAMES.items()):
-        mean = sum(values[place] for _, values in QUERIES.values()) / len(QUERIES)
-        order = {
-            "name": name,
-            "stage": stage,
-            "measures": {"nDCG@10": mean, "RR@10": mean / 2},
-            "stage_ms": spread(3.0 + place),
-            "total_ms": spread(4.0 + 2 * place),
-            **dict.fromkeys(("against", "gain", "p", "better", "worse")),
-        }
-        if place:
-            order |= {"against": list(NAMES.values())[place - 1], "gain": -0.05, "p": 0.0004}
-            order |= {"better": 2, "worse": 2}
-        made.append(cast("Order", order))
-    return made
-
-
-def query(name: str) -> QueryFound:
-    text, values = QUERIES[name]
-    keys = [Shown(key=f"d{n}", relevance=None, text=f"{text} {n}") for n in range(4)]
-    for shown, relevance in zip(keys, (2, 1, 0), strict=False):
-        shown["relevance"] = relevance
-    return QueryFound(
-        id=name,
-        query=text,
-        relevant=2,
-        quality=dict(zip(NAMES.values(), values, strict=True)),
-        top={NAMES["recall"]: keys, NAMES["cross_encoder"]: keys[::-1], NAMES["exact_recall"]: []},
-    )
-
-
-def improved() -> Evaluation:
-    """Another generation: all queries but one are a bit better; it lacks the last one."""
-    other = evaluation(generation=4, label="調整 fine-tuned", settings={"candidates": 50})
-    del other["per_query"][-1]
-    for found in other["per_query"]:
-        by = -0.2 if found["id"] == "q1" else 0.05
-        found["quality"] = {name: value + by for name, value in found["quality"].items()}
-    return other
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -455,42 +346,6 @@ def test_thousands_of_queries_make_a_small_page(tmp_path):
     assert html.count("<details>") == 60 + 40 + 20
     assert len(html.encode()) < 2_000_000
     assert len(rows(tmp_path / "queries.csv")) == 3000
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda e: e.pop("orders"), "orders is missing"),
-        (lambda e: e["orders"][1]["total_ms"].pop("p50"), "orders[1].total_ms.p50 is missing"),
-        (lambda e: e["orders"][0].update(gain="x"), 'orders[0].gain is "x", a number is wanted'),
-        (lambda e: e.update(generation=True), "generation is true, a whole number is wanted"),
-        (lambda e: e.update(warnings="none"), 'warnings is "none", a list is wanted'),
-        (lambda e: e["depth"].update(candidates=[1]), "depth['candidates'][0] is 1, an object is"),
-        (lambda e: e["blend"].update(p=float("nan")), "blend.p is NaN, a number is wanted"),
-        (lambda e: e["per_query"][2]["quality"].popitem(), "query q3 has no quality for + cross"),
-        (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
-        (lambda e: e["orders"][1]["measures"].pop("RR@10"), "order recall, HNSW has no RR@10"),
-        (lambda e: e.update(orders=[]), "it has no measures or no orders"),
-    ],
-)
-def test_a_malformed_evaluation_is_refused_by_the_place(tmp_path, spoil, message):
-    found = evaluation()
-    spoil(found)
-    (tmp_path / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
-    with pytest.raises(SettingsError) as raised:
-        read_evaluation(tmp_path)
-    assert f"evaluation.json is no evaluation: {message}" in str(raised.value)
-
-
-def test_what_is_no_json_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match=r"evaluation\.json does not exist"):
-        read_evaluation(tmp_path)
-    (tmp_path / "evaluation.json").write_text("[", encoding="utf-8")
-    with pytest.raises(SettingsError, match="can't be read as JSON"):
-        read_evaluation(tmp_path)
-    (tmp_path / "evaluation.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(SettingsError, match="the file is \\[\\], an object is wanted"):
-        read_evaluation(tmp_path)
 
 
 def test_the_package_imports_without_matplotlib_and_jinja2():

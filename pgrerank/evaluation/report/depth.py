@@ -68,7 +68,14 @@ def _curves(above: Axes, below: Axes, run: Evaluation, setting: str, colour: str
     ):
         sizes = [point["size"] for point in points]
         axes.plot(
-            sizes, values, color=colour, marker="o", markersize=4, linewidth=1.6, clip_on=False
+            sizes,
+            values,
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            clip_on=False,
+            zorder=3,
         )
         for size, value in zip(sizes, values, strict=True):
             if size in chosen:
@@ -85,6 +92,7 @@ def _ring(axes: Axes, size: int, value: float) -> None:
         markerfacecolor="none",
         markeredgewidth=1.3,
         clip_on=False,
+        zorder=4,
     )
 
 

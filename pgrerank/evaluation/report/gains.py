@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pgrerank.evaluation.report.contrast import Contrast, Gain
 from pgrerank.evaluation.report.fonts import Fonts
-from pgrerank.evaluation.report.numbers import clipped, quality
+from pgrerank.evaluation.report.numbers import clipped, quality, spoken
 from pgrerank.evaluation.report.style import BETTER, COLOURS, WORSE, bare, figure
 
 __all__ = ["label", "queries_figure", "shown_gains"]
@@ -49,8 +49,15 @@ def queries_figure(found: Contrast, measure: str, fonts: Fonts) -> Figure:
         axes.set_title(title)
         _named(axes, gains, found, fonts)
         axes.tick_params(axis="x", labelbottom=axes is every[-1])
-    every[-1].set_xlabel(f"{measure} of the query" if groups else "queries")
+    every[-1].set_xlabel(_unit(found, measure) if groups else "queries")
     return drawn
+
+
+def _unit(found: Contrast, measure: str) -> str:
+    if found.before is None:
+        return f"{measure} of the query"
+    ends = ("A", "B") if found.gains[0].other else (spoken(found.before), spoken(found.after))
+    return f"{measure}: empty {clipped(ends[0], 20)}, full {clipped(ends[1], 20)}"
 
 
 def _shape(axes: Axes, found: Contrast, measure: str) -> None:

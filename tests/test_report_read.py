@@ -1,0 +1,47 @@
+"""Evaluations read back: what is malformed is named by its place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pgrerank.errors import SettingsError
+from pgrerank.evaluation.report import read_evaluation
+from tests.evaluations import evaluation
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e: e.pop("orders"), "orders is missing"),
+        (lambda e: e["orders"][1]["total_ms"].pop("p50"), "orders[1].total_ms.p50 is missing"),
+        (lambda e: e["orders"][0].update(gain="x"), 'orders[0].gain is "x", a number is wanted'),
+        (lambda e: e.update(generation=True), "generation is true, a whole number is wanted"),
+        (lambda e: e.update(warnings="none"), 'warnings is "none", a list is wanted'),
+        (lambda e: e["depth"].update(candidates=[1]), "depth['candidates'][0] is 1, an object is"),
+        (lambda e: e["blend"].update(p=float("nan")), "blend.p is NaN, a number is wanted"),
+        (lambda e: e["per_query"][2]["quality"].popitem(), "query q3 has no quality for + cross"),
+        (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
+        (lambda e: e["orders"][1]["measures"].pop("RR@10"), "order recall, HNSW has no RR@10"),
+        (lambda e: e.update(orders=[]), "it has no measures or no orders"),
+    ],
+)
+def test_a_malformed_evaluation_is_refused_by_the_place(tmp_path, spoil, message):
+    found = evaluation()
+    spoil(found)
+    (tmp_path / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(SettingsError) as raised:
+        read_evaluation(tmp_path)
+    assert f"evaluation.json is no evaluation: {message}" in str(raised.value)
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"evaluation\.json does not exist"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[", encoding="utf-8")
+    with pytest.raises(SettingsError, match="can't be read as JSON"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(SettingsError, match="the file is \\[\\], an object is wanted"):
+        read_evaluation(tmp_path)

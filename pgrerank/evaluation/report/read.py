@@ -89,14 +89,18 @@ def _short(value: object) -> str:
 
 def _gap(found: Evaluation) -> str | None:
     """Whether measures or orders are named that have no value."""
-    if not found["measures"] or not found["orders"]:
-        return "it has no measures or no orders, at least one of each is wanted"
+    for what in ("measures", "orders", "per_query"):
+        if not found[what]:
+            return f"{what} is empty, at least one is wanted"
     names = {order["name"] for order in found["orders"]}
     for order in found["orders"]:
         if missing := set(found["measures"]) - set(order["measures"]):
             return f"order {order['name']} has no {min(missing)}"
-        if order["against"] is not None and order["against"] not in names:
-            return f"order {order['name']} is compared with {order['against']}, which is no order"
+        if (against := order["against"]) is not None:
+            if against not in names:
+                return f"order {order['name']} is compared with {against}, which is no order"
+            if None in (order["gain"], order["p"], order["better"], order["worse"]):
+                return f"order {order['name']} has no gain, p, better or worse against {against}"
     for query in found["per_query"]:
         if missing := names - set(query["quality"]):
             return f"query {query['id']} has no quality for {min(missing)}"

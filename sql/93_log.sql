@@ -29,6 +29,7 @@ CREATE OR REPLACE FUNCTION _log_search(r rerankers, query text, arguments jsonb,
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
+#variable_conflict use_variable
 BEGIN
     IF random() >= r.log_sample OR coalesce(query, '') !~ '\S' OR NOT has_table_privilege('pgrerank.searches', 'INSERT')
         OR current_setting('transaction_read_only')::boolean THEN

@@ -91,7 +91,8 @@ RERANKER = f"""
 EXPRESSION = f"""
     Reranker("documents", Document,
              text=Document.title + " 100% :x " + func.lower(Document.content),
-             embedding_model={MINILM}, candidates=200, maxsim_top=30)
+             embedding_model={MINILM}, candidates=200, maxsim_top=30,
+             blend={{"recall": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7))
 """
 
 
@@ -169,10 +170,15 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     assert "op.alter_reranker(" in upgrade
     assert "candidates=200" in upgrade
     assert "candidates=100" in downgrade
+    assert "blend={'maxsim': 2.5, 'recall': 1}" in upgrade
+    assert "blend={}" in downgrade
+    assert "log_sample=0.25" in upgrade
     assert "maxsim_top" not in upgrade  # it is the default already
     project.alembic("upgrade", "head")
     second = project.settings()
     assert (second["candidates"], second["text_columns"]) == (200, None)
+    assert second["blend"] == {"recall": 1, "maxsim": 2.5}
+    assert (second["log_sample"], second["log_retention"]) == (0.25, "168:00:00")
     assert "100% :x" in second["text_expression"]
     assert "No new upgrade operations detected" in project.alembic("check")
 

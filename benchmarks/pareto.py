@@ -1,6 +1,6 @@
 """What smaller token vectors cost in quality: nDCG@10 against bytes a document.
 
-    python benchmarks/pareto.py ../shared/data/scifact [FOLDER ...] [--limit 1000] [--cache FOLDER]
+    python benchmarks/pareto.py data/scifact [FOLDER ...] [--limit 1000] [--cache FOLDER]
 
 Reads collections in BEIR's layout, encodes each once with the demo's model (kept in the user's
 cache), recalls 100 documents a query exactly, and orders them by MaxSim over token vectors stored

@@ -1,6 +1,6 @@
 """What each stage brings on BEIR collections, through the product: one SQL call a query.
 
-    python benchmarks/stages.py ../shared/data/{scifact,cranfield,npl} [--tune] [--report FOLDER]
+    python benchmarks/stages.py data/{scifact,cranfield,npl} [--tune] [--report FOLDER]
 
 Reads corpus.jsonl, queries.jsonl and qrels/test.tsv of each folder, encodes the corpus with the
 demo's models in an embedded server (kept in the user's cache, so that a second run only asks), and

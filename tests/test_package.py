@@ -9,7 +9,10 @@ import pgrerank
 from pgrerank import schema
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "sentence_transformers", "transformers", "onnxruntime", "sqlalchemy", "alembic")
+HEAVY = (
+    *("torch", "sentence_transformers", "transformers", "onnxruntime", "sqlalchemy", "alembic"),
+    *("matplotlib", "jinja2", "scipy", "ir_measures", "mteb", "datasets", "peft"),
+)
 
 
 def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
@@ -31,6 +34,7 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     for path in (*native.glob("*.[chs]*"), *native.glob("kernels/*"), native / "Makefile"):
         wanted.add(f"pgrerank/kernel_source/{path.relative_to(native)}")
     wanted |= {"pgrerank/py.typed", "pgrerank/demo/questions.tsv", "pgrerank/demo/qrels.tsv"}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "pgrerank").rglob("*.jinja")}
     wanted = {name for name in wanted if not name.endswith((".o", ".so"))}
     assert wanted <= names
     assert not [name for name in names if "fuzz" in name]

@@ -23,8 +23,9 @@ from pgrerank.evaluation.orders import (
     milliseconds,
     warnings,
 )
+from pgrerank.evaluation.qrels import missing_keys
 from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown
-from pgrerank.evaluation.traces import Progress, Trace, ask, spread
+from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
 
 __all__ = ["Phase", "Searched", "evaluate", "quiet", "runs_of", "search_all"]
@@ -65,9 +66,19 @@ def search_all(
     measures: Sequence[str] = MEASURES,
     phase: Phase = quiet,
 ) -> Searched:
-    """Ask a reranker every judged query. Raises psycopg.Error where it can't be asked."""
+    """Ask a reranker every judged query, once models are loaded.
+
+    Raises psycopg.Error where it can't be asked, and EvaluationError where the first search is
+    degraded: then the worker would be measured, not the reranker.
+    """
     settings = _settings(connection, variant)
     queries = judgements.queries
+    reason = ask_one(connection, variant, next(iter(queries.values()))).reason
+    if reason is not None:
+        raise EvaluationError(
+            f"reranker {variant.reranker} can't be measured while searches are degraded: {reason};"
+            " start a worker (pgrerank worker), or give searches more time (NAME:timeout=5 min)"
+        )
     with phase("exact recall") as progress:
         exact = ask(
             connection, variant, queries, on_progress=progress, stages=["recall"], recall="exact"
@@ -87,19 +98,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure the order after each stage, and HNSW against exact recall.
 
-    `qrels` names the judgements, `command` what was run. Raises EvaluationError where every search
-    was degraded: then the worker is measured, not the reranker.
+    `qrels` names the judgements, `command` what was run.
     """
     degraded = [trace.reason for trace in searched.traces.values() if trace.reason]
-    if len(degraded) == len(searched.traces):
-        raise EvaluationError(
-            f"none of {len(degraded)} searches ran as it should: {degraded[0]}; start a worker, or"
-            " give it more time: pgrerank worker, timeout=…"
-        )
     orders, measured = measure_orders(
         searched.judgements.qrels, searched.traces, searched.exact, searched.measures
     )
     told = warnings(orders, searched.measures[0], len(searched.traces))
+    missing = missing_keys(connection, searched.variant.reranker, searched.judgements)
+    if missing.missing:
+        told.append(
+            f"{missing.missing} of {missing.judged} judged documents are not in the source, such as"
+            f" {', '.join(missing.examples)}: no search can find them"
+        )
     if degraded:
         told.insert(
             0, f"{len(degraded)} of {len(searched.traces)} searches were degraded: {degraded[0]}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -71,6 +73,18 @@ def make_role(server_dsn: str) -> Iterator[Callable[..., str]]:
     with psycopg.connect(server_dsn, autocommit=True) as connection:
         for role in roles:
             connection.execute(f"DROP ROLE IF EXISTS {role}")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that root's servers, which run as another user, can get to.
+
+    tmp_path is closed to others, and so again whenever another pytest starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="pgrerank-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @pytest.fixture

@@ -119,12 +119,12 @@ def test_a_killed_workers_claims_are_taken_up_by_the_next(dsn, db, tiny_models, 
     source = Source(db)
     db.execute(
         "INSERT INTO documents (title, body)"
-        " SELECT 'n ' || i, repeat('one two three ', 300) FROM generate_series(1, 150) i"
+        " SELECT 'n ' || i, repeat('one two three ', 9) FROM generate_series(1, 150) i"
     )
     source.models(**tiny_models)
     source.create()
     (tmp_path / "a").mkdir()
-    with unstorable(dsn, 153), worker(dsn, tmp_path / "a", "--no-serve") as first:
+    with unstorable(dsn, 99), worker(dsn, tmp_path / "a", "--no-serve") as first:
         wait_for(db, "encoded > 0")
         first.signal(signal.SIGKILL)
         left = db.execute("SELECT pending, failed FROM pgrerank.status").fetchone()
@@ -204,7 +204,7 @@ def test_dropping_a_reranker_while_it_is_encoded_harms_nothing(dsn, db, tiny_mod
     source = Source(db)
     db.execute(
         "INSERT INTO documents (title, body)"
-        " SELECT 'n ' || i, repeat('one two three ', 300) FROM generate_series(1, 200) i"
+        " SELECT 'n ' || i, repeat('one two three ', 60) FROM generate_series(1, 200) i"
     )
     source.models(**tiny_models)
     source.create("doomed")

@@ -74,7 +74,10 @@ def worker(
 
 @contextlib.contextmanager
 def unstorable(dsn: str, key: int) -> Iterator[None]:
-    """Let no vectors of a document be stored meanwhile, so that encoding can't be complete."""
+    """Let no vectors of a document be stored meanwhile, so that encoding can't be complete.
+
+    Documents are claimed in the order of their keys as text: "99" is among the last.
+    """
     with psycopg.connect(dsn) as holder:
         # Storing locks the source's row by its foreign key, and waits for this.
         holder.execute("SELECT FROM documents WHERE id = %s FOR UPDATE", (key,))

@@ -36,7 +36,7 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO searches (reranker, generation, query, arguments, keys, recall_ranks, maxsim_ranks, cross_encoder_ranks, stage, degraded, reason, times)
-    SELECT r.name, r.generation, left(query, 10000), jsonb_strip_nulls(arguments),
+    SELECT r.name, r.generation, left(query, 10000), (SELECT jsonb_object_agg(a.key, a.value) FROM jsonb_each(arguments) a WHERE a.value <> 'null'),
         coalesce(array_agg(c.key ORDER BY c.rank), '{}'), coalesce(array_agg(c.recall_rank ORDER BY c.rank), '{}'),
         coalesce(array_agg(c.maxsim_rank ORDER BY c.rank), '{}'), coalesce(array_agg(c.cross_encoder_rank ORDER BY c.rank), '{}'),
         coalesce((array_agg(c.stage ORDER BY c.rank))[1], first_stage), reason IS NOT NULL, reason, times

@@ -28,12 +28,12 @@ def logged(db) -> list[str]:
 def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
     found = db.execute(
         "SELECT id, recall_rank, maxsim_rank, cross_encoder_rank FROM pgrerank.documents_search("
-        "'a  pool 数据库', top_k => 2, filter => '{\"tenant\": 1}', candidates => 3) ORDER BY rank"
+        "'a  pool 数据库', top_k => 2, filter => '{\"tenant\": 1, \"lang\": null}', candidates => 3) ORDER BY rank"
     ).fetchall()
     cursor = db.cursor(row_factory=psycopg.rows.dict_row)
     [row] = cursor.execute("SELECT * FROM pgrerank.searches").fetchall()
     assert (row["query"], row["reranker"], row["generation"]) == ("a  pool 数据库", "documents", 1)
-    assert row["arguments"] == {"top_k": 2, "filter": {"tenant": 1}, "candidates": 3}
+    assert row["arguments"] == {"top_k": 2, "filter": {"tenant": 1, "lang": None}, "candidates": 3}
     ranks = zip(
         *(row[name] for name in ("keys", "recall_ranks", "maxsim_ranks", "cross_encoder_ranks")),
         strict=True,

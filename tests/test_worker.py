@@ -89,7 +89,7 @@ def test_a_restarted_worker_is_found_again_by_open_sessions(dsn, db, encoded, tm
         "SELECT array_to_string(srvoptions, ' ') FROM pg_foreign_server"
     ).fetchone()[0]
     encoded.signal(signal.SIGTERM)
-    assert encoded.process.wait(30) == 0
+    assert encoded.wait(30) == 0
     assert timed_search(db)[0][1] == "fulltext"
     port = address.split("port=")[1].split()[0]
     (tmp_path / "second").mkdir()
@@ -213,7 +213,7 @@ def test_dropping_a_reranker_while_it_is_encoded_harms_nothing(dsn, db, tiny_mod
         wait_for(db, "encoded > 0 OR reranker = 'kept'")
         db.execute("SELECT pgrerank.drop_reranker('doomed')")
         wait_for(db, "pending = 0 AND encoded = source_rows AND failed = 0")
-        assert process.process.poll() is None
+        assert process.process.is_alive()
 
 
 def test_a_second_worker_on_the_same_port_says_so(dsn, db, encoded, tmp_path):

@@ -336,3 +336,19 @@ def test_texts_are_cross_encoded_in_their_order(asked):
         asked.execute("SELECT pgrerank.cross_encode('none', 'x', '{a}')")
     with pytest.raises(psycopg.errors.NullValueNotAllowed):
         asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{a,NULL}')")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"qrels": 3, "traces": {}, "measures": ["AP"]},
+        {"qrels": {"q": {"d": 1}}, "traces": {"q": {"exact": {}}}, "measures": ["AP"]},
+        {"qrels": {}, "traces": {}, "measures": ["AP"]},
+        {"qrels": {"q": {"d": "x"}}, "traces": {}, "measures": ["AP"]},
+    ],
+)
+def test_the_worker_refuses_malformed_searches(asked, request_):
+    call = json.dumps({"call": "evaluate", **request_})
+    with pytest.raises(psycopg.Error, match="the worker refused: .*(malformed|nothing to measure)"):
+        asked.execute("SELECT pgrerank._call(%s, clock_timestamp() + interval '20 s')", (call,))

@@ -259,7 +259,8 @@ def test_psql_asks_the_worker_what_it_has(db, encoded):
             ("reranker", "cross_encoder"),
             ("tokens", "late_interaction"),
         ]
-        assert {row[0] for row in ask("show status")} == {"encode", "maxsim", "cross_encode"}
+        lanes = {"encode", "maxsim", "cross_encode", "evaluate"}
+        assert {row[0] for row in ask("show status")} == lanes
         assert "not a request" in ask("SELECT 1")[0][0]
         assert "not JSON" in ask("{nonsense")[0][0]
         assert '"call" is' in ask('{"request": {"call": "x"}}')[0][0]

@@ -18,7 +18,7 @@ __all__ = ["KEPT", "grid", "quality_by_size", "recommend", "time_by_size"]
 
 KEPT = 0.95
 """Share of the best gain that a recommended size keeps at least."""
-TIMED = 8
+TIMED = 5
 """Queries that each size is timed with."""
 _SIZES = (5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)
 

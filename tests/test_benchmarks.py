@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from pgrerank.training import Triple, write_triples
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 pytestmark = [
@@ -89,3 +91,27 @@ def test_what_each_stage_brings(collection, open_folder):
     stages = ["exact_recall", "recall", "maxsim", "cross_encoder"]
     assert [order["stage"] for order in found["orders"]] == stages
     assert all(order["measures"]["nDCG@10"] > 0.5 for order in found["orders"])
+
+
+def test_what_fine_tuning_gains(collection, tiny_models, tmp_path, open_folder):
+    """From triples on: a random cross-encoder would take every negative for an answer."""
+    lines = (collection / "queries.jsonl").read_text("utf-8").splitlines()
+    texts = {line["_id"]: line["text"] for line in map(json.loads, lines)}
+    keys = list(texts)[6:]
+    write_triples(
+        tmp_path / "tuned" / "tiny-mined.jsonl",
+        [
+            Triple(texts[key], (texts[key],), (texts[other],))
+            for key, other in zip(keys, [*keys[1:], keys[0]], strict=True)
+        ],
+    )
+    shutil.copytree(tiny_models["reranker"], tmp_path / "tuned" / "ms-marco")
+    found = last_line(
+        *("fine_tuning.py", collection, "cross_encoder", "--epochs", 1),
+        *("--output", tmp_path / "tuned", "--data", open_folder / "data"),
+    )
+    assert found["report"]["loss"] == "bce"
+    assert found["report"]["steps"] > 0
+    assert found["tiny"]["queries"] == found["tiny, clean"]["queries"] == 6
+    assert 0 < found["tiny"]["after"] <= 1
+    assert 0 <= found["tiny"]["p"] <= 1

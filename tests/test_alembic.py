@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.config import CommandLine, Config
 
 from pgrerank import schema
 from tests.urls import url
@@ -17,13 +20,14 @@ from tests.versions import dump, install_release
 
 ENV = """
     import asyncio
+    from pathlib import Path
     from alembic import context
-    from sqlalchemy import create_engine
+    from sqlalchemy import NullPool, create_engine
     from sqlalchemy.ext.asyncio import create_async_engine
     import pgrerank.alembic
     from models import Base
 
-    url = open("url").read()
+    url = Path("url").read_text()
     settings = dict(
         target_metadata=Base.metadata,
         include_schemas={include_schemas},
@@ -36,7 +40,7 @@ ENV = """
             context.run_migrations()
 
     async def run_async():
-        async with create_async_engine(url).connect() as connection:
+        async with create_async_engine(url, poolclass=NullPool).connect() as connection:
             await connection.run_sync(run)
             await connection.commit()
 
@@ -48,7 +52,7 @@ ENV = """
     elif "asyncpg" in url:
         asyncio.run(run_async())
     else:
-        with create_engine(url).begin() as connection:
+        with create_engine(url, poolclass=NullPool).begin() as connection:
             run(connection)
 """
 MAKO = """
@@ -111,16 +115,34 @@ class Project:
         (self.folder / "models.py").write_text(code)
 
     def alembic(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
+        """What the command says. It runs in this process, as imports take longer than all else."""
+        said = io.StringIO()
+        sys.modules.pop("models", None)
+        cli = CommandLine()
+        options = cli.parser.parse_args(arguments)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+            patch.chdir(self.folder)
+            patch.syspath_prepend(self.folder)
+            patch.setattr(sys, "dont_write_bytecode", True)  # models.py changes within a second
+            config = Config("alembic.ini", stdout=said, output_buffer=said, cmd_opts=options)
+            try:
+                cli.run_cmd(config, options)
+                ended = 0
+            except SystemExit as error:
+                ended = int(error.code or 0) % 256
+        assert ended == code, said.getvalue()
+        return said.getvalue()
+
+    def alembic_apart(self, *arguments: str) -> str:
+        """The same as a process of its own."""
+        return subprocess.run(
             [sys.executable, "-m", "alembic", *arguments],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": "."},
             capture_output=True,
             text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+            check=True,
+        ).stdout
 
     def revise(self, name: str) -> str:
         """The revision that autogenerate writes."""
@@ -279,14 +301,7 @@ def test_offline_sql_does_the_same(tmp_path, make_database):
     project.models(EXPRESSION)
     project.revise("add")
     project.alembic("upgrade", "head")
-    printed = subprocess.run(
-        [sys.executable, "-m", "alembic", "upgrade", "head", "--sql"],
-        cwd=project.folder,
-        env=os.environ | {"PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = project.alembic_apart("upgrade", "head", "--sql")
     with psycopg.connect(offline, autocommit=True) as connection:
         connection.execute(printed)
     assert dump(offline, "--schema-only") == dump(online, "--schema-only")
@@ -353,7 +368,9 @@ def test_setup_without_the_plugin_serves_an_older_alembic(tmp_path, empty_dsn):
         env.replace("import pgrerank.alembic", "import pgrerank.alembic\npgrerank.alembic.setup()")
     )
     project.models(RERANKER)
-    upgrade, _ = halves(project.revise("add"))
-    assert "op.create_reranker(" in upgrade
-    project.alembic("upgrade", "head")
-    assert "No new upgrade operations detected" in project.alembic("check")
+    # Apart, as setup() would last in this process.
+    project.alembic_apart("revision", "--autogenerate", "-m", "add")
+    [revision] = (project.folder / "versions").glob("*_add.py")
+    assert "op.create_reranker(" in revision.read_text("utf-8")
+    project.alembic_apart("upgrade", "head")
+    assert "No new upgrade operations detected" in project.alembic_apart("check")

@@ -143,7 +143,9 @@ class Page:
                     " WHERE NOT EXISTS (SELECT FROM pgrerank.models WHERE name = %s)",
                     (name, kind, self._models[folder], dims, loader, name),
                 )
-        if re.search(r"search\(|pgrerank (?:search|explain|evaluate|tune|replay) |retriever\.invoke", code):
+        if re.search(
+            r"search\(|pgrerank (?:search|explain|evaluate|tune|replay) |retriever\.invoke", code
+        ):
             self._worker = self._worker or self._running.enter_context(
                 worker(self.dsn, self.folder)
             )

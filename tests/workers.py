@@ -39,7 +39,7 @@ class WorkerProcess:
         self, dsn: str, folder: Path, *options: str, environment: Mapping[str, str]
     ) -> None:
         self.log = folder / "worker.log"
-        self.log.touch()
+        self.log.write_bytes(b"")  # one before may have been ready
         arguments = ["worker", "--dsn", dsn, *options]
         wanted = {**os.environ, **environment}
         self.process = _SERVER.Process(target=_run, args=(arguments, str(self.log), wanted))

@@ -24,7 +24,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave server and worker up.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left up.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=100, help="Take only so many entries, for a quick look.")
+        int | None, typer.Option(min=100, help="Take only so many entries, and fewer questions.")
     ] = None,
 ) -> None:
     """Search Python's own documentation, with real models, on a Postgres of its own."""

@@ -38,9 +38,9 @@ SHOWN = 5
 def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
     """Set up what is missing below `data`, ask the questions, print orders and measures.
 
-    `limit` takes only so many entries of the corpus, for a quick look. With `keep` the server and
-    the worker stay up, until the next run or `stop_demo`. Raises PgrerankError for what stands in
-    the way.
+    `limit` takes only so many entries of the corpus, and only the questions that are shown, for a
+    quick look. With `keep` the server and the worker stay up, until the next run or `stop_demo`.
+    Raises PgrerankError for what stands in the way.
     """
     stop_demo(data)
     server = embedded.start(data / "postgres", detach=keep)
@@ -53,8 +53,8 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
         note(f"MaxSim by {schema.maxsim_engine(connection)}{why}")
         _encode(server.dsn)
         with worker_process(server.dsn, data / "worker.log", "--preload", keep=keep) as worker:
-            _ask(connection)
             (data / "worker.pid").write_text(str(worker.pid), "utf-8")
+            _ask(connection, brief=limit is not None)
             show_end(server.dsn, kept=keep)
 
 
@@ -134,9 +134,10 @@ def _encode(dsn: str) -> None:
         note(f"encoded {total} documents in {seconds:.0f} s: {total / seconds:.0f} documents/s")
 
 
-def _ask(connection: psycopg.Connection[Any]) -> None:
+def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
     """All questions, a call each; the shown ones are printed, all are measured."""
-    questions, qrels = load_questions(), load_qrels()
+    questions = [question for question in load_questions() if question.show or not brief]
+    qrels = {question.id: load_qrels()[question.id] for question in questions}
     variant = Variant("stdlib")
     show_sql(SEARCH)
     ask_one(connection, variant, questions[0].text)  # the session's first call connects

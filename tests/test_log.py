@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -26,9 +28,11 @@ def logged(db) -> list[str]:
 
 
 def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
+    given = json.dumps({"tenant": 1, "lang": None})
     found = db.execute(
         "SELECT id, recall_rank, maxsim_rank, cross_encoder_rank FROM pgrerank.documents_search("
-        "'a  pool 数据库', top_k => 2, filter => '{\"tenant\": 1, \"lang\": null}', candidates => 3) ORDER BY rank"
+        "'a  pool 数据库', top_k => 2, filter => %s, candidates => 3) ORDER BY rank",
+        (given,),
     ).fetchall()
     cursor = db.cursor(row_factory=psycopg.rows.dict_row)
     [row] = cursor.execute("SELECT * FROM pgrerank.searches").fetchall()

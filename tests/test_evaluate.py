@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 from pgrerank.cli import app
 from pgrerank.errors import EvaluationError, SettingsError
 from pgrerank.evaluation import measure, measure_queries
+from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.evaluate import evaluate, search_all
 from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.pools import pool_of
+from pgrerank.evaluation.pools import Pool, pool_of
 from pgrerank.evaluation.qrels import save_set
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.tune import apply, tune
@@ -352,3 +354,26 @@ def test_the_worker_refuses_malformed_searches(asked, request_):
     call = json.dumps({"call": "evaluate", **request_})
     with pytest.raises(psycopg.Error, match=r"refused: .*(malformed|nothing to)"):
         asked.execute("SELECT pgrerank._call(%s, clock_timestamp() + interval '20 s')", (call,))
+
+
+def test_weights_are_found_where_a_blend_is_better():
+    """Recall knows half of the answers, MaxSim the other half: only both together know all."""
+    chance = np.random.default_rng(5)
+    pools, qrels = {}, {}
+    for number in range(40):
+        recall, maxsim = chance.normal(size=(2, 30))
+        answers = [3, 4]
+        recall[3] += 3 * (number % 2)
+        maxsim[3] += 3 * (1 - number % 2)
+        recall[4] += 1.5
+        maxsim[4] += 1.5
+        keys = [f"d{place}" for place in range(30)]
+        pools[f"q{number}"] = Pool(keys, recall, maxsim, np.full(30, np.nan))
+        qrels[f"q{number}"] = {keys[place]: 1 for place in answers}
+    found = find_weights(pools, qrels, ["recall", "maxsim"], (30, 0), "nDCG@10")
+    assert 0.3 <= found["weights"]["recall"] <= 0.7
+    assert found["cross_validated"] > found["plain"] + 0.1
+    assert found["p"] < 0.01
+    few = {query: qrels[query] for query in list(qrels)[:9]}
+    with pytest.raises(EvaluationError, match="9 judged queries are too few"):
+        find_weights(pools, few, ["recall", "maxsim"], (30, 0), "nDCG@10")

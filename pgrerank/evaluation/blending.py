@@ -41,7 +41,8 @@ def find_weights(
 ) -> BlendFound:
     """The weights of the highest mean over the judged queries, and what they are worth on others.
 
-    `sizes` are candidates and maxsim_top. Cross-validated: of five parts of the queries, each is
+    The highest with its neighbours, a tenth away: a single best point is mostly luck. `sizes` are
+    candidates and maxsim_top. Cross-validated: of five parts of the queries, each is
     ranked by the weights that are best on the other four. Raises EvaluationError where there are
     fewer than ten queries: what is found on those is chance.
     """
@@ -53,8 +54,9 @@ def find_weights(
     tried = list(weights_to_try(stages))
     values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])
     plain = _values(pools, qrels, None, sizes, measure)
-    held = _cross_validated(values, len(queries), seed)
-    best = int(values.mean(axis=1).argmax())
+    smooth = _smoothed(values, np.array([[one.get(s, 0.0) for s in stages] for one in tried]))
+    held = _cross_validated(values, smooth, seed)
+    best = int(smooth.mean(axis=1).argmax())
     compared = compare(
         dict(zip(queries, plain.tolist(), strict=True)),
         dict(zip(queries, held.tolist(), strict=True)),
@@ -80,12 +82,22 @@ def _values(
     return np.array([found[query] for query in sorted(qrels)])
 
 
-def _cross_validated(values: NDArray[np.float64], queries: int, seed: int) -> NDArray[np.float64]:
-    places = list(range(queries))
+def _smoothed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of each row with those whose weights differ by a tenth moved from stage to stage."""
+    apart = np.abs(weights[:, None] - weights[None]).sum(axis=2)
+    near = (apart < 2.5 / _STEPS).astype(np.float64)
+    smooth: NDArray[np.float64] = near @ values / near.sum(axis=1, keepdims=True)
+    return smooth
+
+
+def _cross_validated(
+    values: NDArray[np.float64], smooth: NDArray[np.float64], seed: int
+) -> NDArray[np.float64]:
+    places = list(range(values.shape[1]))
     random.Random(seed).shuffle(places)  # noqa: S311
-    held = np.zeros(queries)
+    held = np.zeros(values.shape[1])
     for fold in range(FOLDS):
         out = places[fold::FOLDS]
-        best = int(np.delete(values, out, axis=1).mean(axis=1).argmax())
+        best = int(np.delete(smooth, out, axis=1).mean(axis=1).argmax())
         held[out] = values[best, out]
     return held

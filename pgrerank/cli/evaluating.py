@@ -20,7 +20,7 @@ from pgrerank.evaluation.result import Evaluation, Milliseconds
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
-from pgrerank.terminal import note, print_rows, report_errors, work_progress
+from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 VariantText = Annotated[
     str,
@@ -227,36 +227,34 @@ def _print(found: Evaluation) -> None:
         f" {found['queries']} queries, {found['judgements']} judgements"
     )
     columns = ["order", *found["measures"], "ms p50", "p95", "with all before", "p95"]
-    columns += ["gain", "p", "better", "worse"]
-    print_rows(
-        columns,
+    orders = [
         [
-            [
-                order["name"],
-                *order["measures"].values(),
-                *_whole(order["stage_ms"]),
-                *_whole(order["total_ms"]),
-                *(order["gain"], order["p"], order["better"], order["worse"]),
-            ]
-            for order in found["orders"]
-        ],
-        as_json=False,
+            *(order["name"], *order["measures"].values()),
+            *(*_whole(order["stage_ms"]), *_whole(order["total_ms"])),
+            *(order["gain"], order["p"], order["better"], order["worse"]),
+        ]
+        for order in found["orders"]
+    ]
+    _section([*columns, "gain", "p", "better", "worse"], orders)
+    _section(
+        ["ef_search", "share of exact recall", "ms p50", "p95"],
+        [[point["ef_search"], point["recall"], *_whole(point["ms"])] for point in found["hnsw"]],
     )
-    if found["hnsw"]:
-        columns = ["ef_search", "share of exact recall", "ms p50", "p95"]
-        rows = [[p["ef_search"], p["recall"], *_whole(p["ms"])] for p in found["hnsw"]]
-        print_rows(columns, rows, as_json=False)
     for setting, depth in found["depth"].items():
-        columns = [setting, found["measures"][0], "ms a call"]
-        print_rows(
-            columns, [[p["size"], p["quality"], round(p["ms"])] for p in depth], as_json=False
+        _section(
+            [setting, found["measures"][0], "ms a call"],
+            [[point["size"], point["quality"], round(point["ms"])] for point in depth],
         )
     _print_advice(found)
 
 
-def _whole(ms: Milliseconds) -> list[float]:
-    """Milliseconds as people read them: a digit after the point below ten."""
-    return [round(spent) if spent >= 10 else round(spent, 1) for spent in (ms["p50"], ms["p95"])]
+def _section(columns: list[str], rows: list[list[Any]]) -> None:
+    console.print()
+    print_rows(columns, rows, as_json=False)
+
+
+def _whole(ms: Milliseconds) -> list[int]:
+    return [round(ms["p50"]), round(ms["p95"])]
 
 
 def _print_advice(found: Evaluation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,10 +12,13 @@ from pgrerank.evaluation.result import Milliseconds, Order
 from pgrerank.evaluation.significance import compare
 from pgrerank.evaluation.traces import STAGES, Trace
 
-__all__ = ["MEASURES", "Measured", "measure_orders", "milliseconds", "warnings"]
+__all__ = ["MAX_P", "MEASURES", "Measured", "measure_orders", "milliseconds", "warnings"]
 
 MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
 """The first is the one that orders are compared by."""
+
+MAX_P = 0.05
+"""A gain is taken for one when it is put down to chance no more often."""
 
 NAMES = {
     "exact": "recall, exact",
@@ -96,17 +100,23 @@ def milliseconds(values: Iterable[float]) -> Milliseconds:
 
 
 def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
-    """A sentence for each stage that makes the order worse."""
+    """A sentence for each stage that makes the order worse, or gains no more than chance may."""
     found = []
-    before = dict(zip([order["name"] for order in orders[1:]], orders, strict=False))
-    for order in orders:
-        if order["gain"] is None or order["gain"] >= 0 or order["stage"] == "recall":
+    for before, order in itertools.pairwise(orders):
+        gain, p = order["gain"] or 0.0, order["p"] or 0.0
+        if order["stage"] == "recall" or (gain >= 0 and p <= MAX_P):
             continue
-        was, sure = before[order["name"]]["measures"][measure], order["p"] or 0.0
-        found.append(
-            f"{order['name']} hurts: {measure} {was:.4f} before it,"
-            f" {order['measures'][measure]:.4f} after (p = {sure:.3f}), worse on"
-            f" {order['worse']} of {queries} queries and better on {order['better']}: leave it"
-            " out, or blend it (pgrerank tune)"
-        )
+        change = f"{measure} {before['measures'][measure]:.4f} before it"
+        change += f", {order['measures'][measure]:.4f} after (p = {p:.3f})"
+        if gain < 0:
+            found.append(
+                f"{order['name']} hurts: {change}, worse on {order['worse']} of {queries} queries"
+                f" and better on {order['better']}: leave it out, or blend it (pgrerank tune)"
+            )
+        else:
+            spent = f"{order['stage_ms']['p50']:.0f} ms"
+            found.append(
+                f"{order['name']} may gain nothing: {change}, for {spent} a call: judge more"
+                " queries to know, or leave it out"
+            )
     return found

@@ -18,14 +18,13 @@ from pgrerank.evaluation.depth import (
     time_by_size,
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, quiet
+from pgrerank.evaluation.orders import MAX_P
 from pgrerank.evaluation.pools import Pool, complete, pool_of
 from pgrerank.evaluation.result import DepthPoint, Evaluation
 from pgrerank.evaluation.traces import Trace, ask
 
-__all__ = ["MAX_P", "apply", "tune"]
+__all__ = ["apply", "tune"]
 
-MAX_P = 0.05
-"""A blend is recommended when its gain is put down to chance less often."""
 _BLENDED = ("recall", "maxsim", "cross_encoder")
 Connection = psycopg.Connection[Any]
 

@@ -165,7 +165,7 @@ def test_every_kind_and_loss_gives_a_model_that_ranks_better(kind, loss, tiny_mo
     base = tiny_models["reranker" if kind == "cross_encoder" else "embedding"]
     loader = "sentence_transformer" if kind == "late_interaction" else None
     settings = Settings(
-        kind, base, loader, loss=loss, epochs=12, learning_rate=3e-3, held_out=0.2, patience=50
+        kind, base, loader, loss=loss, epochs=5, learning_rate=5e-3, held_out=0.2, patience=50
     )
     steps = []
     report = fine_tune(

@@ -4,4 +4,4 @@ from pgrerank.errors import PgrerankError
 
 __all__ = ["PgrerankError", "__version__"]
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"

@@ -1,26 +1,25 @@
 """The schema as a Postgres extension: `CREATE EXTENSION pgrerank`.
 
-Its scripts are made of the files in sql/: the newest version of the numbered ones, the first
-release and the upgrades of the frozen ones.
+Its scripts are made of the files in sql/: one for each version, one for each upgrade.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pgrerank import schema
 from pgrerank.errors import InstallError
 from pgrerank.kernel import pg_config_value
+from pgrerank.scripts import SCRIPTS, Scripts
 
-__all__ = ["NAME", "install", "scripts", "write"]
+__all__ = ["NAME", "extension_files", "install", "write"]
 
 NAME = "pgrerank"
-_CONTROL = f"""\
+_CONTROL = """\
 comment = 'Reranking inside Postgres: recall, MaxSim, cross-encoder in one call'
-default_version = '{schema.VERSION}'
+default_version = '{version}'
 requires = 'vector, dblink'
 schema = 'pgrerank'
 relocatable = false
@@ -33,19 +32,19 @@ _HEAD = """\
 """
 
 
-def scripts() -> dict[str, str]:
+def extension_files(scripts: Scripts = SCRIPTS) -> dict[str, str]:
     """The extension's files by name: its control file, a script a version, one an upgrade."""
-    made: dict[str, list[Traversable]] = {}
-    for file in schema.released_files(schema.VERSION):
-        made[file.name.removesuffix(".sql")] = [file]
-    made[schema.VERSION] = schema.sql_files()
-    return {f"{NAME}.control": _CONTROL} | {
+    versions = scripts.versions()
+    made = {version: scripts.release(version) for version in versions}
+    for since, version in itertools.pairwise(versions):
+        made[f"{since}--{version}"] = scripts.upgrade(since, version)
+    return {f"{NAME}.control": _CONTROL.format(version=scripts.version)} | {
         f"{NAME}--{name}.sql": _HEAD + "\n".join(file.read_text("utf-8") for file in files)
         for name, files in made.items()
     }
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path, scripts: Scripts = SCRIPTS) -> list[Path]:
     """Write the extension's files into a folder; returns their paths.
 
     Raises InstallError when it can't be written to.
@@ -53,7 +52,7 @@ def write(folder: Path) -> list[Path]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in scripts().items():
+        for name, text in extension_files(scripts).items():
             path = folder / name
             path.write_text(text, "utf-8")
             path.chmod(0o644)

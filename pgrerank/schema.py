@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.resources
-from importlib.resources.abc import Traversable
 from typing import Any
 
 import psycopg
 
 from pgrerank import __version__
 from pgrerank.errors import InstallError
+from pgrerank.scripts import SCRIPTS, Scripts
 
 __all__ = [
     "VERSION",
@@ -18,54 +17,14 @@ __all__ = [
     "install",
     "installed_version",
     "maxsim_engine",
-    "released_files",
-    "sql_files",
     "uninstall",
-    "uninstall_file",
-    "wrapped",
 ]
 
 VERSION = __version__
 """Version of the schema that `install` makes and that a worker of this package wants."""
 
 
-FIRST_RELEASE = "0.1.0"
-_FOLDER = importlib.resources.files("pgrerank") / "sql"
-
-
-def sql_files() -> list[Traversable]:
-    """The numbered files that make the schema, in their order."""
-    return sorted(
-        (file for file in _FOLDER.iterdir() if file.name[0].isdigit()), key=lambda file: file.name
-    )
-
-
-def released_files(version: str, *, since: str | None = None) -> list[Traversable]:
-    """The frozen files that make a release, or that lead to it from an older one.
-
-    One for each step: the first release, then the upgrades to the next. Raises InstallError where
-    no steps lead there.
-    """
-    steps = {file.name.removesuffix(".sql"): file for file in (_FOLDER / "upgrades").iterdir()}
-    following = dict(name.split("--") for name in steps if "--" in name)
-    at, files = (FIRST_RELEASE, [steps[FIRST_RELEASE]]) if since is None else (since, [])
-    while at != version:
-        if at not in following:
-            raise InstallError(
-                f"no upgrade leads from pgrerank {since or FIRST_RELEASE} to {version}: there are"
-                f" {', '.join(sorted(steps))}"
-            )
-        files.append(steps[f"{at}--{following[at]}"])
-        at = following[at]
-    return files
-
-
-def wrapped(files: list[Traversable]) -> list[Traversable]:
-    """The files with what goes before and after them; all belong into one transaction."""
-    return [_FOLDER / "begin.sql", *files, _FOLDER / "end.sql"]
-
-
-def install(connection: psycopg.Connection[Any]) -> str:
+def install(connection: psycopg.Connection[Any], scripts: Scripts = SCRIPTS) -> str:
     """Create, upgrade or renew the schema `pgrerank`; returns its version.
 
     One transaction; running it again changes nothing. Rerankers, their vectors and what waits to
@@ -73,19 +32,20 @@ def install(connection: psycopg.Connection[Any]) -> str:
     dblink there or the right to create them. Raises InstallError, saying what is missing.
     """
     present = installed_version(connection)
-    if present is not None and _parts(present) > _parts(VERSION):
+    if present is not None and _parts(present) > _parts(scripts.version):
         raise InstallError(
             f"database {connection.info.dbname} has pgrerank {present}, newer than this package, "
-            f"{VERSION}: run pip install 'pgrerank>={present}'"
+            f"{scripts.version}: run pip install 'pgrerank>={present}'"
         )
-    files = sql_files() if present in (None, VERSION) else released_files(VERSION, since=present)
+    is_current = present in (None, scripts.version)
+    files = scripts.numbered() if is_current else scripts.upgrade(str(present))
     try:
         with connection.transaction():
-            for file in wrapped(files):
+            for file in scripts.wrapped(files):
                 connection.execute(file.read_bytes())
     except psycopg.Error as error:
         raise InstallError(_explain("install pgrerank in", connection, error)) from error
-    return VERSION
+    return scripts.version
 
 
 def uninstall(connection: psycopg.Connection[Any]) -> None:
@@ -93,14 +53,9 @@ def uninstall(connection: psycopg.Connection[Any]) -> None:
     try:
         with connection.transaction():
             connection.execute("SET LOCAL client_min_messages = warning")
-            connection.execute(uninstall_file().read_bytes())
+            connection.execute(SCRIPTS.uninstall.read_bytes())
     except psycopg.Error as error:
         raise InstallError(_explain("remove pgrerank from", connection, error)) from error
-
-
-def uninstall_file() -> Traversable:
-    """The file that removes everything."""
-    return _FOLDER / "uninstall.sql"
 
 
 def installed_version(connection: psycopg.Connection[Any]) -> str | None:
@@ -147,7 +102,7 @@ def create_kernel(connection: psycopg.Connection[Any]) -> str:
 
 def maxsim_engine(connection: psycopg.Connection[Any]) -> str:
     """What scores MaxSim in a database that has pgrerank: ``native (avx512)``, or ``worker``."""
-    row = connection.execute("SELECT pgrerank._has_native()").fetchone()
+    row = connection.execute("SELECT pgrerank.has_native_kernel()").fetchone()
     if row is None or not row[0]:
         return "worker"
     row = connection.execute("SELECT pgrerank.maxsim_instructions()").fetchone()

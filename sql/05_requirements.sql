@@ -8,7 +8,8 @@ BEGIN
         RAISE EXCEPTION 'Postgres % is too old: pgrerank wants 15 or newer', current_setting('server_version')
             USING ERRCODE = 'feature_not_supported';
     ELSIF current_setting('server_encoding') <> 'UTF8' THEN
-        RAISE EXCEPTION 'database % has encoding %: pgrerank wants UTF8', current_database(), current_setting('server_encoding')
+        RAISE EXCEPTION 'database % has encoding %: pgrerank wants UTF8',
+            current_database(), current_setting('server_encoding')
             USING ERRCODE = 'feature_not_supported',
                   HINT = 'Create the database with ENCODING ''UTF8'' TEMPLATE template0.';
     ELSIF string_to_array(substring(version FROM '^\d+\.\d+'), '.')::int[] < ARRAY[0, 7] THEN

@@ -8,9 +8,9 @@ CREATE TABLE IF NOT EXISTS models (
     revision text,
     dims int CHECK (dims BETWEEN 1 AND 4000),
     max_tokens int CHECK (max_tokens > 0),
-    options jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(options) = 'object'),
+    options jsonb NOT NULL CHECK (jsonb_typeof(options) = 'object'),
     created_at timestamptz NOT NULL DEFAULT now(),
-    measures jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(measures) = 'object'),
+    measures jsonb NOT NULL CHECK (jsonb_typeof(measures) = 'object'),
     CONSTRAINT loader_fits_kind CHECK (loader = ANY (CASE kind
         WHEN 'embedding' THEN ARRAY['sentence_transformer']
         WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer']
@@ -40,72 +40,71 @@ CREATE OR REPLACE FUNCTION register_model(
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 DECLARE
-    wanted models;
-    present models;
+    registered models;
 BEGIN
-    wanted := (register_model.name, register_model.kind,
-        coalesce(register_model.loader, CASE register_model.kind
-            WHEN 'embedding' THEN 'sentence_transformer'
-            WHEN 'late_interaction' THEN 'multi_vector_encoder'
-            ELSE 'cross_encoder' END),
-        register_model.source, register_model.revision, register_model.dims, register_model.max_tokens,
-        coalesce(register_model.options, '{}'), now(), coalesce(register_model.measures, '{}'));
-    SELECT * INTO present FROM models m WHERE m.name = register_model.name;
-    IF FOUND AND (present.kind, present.loader, present.source, present.revision, present.dims, present.options)
-        IS NOT DISTINCT FROM (wanted.kind, wanted.loader, wanted.source, wanted.revision, wanted.dims, wanted.options) THEN
-        UPDATE models m SET measures = m.measures || wanted.measures WHERE m.name = wanted.name;
+    SELECT * INTO registered FROM models m WHERE m.name = register_model.name;
+    loader := coalesce(loader, CASE kind
+        WHEN 'embedding' THEN 'sentence_transformer'
+        WHEN 'late_interaction' THEN 'multi_vector_encoder'
+        ELSE 'cross_encoder' END);
+    options := coalesce(options, '{}');
+    measures := coalesce(measures, '{}');
+    IF (kind, loader, source, revision, dims, options) IS NOT DISTINCT FROM (registered.kind, registered.loader,
+        registered.source, registered.revision, registered.dims, registered.options) THEN
+        UPDATE models m SET measures = m.measures || register_model.measures WHERE m.name = register_model.name;
         RETURN;
     END IF;
     DELETE FROM models m WHERE m.name = register_model.name;
-    INSERT INTO models SELECT wanted.*;
+    INSERT INTO models (name, kind, loader, source, revision, dims, max_tokens, options, measures)
+    VALUES (name, kind, loader, source, revision, dims, max_tokens, options, measures);
 EXCEPTION WHEN foreign_key_violation THEN
-    RAISE EXCEPTION 'model "%" is used by a reranker and can''t be changed: its stored vectors would no longer fit', register_model.name
-        USING ERRCODE = 'dependent_objects_still_exist',
-              HINT = 'Register the new one under another name and call pgrerank.alter_reranker.';
+    PERFORM _raise('dependent_objects_still_exist',
+        format('model "%s" is used by a reranker and can''t be changed: its stored vectors would no longer fit', name),
+        'Register the new one under another name and call pgrerank.alter_reranker.');
 END
 $$;
-COMMENT ON FUNCTION register_model IS 'Registers a model: name, kind (embedding, late_interaction, cross_encoder), where it comes from';
+COMMENT ON FUNCTION register_model IS
+    'Registers a model: name, kind (embedding, late_interaction, cross_encoder), where it comes from';
 
 CREATE OR REPLACE FUNCTION drop_model(name text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 BEGIN
     DELETE FROM models m WHERE m.name = drop_model.name;
     IF NOT FOUND THEN
-        PERFORM _fail('undefined_object', format('model "%s" is not registered', drop_model.name));
+        PERFORM _raise('undefined_object', format('model "%s" is not registered', name));
     END IF;
 EXCEPTION WHEN foreign_key_violation THEN
-    RAISE EXCEPTION 'model "%" is used by a reranker', drop_model.name
-        USING ERRCODE = 'dependent_objects_still_exist',
-              HINT = 'See pgrerank.generations and pgrerank.rerankers for which.';
+    PERFORM _raise('dependent_objects_still_exist', format('model "%s" is used by a reranker', name),
+        'See pgrerank.generations and pgrerank.rerankers for which.');
 END
 $$;
 COMMENT ON FUNCTION drop_model IS 'Forgets a model that no reranker uses';
 
--- The model of that name and kind, or an error that says what there is.
-CREATE OR REPLACE FUNCTION _model(name text, kind text) RETURNS models
+-- Returns the model of that name and kind, or raises an error that says which there are.
+CREATE OR REPLACE FUNCTION _model(_name text, _kind text) RETURNS models
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 DECLARE
-    present models;
-    known text;
+    registered models;
+    names text;
 BEGIN
-    SELECT * INTO present FROM models m WHERE m.name = _model.name;
-    IF present.kind = _model.kind THEN
-        RETURN present;
+    SELECT * INTO registered FROM models m WHERE m.name = _name;
+    IF registered.kind = _kind THEN
+        RETURN registered;
     END IF;
-    SELECT string_agg(quote_ident(m.name), ', ' ORDER BY m.name) INTO known FROM models m WHERE m.kind = _model.kind;
-    IF present.name IS NULL THEN
-        PERFORM _fail('undefined_object', format('model "%s" is not registered', _model.name),
-            format('Registered models of kind %s: %s. Add one by pgrerank.register_model or `pgrerank models add`.', _model.kind, coalesce(known, 'none')));
+    SELECT coalesce(string_agg(quote_ident(m.name), ', ' ORDER BY m.name), 'none') INTO names
+    FROM models m WHERE m.kind = _kind;
+    IF registered.name IS NULL THEN
+        PERFORM _raise('undefined_object', format('model "%s" is not registered', _name),
+            format('Registered models of kind %s: %s. Add one by pgrerank.register_model or `pgrerank models add`.',
+                _kind, names));
     END IF;
-    PERFORM _fail('wrong_object_type', format('model "%s" is of kind %s, not %s', _model.name, present.kind, _model.kind),
-        format('Registered models of kind %s: %s.', _model.kind, coalesce(known, 'none')));
+    PERFORM _raise('wrong_object_type',
+        format('model "%s" is of kind %s, not %s', _name, registered.kind, _kind),
+        format('Registered models of kind %s: %s.', _kind, names));
 END
 $$;

@@ -1,58 +1,29 @@
--- What is stored about rerankers.
+-- What is stored about rerankers, and the settings that they have.
 
 CREATE TABLE IF NOT EXISTS rerankers (
     name text PRIMARY KEY,
     source regclass NOT NULL,
     key_column name NOT NULL,
     key_type regtype NOT NULL,
-    embedding_column name,
-    distance text NOT NULL DEFAULT 'cosine',
-    cross_encoder_model text REFERENCES models,
-    candidates int NOT NULL DEFAULT 100,
-    maxsim_bit_top int,
-    maxsim_top int NOT NULL DEFAULT 30,
-    timeout interval NOT NULL DEFAULT '5 seconds',
-    text_search_config regconfig NOT NULL DEFAULT 'simple',
     generation int NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now(),
-    grace_period interval NOT NULL DEFAULT '1 day',
-    blend jsonb,
-    log_sample real NOT NULL DEFAULT 0,
-    log_retention interval NOT NULL DEFAULT '30 days'
+    created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
-COMMENT ON COLUMN rerankers.embedding_column IS 'The user''s own embedding column, where recall does not use the side table''s';
-COMMENT ON COLUMN rerankers.candidates IS 'How many documents recall returns';
-COMMENT ON COLUMN rerankers.maxsim_bit_top IS 'How many of the best by one bit a dimension MaxSim scores in full; NULL for all candidates, without that stage';
-COMMENT ON COLUMN rerankers.maxsim_top IS 'How many of the best so far the cross-encoder scores';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
-COMMENT ON COLUMN rerankers.grace_period IS 'How long a generation is kept current after another took over, for rollback_reranker';
-COMMENT ON COLUMN rerankers.blend IS 'Weights by stage: scores are blended; NULL where a later stage overrules the earlier ones';
-COMMENT ON COLUMN rerankers.log_sample IS 'Share of searches that pgrerank.searches remembers, from 0 (none) to 1';
-COMMENT ON COLUMN rerankers.log_retention IS 'How long it remembers them';
 
 CREATE TABLE IF NOT EXISTS generations (
     reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
     number int NOT NULL,
-    text_expression text NOT NULL,
-    embedding_model text REFERENCES models,
-    late_interaction_model text REFERENCES models,
-    token_precision text NOT NULL DEFAULT 'int8',
-    token_dims int,
-    token_pool int NOT NULL DEFAULT 1,
-    token_bits boolean NOT NULL DEFAULT false,
+    token_bits boolean NOT NULL,
     projection text,
     created_at timestamptz NOT NULL DEFAULT now(),
-    text_columns text[],
     retired_at timestamptz,
     PRIMARY KEY (reranker, number)
 );
 COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made from: one side table each';
-COMMENT ON COLUMN generations.text_columns IS 'The columns that text_expression was made of; NULL where it was given itself';
-COMMENT ON COLUMN generations.retired_at IS 'When another took over from it; it is dropped after the reranker''s grace_period';
-COMMENT ON COLUMN generations.token_dims IS 'Dimensions that token vectors are projected to; NULL for the model''s own';
-COMMENT ON COLUMN generations.token_pool IS 'A document''s token vectors are pooled to one for so many';
-COMMENT ON COLUMN generations.token_bits IS 'Whether they are stored a second time, in one bit a dimension';
+COMMENT ON COLUMN generations.retired_at IS
+    'When another took over from it; it is dropped after the reranker''s grace_period';
+COMMENT ON COLUMN generations.token_bits IS 'Whether token vectors are stored a second time, in one bit a dimension';
 COMMENT ON COLUMN generations.projection IS 'MD5 of the matrix that reduces token vectors, once a worker has fitted it';
 
 -- Apart from generations, which everybody may read: fitted on few documents, a projection tells of them.
@@ -68,103 +39,174 @@ COMMENT ON TABLE projections IS 'What reduces a generation''s token vectors to t
 COMMENT ON COLUMN projections.matrix IS 'Orthonormal rows, packed as float16';
 COMMENT ON COLUMN projections.documents IS 'How many documents it was fitted on';
 
-CREATE SEQUENCE IF NOT EXISTS ticket;
-
-CREATE TABLE IF NOT EXISTS pending (
-    reranker text NOT NULL,
-    generation int NOT NULL,
-    key text NOT NULL,
-    ticket bigint NOT NULL DEFAULT nextval('ticket'),
-    enqueued_at timestamptz NOT NULL DEFAULT now(),
-    attempts int NOT NULL DEFAULT 0,
-    claimed_by int,
-    claimed_until timestamptz,
-    failed_at timestamptz,
-    last_error text,
-    PRIMARY KEY (reranker, generation, key),
-    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
-);
-CREATE INDEX IF NOT EXISTS pending_ticket ON pending (ticket) WHERE failed_at IS NULL;
-COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that failed';
-COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker settles only what it saw';
-COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';
-
 GRANT SELECT ON rerankers, generations TO PUBLIC;
 
-CREATE OR REPLACE FUNCTION _reranker(name text) RETURNS rerankers
+-- The settings of a reranker, each declared in one line or two. What follows from it is made below and in later files:
+-- the columns of rerankers and generations, the arguments of create_reranker and alter_reranker and of each search, the
+-- check of their values.
+--   preset       its default, an SQL expression
+--   kept_in      the table that has it: what stored vectors depend on is a generation's
+--   alterable    whether alter_reranker changes it; cleared_by is the value by which it makes it NULL
+--   per_call     whether one search may be given another value
+--   holds        what must be true of it (x) to be stored; wanted says so in words
+CREATE OR REPLACE FUNCTION _settings() RETURNS TABLE (
+    setting text, type text, preset text, kept_in text, alterable boolean, cleared_by jsonb, per_call boolean,
+    refers_to text, holds text, wanted text, comment text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    VALUES
+        ('text_columns', 'text[]', NULL, 'generations', true, NULL::jsonb, false, NULL, NULL, NULL,
+            'The columns that a document''s text is made of; NULL where text_expression was given'),
+        ('text_expression', 'text', NULL, 'generations', true, NULL, false, NULL, NULL, NULL,
+            'What a document''s text is, as an expression over the source''s columns'),
+        ('embedding_model', 'text', NULL, 'generations', true, '""', false, 'models', NULL, NULL,
+            'The model that encodes documents and queries for recall'),
+        ('late_interaction_model', 'text', NULL, 'generations', true, '""', false, 'models', NULL, NULL,
+            'The model of the token vectors that MaxSim scores'),
+        ('cross_encoder_model', 'text', NULL, 'rerankers', true, '""', false, 'models', NULL, NULL,
+            'The model that reads query and document together'),
+        ('embedding_column', 'text', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
+            'The user''s own embedding column, where recall does not use the side table''s'),
+        ('distance', 'text', $x$'cosine'$x$, 'rerankers', false, NULL, false, NULL,
+            $x$x IN ('cosine', 'inner_product', 'l2')$x$, 'cosine, inner_product or l2',
+            'By which recall compares embeddings'),
+        ('candidates', 'int', '100', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 1 AND 100000', '1 to 100000',
+            'How many documents recall returns'),
+        ('maxsim_bit_top', 'int', NULL, 'rerankers', true, '0', true, NULL,
+            'x IS NULL OR x BETWEEN 1 AND 100000', '1 to 100000',
+            'How many of the best by one bit a dimension MaxSim scores in full; NULL: all, without that stage'),
+        ('maxsim_top', 'int', '30', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 1 AND 1000', '1 to 1000',
+            'How many of the best so far the cross-encoder scores'),
+        ('token_precision', 'text', $x$'int8'$x$, 'generations', true, NULL, false, NULL,
+            $x$x IN ('float16', 'int8', 'bit')$x$, 'float16, int8 or bit',
+            'In which numbers token vectors are stored'),
+        ('token_dims', 'int', NULL, 'generations', true, '0', false, NULL, NULL, NULL,
+            'Dimensions that token vectors are projected to; NULL for the model''s own'),
+        ('token_pool', 'int', '1', 'generations', true, NULL, false, NULL,
+            'x BETWEEN 1 AND 16', '1 to 16',
+            'A document''s token vectors are pooled to one for so many'),
+        ('timeout', 'interval', $x$'5 seconds'$x$, 'rerankers', true, NULL, true, NULL,
+            $x$x BETWEEN '1 ms' AND '10 min'$x$, '1 ms to 10 min',
+            'How long a search may take before it returns the best order reached'),
+        ('text_search_config', 'regconfig', $x$'simple'$x$, 'rerankers', false, NULL, false, NULL, NULL, NULL,
+            'By which texts are cut into words for full-text recall'),
+        ('grace_period', 'interval', $x$'1 day'$x$, 'rerankers', true, NULL, false, NULL,
+            $x$x BETWEEN '0' AND '1 year'$x$, '0 to 1 year',
+            'How long a generation is kept current after another took over, for rollback_reranker'),
+        ('blend', 'jsonb', NULL, 'rerankers', true, '{}', true, NULL,
+            'x IS NULL OR _is_blend(x)', 'weights by stage, such as {"recall": 0.2, "maxsim": 0.3, '
+                '"cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
+            'Weights by stage: scores are blended; NULL where a later stage overrules the earlier ones'),
+        ('log_sample', 'double precision', '0', 'rerankers', true, NULL, false, NULL,
+            'x BETWEEN 0 AND 1', '0 to 1',
+            'Share of searches that pgrerank.searches remembers, from 0 (none) to 1'),
+        ('log_retention', 'interval', $x$'30 days'$x$, 'rerankers', true, NULL, false, NULL,
+            $x$x BETWEEN '1 minute' AND '10 years'$x$, '1 minute to 10 years',
+            'How long it remembers them')
+$$;
+
+-- Each setting's column. The preset is for rows of an older version; create_reranker has it from above. What is there
+-- already is left alone: ALTER TABLE would wait for every running search.
+DO $do$
+DECLARE
+    s record;
+BEGIN
+    FOR s IN
+        SELECT * FROM _settings() d
+        WHERE NOT EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = format('pgrerank.%I', d.kept_in)::regclass AND a.attname = d.setting)
+    LOOP
+        EXECUTE format('ALTER TABLE %I ADD COLUMN %I %s %s', s.kept_in, s.setting, s.type,
+            concat_ws(' ', 'DEFAULT ' || s.preset, 'REFERENCES ' || s.refers_to));
+        EXECUTE format('ALTER TABLE %I ALTER COLUMN %I DROP DEFAULT', s.kept_in, s.setting);
+    END LOOP;
+    FOR s IN SELECT * FROM _settings() LOOP
+        EXECUTE format('COMMENT ON COLUMN %I.%I IS %L', s.kept_in, s.setting, s.comment);
+    END LOOP;
+END
+$do$;
+
+-- _check_settings(reranker, generation): raises an error for the first setting that breaks its rule. It is written
+-- out of the table above, so that a search which checks its own settings evaluates plain expressions.
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+        CREATE OR REPLACE FUNCTION _check_settings(_reranker rerankers, _generation generations) RETURNS void
+        LANGUAGE plpgsql STABLE
+        SET search_path FROM CURRENT
+        AS $body$
+        DECLARE
+            broken record;
+        BEGIN
+            SELECT * INTO broken FROM (
+                VALUES %s
+            ) rules (setting, value, holds, wanted)
+            WHERE rules.holds IS NOT TRUE;
+            IF FOUND THEN
+                PERFORM _raise('invalid_parameter_value', format('reranker "%%s": %%s is %%s, wanted %%s',
+                    _reranker.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));
+            END IF;
+        END
+        $body$ $sql$, (
+        SELECT string_agg(format('(%L, %2$s.%1$I::text, (SELECT %3$s FROM (SELECT %2$s.%1$I) v (x)), %4$L)',
+            s.setting, CASE s.kept_in WHEN 'rerankers' THEN '_reranker' ELSE '_generation' END, s.holds, s.wanted),
+            E',\n                ')
+        FROM (
+            SELECT 'name' AS setting, 'rerankers' AS kept_in, 'x ~ ''^[a-z_][a-z0-9_]{0,39}$''' AS holds,
+                'a lower-case letter or _, then up to 39 more of these or digits' AS wanted
+            UNION ALL
+            SELECT s.setting, s.kept_in, s.holds, s.wanted FROM _settings() s WHERE s.holds IS NOT NULL) s));
+END
+$do$;
+
+-- Returns the reranker of that name, or raises an error that says which there are.
+CREATE OR REPLACE FUNCTION _reranker(_name text) RETURNS rerankers
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 DECLARE
-    present rerankers;
-    known text;
+    stored rerankers;
 BEGIN
-    SELECT * INTO present FROM rerankers r WHERE r.name = _reranker.name;
-    IF FOUND THEN
-        RETURN present;
+    SELECT * INTO stored FROM rerankers r WHERE r.name = _name;
+    IF NOT FOUND THEN
+        PERFORM _raise('undefined_object', format('reranker "%s" does not exist', _name), format('There are: %s.', (
+            SELECT coalesce(string_agg(r.name, ', ' ORDER BY r.name), 'none yet; see pgrerank.create_reranker')
+            FROM rerankers r)));
     END IF;
-    SELECT string_agg(r.name, ', ' ORDER BY r.name) INTO known FROM rerankers r;
-    PERFORM _fail('undefined_object', format('reranker "%s" does not exist', _reranker.name),
-        format('There are: %s.', coalesce(known, 'none yet; see pgrerank.create_reranker')));
+    RETURN stored;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _is_blend(blend jsonb) RETURNS boolean
+-- Returns a generation of a reranker; all NULL where there is none of that number.
+CREATE OR REPLACE FUNCTION _generation(_reranker text, _number int) RETURNS generations
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT g FROM generations g WHERE (g.reranker, g.number) = (_reranker, _number) $$;
+
+-- Returns the generation that alter_reranker starts from: the one in use, or the one being made to follow it.
+CREATE OR REPLACE FUNCTION _newest_generation(_reranker text) RETURNS generations
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT g FROM generations g
+    WHERE g.reranker = _reranker AND g.retired_at IS NULL ORDER BY g.number DESC LIMIT 1
+$$;
+
+-- The query that yields a reranker's documents, (key, content), as a table expression to select from.
+CREATE OR REPLACE FUNCTION _documents(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN jsonb_typeof(blend) = 'object' THEN (
-        SELECT coalesce(bool_and(w.key IN ('recall', 'maxsim', 'cross_encoder') AND coalesce((jsonb_path_query_first(w.value, '$ ? (@.type() == "number")'))::numeric BETWEEN 0 AND 1000, false)), false)
-            AND bool_or(w.value > '0') FROM jsonb_each(blend) w) ELSE false END
+    SELECT format('(SELECT %I AS key, (%s) AS content FROM %s)',
+        _reranker.key_column, _generation.text_expression, _reranker.source)
 $$;
 
--- The rules that a reranker's settings obey, whether stored or given with one call.
-CREATE OR REPLACE FUNCTION _check_settings(r rerankers) RETURNS void
-LANGUAGE plpgsql IMMUTABLE
+-- Names the text that a vector was made from; NULL counts as empty.
+CREATE OR REPLACE FUNCTION _content_hash(_content text) RETURNS bytea
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
-AS $$
-DECLARE
-    broken record;
-BEGIN
-    SELECT * INTO broken FROM (VALUES
-        ('name', r.name, r.name ~ '^[a-z_][a-z0-9_]{0,39}$', 'a lower-case letter or _, then up to 39 more of these or digits'),
-        ('distance', r.distance, r.distance IN ('cosine', 'inner_product', 'l2'), 'cosine, inner_product or l2'),
-        ('candidates', r.candidates::text, r.candidates BETWEEN 1 AND 100000, '1 to 100000'),
-        ('maxsim_bit_top', r.maxsim_bit_top::text, r.maxsim_bit_top IS NULL OR r.maxsim_bit_top BETWEEN 1 AND 100000, '1 to 100000'),
-        ('maxsim_top', r.maxsim_top::text, r.maxsim_top BETWEEN 1 AND 1000, '1 to 1000'),
-        ('timeout', r.timeout::text, r.timeout BETWEEN '1 ms' AND '10 min', '1 ms to 10 min'),
-        ('grace_period', r.grace_period::text, r.grace_period BETWEEN '0' AND '1 year', '0 to 1 year'),
-        ('blend', r.blend::text, r.blend IS NULL OR _is_blend(r.blend), 'weights by stage, such as {"recall": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0'),
-        ('log_sample', r.log_sample::text, r.log_sample BETWEEN 0 AND 1, '0 to 1'),
-        ('log_retention', r.log_retention::text, r.log_retention BETWEEN '1 minute' AND '10 years', '1 minute to 10 years')) rules (setting, value, holds, wanted)
-    WHERE holds IS NOT TRUE;
-    IF FOUND THEN
-        PERFORM _fail('invalid_parameter_value', format('reranker "%s": %s is %s, wanted %s', r.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));
-    END IF;
-END
-$$;
-
--- The generation that alter_reranker starts from: the one in use, or the one that is being made to follow it.
-CREATE OR REPLACE FUNCTION _newest(reranker text) RETURNS generations
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
-AS $$ SELECT * FROM generations g WHERE g.reranker = $1 AND g.retired_at IS NULL ORDER BY g.number DESC LIMIT 1 $$;
-
--- The tiers in which a generation keeps token vectors.
-CREATE OR REPLACE FUNCTION _tiers(reranker text, generation int) RETURNS text[]
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
-AS $$ SELECT ARRAY['tokens'] || CASE WHEN g.token_bits THEN ARRAY['bits'] ELSE '{}' END FROM generations g WHERE (g.reranker, g.number) = ($1, $2) $$;
-
--- The table with the parts of one tier.
-CREATE OR REPLACE FUNCTION _parts(reranker text, generation int, tier text) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', reranker || '_' || generation || '_' || tier) $$;
-
--- The side table of a generation, quoted and with its schema.
-CREATE OR REPLACE FUNCTION _side(reranker text, generation int) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', reranker || '_' || generation) $$;
+AS $$ SELECT sha256(convert_to(coalesce(_content, ''), 'UTF8')) $$;

@@ -1,60 +1,84 @@
 -- What a reranker was made with, in the words of create_reranker: for those who compare a declaration with it.
 
--- Of the newest generation, which alter_reranker starts from.
-CREATE OR REPLACE FUNCTION settings(name text) RETURNS jsonb
+CREATE OR REPLACE FUNCTION settings(reranker text, generation int DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    r rerankers := _reranker(name);
-    g generations := _newest(name);
+    target rerankers := _reranker(reranker);
+    described generations := CASE WHEN generation IS NULL THEN _newest_generation(target.name)
+        ELSE _known_generation(target.name, generation) END;
+    stored jsonb;
 BEGIN
-    RETURN jsonb_build_object(
-        'source', (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = r.source),
-        'text_columns', g.text_columns, 'text_expression', CASE WHEN g.text_columns IS NULL THEN g.text_expression END,
-        'embedding_model', g.embedding_model, 'late_interaction_model', g.late_interaction_model, 'cross_encoder_model', r.cross_encoder_model,
-        'embedding_column', r.embedding_column, 'distance', r.distance, 'candidates', r.candidates, 'maxsim_bit_top', r.maxsim_bit_top,
-        'maxsim_top', r.maxsim_top, 'token_precision', g.token_precision, 'token_dims', g.token_dims, 'token_pool', g.token_pool,
-        'timeout', r.timeout, 'text_search_config', r.text_search_config, 'grace_period', r.grace_period,
-        'blend', r.blend, 'log_sample', r.log_sample, 'log_retention', r.log_retention);
+    IF described.text_columns IS NOT NULL THEN
+        described.text_expression := NULL;
+    END IF;
+    stored := to_jsonb(target) || to_jsonb(described);
+    RETURN jsonb_build_object('source', _qualified(target.source)) || (
+        SELECT jsonb_object_agg(s.setting, stored -> s.setting) FROM _settings() s);
 END
 $$;
-COMMENT ON FUNCTION settings(text) IS 'A reranker''s settings, named as the arguments of create_reranker';
+COMMENT ON FUNCTION settings IS
+    'A reranker''s settings, named as the arguments of create_reranker; of its newest generation, or of the one given';
 
--- Where a reranker differs from what create_reranker would make of the wanted arguments: {"candidates": {"present": 100, "wanted": 200}}.
--- The defaults are those of create_reranker itself; texts are compared as Postgres reads them.
-CREATE OR REPLACE FUNCTION _changes(name text, wanted jsonb) RETURNS jsonb
+-- Returns a generation of a reranker, or raises an error that says which there are.
+CREATE OR REPLACE FUNCTION _known_generation(_reranker text, _number int) RETURNS generations
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stored generations := _generation(_reranker, _number);
+BEGIN
+    IF stored.number IS NULL THEN
+        PERFORM _raise('undefined_object', format('reranker "%s" has no generation %s', _reranker, _number),
+            format('There are: %s.', (
+                SELECT string_agg(g.number::text, ', ' ORDER BY g.number) FROM generations g
+                WHERE g.reranker = _reranker)));
+    END IF;
+    RETURN stored;
+END
+$$;
+
+-- Values are compared as Postgres reads them, texts as the expressions that they become.
+CREATE OR REPLACE FUNCTION setting_changes(reranker text, declared jsonb)
+RETURNS TABLE (setting text, present jsonb, wanted jsonb, alterable boolean, cleared_by jsonb)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    present jsonb := settings(name);
-    columns text[] := CASE WHEN jsonb_typeof(wanted -> 'text_columns') = 'array' THEN ARRAY(SELECT jsonb_array_elements_text(wanted -> 'text_columns')) END;
-    changes jsonb := '{}';
-    argument record;
-    value jsonb;
+    stored jsonb := settings(reranker);
+    source_table regclass := declared ->> 'source';
+    values jsonb := to_jsonb(jsonb_populate_record(NULL::rerankers, declared))
+        || to_jsonb(jsonb_populate_record(NULL::generations, declared)) || _presets(declared);
+    expression text := _text_expression(source_table,
+        (jsonb_populate_record(NULL::generations, declared)).text_columns, declared ->> 'text_expression');
+    is_same_text boolean := expression = (_newest_generation(reranker)).text_expression;
 BEGIN
-    FOR argument IN
-        SELECT a.name, a.type, pg_get_function_arg_default(p.oid, a.i::int) AS preset
-        FROM pg_proc p CROSS JOIN LATERAL unnest(p.proargnames, p.proargtypes::oid[]) WITH ORDINALITY a (name, type, i)
-        WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.proname = 'create_reranker' AND a.name NOT IN ('name', 'text_columns', 'text_expression')
-    LOOP
-        EXECUTE format('SELECT to_jsonb(%s)', CASE WHEN wanted ? argument.name
-            THEN format('%L::%s', wanted ->> argument.name, argument.type::regtype) ELSE argument.preset END) INTO value;
-        IF argument.name = 'source' THEN
-            value := (SELECT to_jsonb(format('%I.%I', n.nspname, c.relname)) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                      WHERE c.oid = (wanted ->> 'source')::regclass);
-        END IF;
-        IF coalesce(value, 'null') <> present -> argument.name THEN
-            changes := changes || jsonb_build_object(argument.name, jsonb_build_object('present', present -> argument.name, 'wanted', value));
-        END IF;
-    END LOOP;
-    IF _text_expression((wanted ->> 'source')::regclass, columns, wanted ->> 'text_expression')
-        <> (_newest(name)).text_expression THEN
-        changes := changes || jsonb_build_object(
-            'text_columns', jsonb_build_object('present', present -> 'text_columns', 'wanted', columns),
-            'text_expression', jsonb_build_object('present', present -> 'text_expression', 'wanted', wanted -> 'text_expression'));
-    END IF;
-    RETURN changes;
+    RETURN QUERY
+        SELECT 'source', stored -> 'source', to_jsonb(_qualified(source_table)), false, NULL::jsonb
+        WHERE stored ->> 'source' <> _qualified(source_table);
+    RETURN QUERY
+        SELECT s.setting, stored -> s.setting, values -> s.setting, s.alterable, s.cleared_by
+        FROM _settings() s
+        WHERE CASE WHEN s.setting IN ('text_columns', 'text_expression') THEN NOT is_same_text
+            ELSE values -> s.setting IS DISTINCT FROM stored -> s.setting END;
+END
+$$;
+COMMENT ON FUNCTION setting_changes IS
+    'Where a reranker differs from what create_reranker would make of the arguments given as JSON';
+
+-- The presets of the settings that some values leave out, as stored settings would show them.
+CREATE OR REPLACE FUNCTION _presets(_values jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    presets jsonb;
+BEGIN
+    EXECUTE (
+        SELECT format('SELECT jsonb_build_object(%s)', string_agg(
+            format('%L, (%s)::%s', s.setting, coalesce(s.preset, 'NULL'), s.type), ', '))
+        FROM _settings() s WHERE NOT _values ? s.setting) INTO presets;
+    RETURN presets;
 END
 $$;

@@ -1,94 +1,138 @@
 -- Source table to queue: statement-level triggers with transition tables, so that a bulk statement costs one statement.
 
--- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables only.
+CREATE OR REPLACE FUNCTION _trigger_name(_reranker text, _event text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank_%s_%s', _reranker, _event) $$;
+
+CREATE OR REPLACE FUNCTION _create_triggers(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    event record;
+BEGIN
+    FOR event IN SELECT * FROM (VALUES
+        ('insert', 'REFERENCING NEW TABLE AS new_rows'),
+        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
+        ('delete', 'REFERENCING OLD TABLE AS old_rows'),
+        ('truncate', '')) e (name, tables)
+    LOOP
+        EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s ', _trigger_name(_reranker.name, event.name), event.name,
+                _reranker.source)
+            || format('%s FOR EACH STATEMENT EXECUTE FUNCTION pgrerank._sync(%L)', event.tables, _reranker.name);
+    END LOOP;
+END
+$$;
+
+-- Where the source has been dropped, its triggers have gone with it.
+CREATE OR REPLACE FUNCTION _drop_triggers(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    trigger_name text;
+BEGIN
+    FOR trigger_name IN
+        SELECT t.tgname FROM pg_trigger t JOIN unnest('{insert,update,delete,truncate}'::text[]) e (event)
+            ON t.tgname = _trigger_name(_reranker.name, e.event)
+        WHERE t.tgrelid = _reranker.source AND t.tgparentid = 0
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, _reranker.source);
+    END LOOP;
+END
+$$;
+
+-- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables
+-- only.
 CREATE OR REPLACE FUNCTION _sync() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    r rerankers := _reranker(TG_ARGV[0]);
-    g generations;
-    rows_of text := format('SELECT %I AS key, (%%s) AS content FROM %%s', r.key_column);
+    reranker rerankers := _reranker(TG_ARGV[0]);
+    key_column name := reranker.key_column;
+    generation generations;
 BEGIN
-    FOR g IN SELECT * FROM generations x WHERE x.reranker = r.name ORDER BY x.number LOOP
+    FOR generation IN SELECT * FROM generations g WHERE g.reranker = reranker.name ORDER BY g.number LOOP
         CASE TG_OP
         WHEN 'INSERT' THEN
-            EXECUTE format(_enqueue_sql(r.name, g.number), format('SELECT %I::text AS key FROM new_rows', r.key_column));
+            EXECUTE _enqueue_sql(reranker.name, generation.number,
+                format('SELECT n.%I::text AS key FROM new_rows n', key_column));
         WHEN 'UPDATE' THEN
-            EXECUTE format(_enqueue_sql(r.name, g.number), format(
-                'SELECT n.key::text FROM (%s) n LEFT JOIN (%s) o USING (key) WHERE o.key IS NULL OR n.content IS DISTINCT FROM o.content',
-                format(rows_of, g.text_expression, 'new_rows'), format(rows_of, g.text_expression, 'old_rows')));
-            EXECUTE format(_forget_sql(r.name, g.number), format(
-                'SELECT o.%1$I AS key FROM old_rows o WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.%1$I = o.%1$I)', r.key_column));
+            EXECUTE _enqueue_sql(reranker.name, generation.number, _changed_keys_sql(reranker, generation));
+            EXECUTE _forget_sql(generation, format($sql$
+                SELECT o.%1$I AS key FROM old_rows o
+                WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.%1$I = o.%1$I)
+                $sql$, key_column));
         WHEN 'DELETE' THEN
-            EXECUTE format(_forget_sql(r.name, g.number), format('SELECT %I AS key FROM old_rows', r.key_column));
+            EXECUTE _forget_sql(generation, format('SELECT o.%I AS key FROM old_rows o', key_column));
         WHEN 'TRUNCATE' THEN
-            EXECUTE format('TRUNCATE %s', concat_ws(', ', _side(r.name, g.number), (
-                SELECT string_agg(_parts(r.name, g.number, t), ', ') FROM unnest(_tiers(r.name, g.number)) t)));
-            DELETE FROM pending p WHERE (p.reranker, p.generation) = (r.name, g.number);
+            EXECUTE 'TRUNCATE ' || array_to_string(
+                _side_table(generation.reranker, generation.number) || _token_tables(generation), ', ');
+            DELETE FROM pending p WHERE (p.reranker, p.generation) = (reranker.name, generation.number);
         END CASE;
     END LOOP;
     RETURN NULL;
 END
 $$;
 
--- Statement with one %s: a query that yields keys as text.
-CREATE OR REPLACE FUNCTION _enqueue_sql(reranker text, generation int) RETURNS text
+-- A query for the keys of updated rows that are new or have another text than before.
+CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format(
-        'INSERT INTO pending (reranker, generation, key) SELECT %L, %s, k.key FROM (%%s) k ORDER BY k.key '
-        'ON CONFLICT (reranker, generation, key) DO UPDATE SET ticket = DEFAULT, enqueued_at = DEFAULT, attempts = DEFAULT, '
-        'claimed_by = NULL, claimed_until = NULL, failed_at = NULL, last_error = NULL', reranker, generation)
-$$;
-
--- Statement with one %s: a query that yields keys in the source's own type.
-CREATE OR REPLACE FUNCTION _forget_sql(reranker text, generation int) RETURNS text
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT format(
-        'WITH gone AS MATERIALIZED (%%s), %s'
-        'dropped AS (DELETE FROM %s s USING gone WHERE s.key = gone.key) '
-        'DELETE FROM pending p USING gone WHERE p.reranker = %L AND p.generation = %s AND p.key = gone.key::text',
-        (SELECT string_agg(format('%I AS (DELETE FROM %s p USING gone WHERE p.key = gone.key), ', t, _parts(reranker, generation, t)), '')
-         FROM unnest(_tiers(reranker, generation)) t),
-        _side(reranker, generation), reranker, generation)
+    SELECT format($sql$
+        SELECT n.key::text
+        FROM (SELECT %1$I AS key, (%2$s) AS content FROM new_rows) n
+        LEFT JOIN (SELECT %1$I AS key, (%2$s) AS content FROM old_rows) o USING (key)
+        WHERE o.key IS NULL OR n.content IS DISTINCT FROM o.content
+        $sql$, _reranker.key_column, _generation.text_expression)
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
 -- gone, and returns how many wait. With retry_failed, documents that failed get their tries again. To a role that
 -- row-level security hides documents from, they would seem gone: row_security = off makes that an error.
-CREATE OR REPLACE FUNCTION enqueue(name text, retry_failed boolean DEFAULT false) RETURNS bigint
+CREATE OR REPLACE FUNCTION enqueue(reranker text, retry_failed boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    r rerankers := _reranker(name);
-    g generations;
-    enqueued bigint := 0;
-    counted bigint;
+    target rerankers := _reranker(reranker);
+    generation generations;
 BEGIN
-    FOR g IN SELECT * FROM generations x WHERE x.reranker = r.name ORDER BY x.number LOOP
-        EXECUTE format(_forget_sql(r.name, g.number), format(
-            'SELECT s.key FROM %s s WHERE NOT EXISTS (SELECT FROM %s d WHERE d.%I = s.key)', _side(r.name, g.number), r.source, r.key_column));
-        EXECUTE format(_enqueue_sql(r.name, g.number), format(
-            'SELECT d.key::text FROM (SELECT %I AS key, _content_hash(%s) AS hash FROM %s) d LEFT JOIN %s s USING (key) '
-            'WHERE s.content_hash IS DISTINCT FROM d.hash AND NOT EXISTS ('
-            'SELECT FROM pending p WHERE p.reranker = %L AND p.generation = %s AND p.key = d.key::text AND (p.failed_at IS NULL OR NOT %L))',
-            r.key_column, g.text_expression, r.source, _side(r.name, g.number), r.name, g.number, retry_failed));
-        SELECT count(*) INTO counted FROM pending p
-        WHERE (p.reranker, p.generation) = (r.name, g.number) AND p.failed_at IS NULL;
-        enqueued := enqueued + counted;
+    FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
+        EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));
+        EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(target, generation, retry_failed));
     END LOOP;
-    RETURN enqueued;
+    RETURN (SELECT count(*) FROM pending p WHERE p.reranker = target.name AND p.failed_at IS NULL);
 END
 $$;
-COMMENT ON FUNCTION enqueue IS 'Enqueues whatever is not encoded or out of date; returns how many documents wait';
+COMMENT ON FUNCTION enqueue IS
+    'Enqueues whatever is not encoded or out of date; returns how many documents wait';
 
--- Names the text a vector was made from; NULL counts as empty.
-CREATE OR REPLACE FUNCTION _content_hash(content text) RETURNS bytea
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+-- A query for the keys of stored vectors whose document is gone.
+CREATE OR REPLACE FUNCTION _orphaned_keys_sql(_reranker rerankers, _generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT sha256(convert_to(coalesce(content, ''), 'UTF8')) $$;
+AS $$
+    SELECT format('SELECT s.key FROM %s s WHERE NOT EXISTS (SELECT FROM %s d WHERE d.%I = s.key)',
+        _side_table(_reranker.name, _generation.number), _reranker.source, _reranker.key_column)
+$$;
+
+-- A query for the keys of documents whose vectors are missing or made from another text, and that are not enqueued.
+CREATE OR REPLACE FUNCTION _stale_keys_sql(_reranker rerankers, _generation generations, _retry_failed boolean)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format($sql$
+        SELECT d.key::text
+        FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
+        WHERE s.content_hash IS DISTINCT FROM _content_hash(d.content)
+          AND NOT EXISTS (
+            SELECT FROM pending p
+            WHERE (p.reranker, p.generation, p.key) = (%3$s, d.key::text) AND (p.failed_at IS NULL OR NOT %4$L))
+        $sql$, _documents(_reranker, _generation), _side_table(_reranker.name, _generation.number),
+        format('%L, %s', _reranker.name, _generation.number), _retry_failed)
+$$;

@@ -1,84 +1,134 @@
--- Queue to side table: what a worker calls. It claims, encodes outside of any transaction, and stores.
+-- Queue to side tables: what a worker calls. It claims, encodes outside of any transaction, and stores.
 
--- Claims documents of one generation. Most claims are many documents that were never tried; one that was tried before
--- comes alone, so that a document which kills workers takes no other with it. A claim ends with its lease or with
--- the session that made it. Documents that have gone or whose text is the one encoded come back as settled. The models
--- say what is to be stored; no embedding where the user keeps one.
-CREATE OR REPLACE FUNCTION claim(max_documents int DEFAULT 64, only_reranker text DEFAULT NULL, max_attempts int DEFAULT 3, lease interval DEFAULT '10 minutes')
-RETURNS TABLE (
-    reranker text, generation int, key text, ticket bigint, content text, content_hash bytea, settled boolean,
-    embedding_model text, late_interaction_model text, token_precision text, token_dims int, token_pool int, token_bits boolean, projection text
-)
+DO $$
+BEGIN
+    IF to_regtype('pgrerank.claimed') IS NULL THEN
+        CREATE TYPE claimed AS (
+            reranker text,
+            generation int,
+            embedding_model text,
+            late_interaction_model text,
+            token_precision text,
+            token_dims int,
+            token_pool int,
+            token_bits boolean,
+            projection text,
+            keys text[],
+            tickets bigint[],
+            contents text[],
+            content_hashes bytea[],
+            are_encoded boolean[]
+        );
+    END IF;
+END
+$$;
+COMMENT ON TYPE claimed IS
+    'Claimed documents of one generation in parallel arrays, and what is to be stored of them';
+COMMENT ON COLUMN claimed.embedding_model IS 'NULL where the user keeps the embeddings';
+COMMENT ON COLUMN claimed.are_encoded IS 'Whether a document has gone, or its text is the one that is encoded';
+
+-- Claims documents of one generation: one row, or none where nothing waits. A claim ends with its lease or with the
+-- session that made it.
+CREATE OR REPLACE FUNCTION claim(
+    max_documents int DEFAULT 64,
+    reranker text DEFAULT NULL,
+    max_attempts int DEFAULT 3,
+    lease interval DEFAULT '10 minutes'
+) RETURNS SETOF claimed
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
-#variable_conflict use_column
 DECLARE
     alive int[] := ARRAY(SELECT a.pid FROM pg_stat_activity a WHERE a.datname = current_database());
     first pending;
-    r rerankers;
-    g generations;
+BEGIN
+    UPDATE pending p SET failed_at = now(), claimed_by = NULL,
+        last_error = format('no worker survived encoding it, %s times', p.attempts)
+    WHERE p.failed_at IS NULL AND p.attempts >= max_attempts
+      AND (p.claimed_by <> ALL (alive) OR p.claimed_until < now());
+
+    SELECT * INTO first FROM pending p
+    WHERE p.failed_at IS NULL AND (claim.reranker IS NULL OR p.reranker = claim.reranker)
+      AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
+    ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        RETURN NEXT _claim_like(first, alive, max_documents, lease);
+    ELSE
+        PERFORM _switch_when_complete(r.name) FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker;
+        PERFORM forget_searches();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session: one row, or none';
+
+-- Claims documents of the same generation as the first. Most claims are many documents that were never tried; one that
+-- was tried before comes alone, so that a document which kills workers takes no other with it.
+CREATE OR REPLACE FUNCTION _claim_like(_first pending, _alive int[], _max_documents int, _lease interval)
+RETURNS claimed
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
     keys text[];
     tickets bigint[];
 BEGIN
-    UPDATE pending p SET failed_at = now(), last_error = format('no worker survived encoding it, %s times', p.attempts), claimed_by = NULL
-    WHERE p.failed_at IS NULL AND p.attempts >= max_attempts AND (p.claimed_by <> ALL (alive) OR p.claimed_until < now());
-
-    SELECT * INTO first FROM pending p
-    WHERE p.failed_at IS NULL AND (only_reranker IS NULL OR p.reranker = only_reranker)
-      AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
-    ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        PERFORM _switch_when_complete(x.name) FROM rerankers x WHERE only_reranker IS NULL OR x.name = only_reranker;
-        PERFORM forget_searches();
-        RETURN;
-    END IF;
-
     WITH chosen AS (
         SELECT p.ctid FROM pending p
-        WHERE (p.reranker, p.generation) = (first.reranker, first.generation) AND p.failed_at IS NULL
-          AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
-          AND CASE WHEN first.attempts > 0 THEN p.key = first.key ELSE p.attempts = 0 END
-        ORDER BY p.ticket LIMIT max_documents FOR UPDATE SKIP LOCKED),
+        WHERE (p.reranker, p.generation) = (_first.reranker, _first.generation) AND p.failed_at IS NULL
+          AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (_alive) OR p.claimed_until < now())
+          AND CASE WHEN _first.attempts > 0 THEN p.key = _first.key ELSE p.attempts = 0 END
+        ORDER BY p.ticket LIMIT _max_documents FOR UPDATE SKIP LOCKED),
     claimed AS (
-        UPDATE pending p SET claimed_by = pg_backend_pid(), claimed_until = now() + lease, attempts = p.attempts + 1
+        UPDATE pending p
+        SET claimed_by = pg_backend_pid(), claimed_until = now() + _lease, attempts = p.attempts + 1
         FROM chosen WHERE p.ctid = chosen.ctid RETURNING p.key, p.ticket)
     SELECT array_agg(c.key ORDER BY c.ticket), array_agg(c.ticket ORDER BY c.ticket) INTO keys, tickets FROM claimed c;
-
-    r := _reranker(first.reranker);
-    SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (first.reranker, first.generation);
-    RETURN QUERY EXECUTE format(
-        'WITH d AS MATERIALIZED (SELECT %1$I AS key, (%2$s) AS content FROM %3$s WHERE %1$I = ANY ($1::%4$s[])) '
-        'SELECT $3, $4, c.key, c.ticket, d.content, _content_hash(d.content), '
-        'd.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content), $5, $6, $7, $8, $9, $10, $11 '
-        'FROM unnest($1, $2) c (key, ticket) LEFT JOIN d ON d.key = c.key::%4$s LEFT JOIN %5$s s ON s.key = d.key',
-        r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number))
-    USING keys, tickets, r.name, g.number,
-        CASE WHEN r.embedding_column IS NULL THEN g.embedding_model END, g.late_interaction_model,
-        g.token_precision, g.token_dims, g.token_pool, g.token_bits, g.projection;
+    RETURN _with_contents(_reranker(_first.reranker), _generation(_first.reranker, _first.generation), keys, tickets);
 END
 $$;
-COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session';
 
--- How many documents a projection is fitted on: some ten thousand token vectors.
-CREATE OR REPLACE FUNCTION _sample_size() RETURNS int
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT 256 $$;
+-- What a worker needs to encode claimed documents.
+CREATE OR REPLACE FUNCTION _with_contents(
+    _reranker rerankers, _generation generations, _keys text[], _tickets bigint[]) RETURNS claimed
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    claim claimed := jsonb_populate_record(NULL::claimed, to_jsonb(_generation));
+BEGIN
+    claim.generation := _generation.number;
+    IF _reranker.embedding_column IS NOT NULL THEN
+        claim.embedding_model := NULL;
+    END IF;
+    EXECUTE format($sql$
+        WITH d AS MATERIALIZED (SELECT * FROM %1$s d WHERE d.key = ANY ($1::%2$s[]))
+        SELECT array_agg(c.key ORDER BY c.place), array_agg(c.ticket ORDER BY c.place),
+            array_agg(d.content ORDER BY c.place), array_agg(_content_hash(d.content) ORDER BY c.place),
+            array_agg(d.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content) ORDER BY c.place)
+        FROM unnest($1, $2) WITH ORDINALITY c (key, ticket, place)
+        LEFT JOIN d ON d.key = c.key::%2$s
+        LEFT JOIN %3$s s ON s.key = d.key
+        $sql$, _documents(_reranker, _generation), _reranker.key_type,
+        _side_table(_reranker.name, _generation.number))
+    INTO claim.keys, claim.tickets, claim.contents, claim.content_hashes, claim.are_encoded
+    USING _keys, _tickets;
+    RETURN claim;
+END
+$$;
 
 -- Texts of the source at random, to fit a projection on.
 CREATE OR REPLACE FUNCTION sample_texts(reranker text, generation int) RETURNS SETOF text
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
-#variable_conflict use_column
 DECLARE
-    r rerankers := _reranker(sample_texts.reranker);
+    target rerankers := _reranker(reranker);
 BEGIN
-    RETURN QUERY EXECUTE format(
-        'SELECT d.content FROM (SELECT %1$I AS key FROM %2$s ORDER BY random() LIMIT $1) k '
-        'JOIN (SELECT %1$I AS key, (%3$s) AS content FROM %2$s) d USING (key) WHERE d.content ~ ''\S''', r.key_column, r.source,
-        (SELECT g.text_expression FROM generations g WHERE (g.reranker, g.number) = (r.name, sample_texts.generation)))
+    RETURN QUERY EXECUTE format($sql$
+        SELECT d.content
+        FROM (SELECT s.%1$I AS key FROM %2$s s ORDER BY random() LIMIT $1) k JOIN %3$s d ON d.key = k.key
+        WHERE d.content ~ '\S'
+        $sql$, target.key_column, target.source, _documents(target, _known_generation(target.name, generation)))
     USING _sample_size();
 END
 $$;
@@ -90,25 +140,25 @@ CREATE OR REPLACE FUNCTION keep_projection(reranker text, generation int, matrix
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
-DECLARE
-    kept projections;
 BEGIN
     UPDATE generations g SET projection = md5(keep_projection.matrix)
     WHERE (g.reranker, g.number) = (keep_projection.reranker, keep_projection.generation) AND g.projection IS NULL;
     IF FOUND THEN
-        INSERT INTO projections VALUES (keep_projection.reranker, keep_projection.generation, keep_projection.matrix, keep_projection.documents);
+        INSERT INTO projections (reranker, generation, matrix, documents)
+        VALUES (reranker, generation, matrix, documents);
     END IF;
-    SELECT * INTO kept FROM projections p WHERE (p.reranker, p.generation) = (keep_projection.reranker, keep_projection.generation);
-    RETURN kept.matrix;
+    RETURN (
+        SELECT p.matrix FROM projections p
+        WHERE (p.reranker, p.generation) = (keep_projection.reranker, keep_projection.generation));
 END
 $$;
 COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unless it has one; returns the one it has';
 
--- Stores the vectors of claimed documents (none for those with nothing to encode) and settles their claims. Arrays of one
--- length go together: an embedding is written '[…]'; token vectors are packed in parts, whose keys stand beside them in the
--- parts' order, bits likewise. A document that has gone meanwhile is left out; one that has changed has a new ticket and
--- stays pending.
+-- Stores the vectors of claimed documents (none for those with nothing to encode) and finishes their claims. Arrays
+-- of one length go together: an embedding is written '[…]'; token vectors are packed in parts, whose keys stand
+-- beside them in the parts' order, bits likewise. A document that has gone meanwhile is left out; one that has
+-- changed has a new ticket and stays pending. Where the generation was dropped while its documents were being
+-- encoded, nothing is stored.
 CREATE OR REPLACE FUNCTION store(
     reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[],
     token_keys text[] DEFAULT '{}', tokens bytea[] DEFAULT '{}', bit_keys text[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
@@ -116,80 +166,108 @@ CREATE OR REPLACE FUNCTION store(
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
-#variable_conflict use_column
 DECLARE
-    r rerankers;
-    g generations;
-    stored text[];
+    stored generations := _generation(reranker, generation);
+    target rerankers;
+    stored_keys text[];
 BEGIN
-    SELECT * INTO g FROM generations x WHERE (x.reranker, x.number) = (store.reranker, store.generation);
-    IF NOT FOUND THEN
-        RETURN;  -- dropped while its documents were being encoded
+    IF stored.number IS NULL THEN
+        RETURN;
     END IF;
-    r := _reranker(store.reranker);
-    EXECUTE format(
-        'WITH alive AS MATERIALIZED ('
-        '  SELECT %1$I AS key, (%2$s) AS content FROM %3$s source WHERE %1$I = ANY ($1::%4$s[]) FOR KEY SHARE OF source), '
-        'stored AS (INSERT INTO %5$s AS s (key, embedding, lexemes, content_hash) '
-        'SELECT alive.key, d.embedding::halfvec, to_tsvector(%6$L, left(alive.content, 200000)), d.hash '
-        'FROM unnest($1, $2, $3) d (key, embedding, hash) JOIN alive ON alive.key = d.key::%4$s '
-        'ON CONFLICT (key) DO UPDATE SET embedding = excluded.embedding, lexemes = excluded.lexemes, '
-        'content_hash = excluded.content_hash, encoded_at = now() RETURNING s.key) SELECT array_agg(key::text) FROM stored',
-        r.key_column, g.text_expression, r.source, r.key_type, _side(r.name, g.number), r.text_search_config)
-    INTO stored USING keys, embeddings, hashes;
-    PERFORM _store_parts(r, g, 'tokens', stored, token_keys, store.tokens);
-    IF g.token_bits THEN
-        PERFORM _store_parts(r, g, 'bits', stored, bit_keys, bits);
+    target := _reranker(reranker);
+    stored_keys := _store_documents(target, stored, keys, hashes, embeddings);
+    PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, tokens);
+    IF stored.token_bits THEN
+        PERFORM _store_tokens(target, stored, 'bits', stored_keys, bit_keys, bits);
     END IF;
-    PERFORM settle(store.reranker, store.generation, keys, tickets);
+    PERFORM finish(reranker, generation, keys, tickets);
 END
 $$;
-COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and settles their claims';
+COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and finishes their claims';
 
--- Replaces the parts of the documents just stored.
-CREATE OR REPLACE FUNCTION _store_parts(r rerankers, g generations, tier text, stored text[], keys text[], tokens bytea[]) RETURNS void
+-- Writes the side table's rows of those documents that are still there, held against deletion until we commit; returns
+-- their keys. Lexemes are of a text's first 200,000 characters: a tsvector holds no more than 1 MB.
+CREATE OR REPLACE FUNCTION _store_documents(
+    _reranker rerankers, _generation generations, _keys text[], _hashes bytea[], _embeddings text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    parts text := _parts(r.name, g.number, tier);
+    lexemes text := format('to_tsvector(%L, left(d.content, 200000))', _reranker.text_search_config);
+    stored_keys text[];
 BEGIN
-    EXECUTE format('DELETE FROM %s WHERE key = ANY ($1::%s[])', parts, r.key_type) USING stored;
-    EXECUTE format(
-        'INSERT INTO %s (key, part, tokens) SELECT key::%s, row_number() OVER (PARTITION BY key ORDER BY i), tokens '
-        'FROM unnest($2, $3) WITH ORDINALITY u (key, tokens, i) WHERE key = ANY ($1)', parts, r.key_type) USING stored, keys, tokens;
+    EXECUTE format($sql$
+        WITH alive AS MATERIALIZED (
+            SELECT * FROM %1$s d WHERE d.key = ANY ($1::%2$s[]) FOR KEY SHARE OF d),
+        stored AS (
+            INSERT INTO %3$s AS s (key, embedding, lexemes, content_hash)
+            SELECT d.key, v.embedding::halfvec, %4$s, v.hash
+            FROM unnest($1, $2, $3) v (key, embedding, hash) JOIN alive d ON d.key = v.key::%2$s
+            ON CONFLICT (key) DO UPDATE
+            SET embedding = excluded.embedding, lexemes = excluded.lexemes, content_hash = excluded.content_hash,
+                encoded_at = now()
+            RETURNING s.key)
+        SELECT array_agg(s.key::text) FROM stored s
+        $sql$, _documents(_reranker, _generation), _reranker.key_type,
+        _side_table(_reranker.name, _generation.number), lexemes)
+    INTO stored_keys USING _keys, _embeddings, _hashes;
+    RETURN stored_keys;
+END
+$$;
+
+-- Replaces the token vectors of the documents just stored.
+CREATE OR REPLACE FUNCTION _store_tokens(
+    _reranker rerankers, _generation generations, _tier text, _stored_keys text[], _keys text[], _tokens bytea[])
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    token_table text := _token_table(_reranker.name, _generation.number, _tier);
+BEGIN
+    EXECUTE format('DELETE FROM %s t WHERE t.key = ANY ($1::%s[])', token_table, _reranker.key_type)
+    USING _stored_keys;
+    EXECUTE format($sql$
+        INSERT INTO %s (key, part, tokens)
+        SELECT t.key::%s, row_number() OVER (PARTITION BY t.key ORDER BY t.place), t.tokens
+        FROM unnest($2, $3) WITH ORDINALITY t (key, tokens, place)
+        WHERE t.key = ANY ($1)
+        $sql$, token_table, _reranker.key_type)
+    USING _stored_keys, _keys, _tokens;
 END
 $$;
 
 -- Takes claimed documents off the queue. When a new generation has nothing left to do it takes over.
-CREATE OR REPLACE FUNCTION settle(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 BEGIN
     DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
-    WHERE p.reranker = settle.reranker AND p.generation = settle.generation AND p.key = d.key AND p.ticket = d.ticket;
-    PERFORM _switch_when_complete(settle.reranker);
+    WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
+    PERFORM _switch_when_complete(reranker);
 END
 $$;
+COMMENT ON FUNCTION finish IS 'Takes claimed documents off the queue that have nothing to be encoded';
 
--- In one transaction: a search sees the old generation or the new, whole. The old one is kept for rollback_reranker.
-CREATE OR REPLACE FUNCTION _switch_when_complete(reranker text) RETURNS void
+-- Has the newest generation take over once nothing of it waits, in one transaction: a search sees the old generation
+-- or the new one, whole. The old one is kept for rollback_reranker. Whoever can't have the lock soon leaves it to the
+-- next.
+CREATE OR REPLACE FUNCTION _switch_when_complete(_reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
-#variable_conflict use_column
 DECLARE
-    newest int := (_newest(reranker)).number;
+    newest int := (_newest_generation(_reranker)).number;
 BEGIN
-    PERFORM FROM rerankers r WHERE r.name = _switch_when_complete.reranker AND r.generation < newest FOR UPDATE;
-    IF FOUND AND NOT EXISTS (SELECT FROM pending p
-        WHERE p.reranker = _switch_when_complete.reranker AND p.generation = newest AND p.failed_at IS NULL) THEN
-        UPDATE rerankers r SET generation = newest WHERE r.name = _switch_when_complete.reranker;
-        UPDATE generations g SET retired_at = now() WHERE g.reranker = _switch_when_complete.reranker AND g.number < newest;
+    PERFORM FROM rerankers r WHERE r.name = _reranker AND r.generation < newest FOR UPDATE;
+    IF FOUND AND NOT EXISTS (
+        SELECT FROM pending p
+        WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL) THEN
+        UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
+        UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
     END IF;
-    PERFORM _drop_retired(reranker);
+    PERFORM _drop_retired(_reranker);
 EXCEPTION WHEN lock_not_available THEN
     RETURN;
 END
@@ -197,16 +275,15 @@ $$;
 
 -- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
 -- us, so give up soon; whoever next finds the queue empty tries again.
-CREATE OR REPLACE FUNCTION _drop_retired(reranker text) RETURNS void
+CREATE OR REPLACE FUNCTION _drop_retired(_reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
-#variable_conflict use_column
 BEGIN
     DELETE FROM generations g USING rerankers r
-    WHERE g.reranker = _drop_retired.reranker AND r.name = g.reranker AND g.retired_at + r.grace_period <= clock_timestamp();
+    WHERE g.reranker = _reranker AND r.name = g.reranker AND g.retired_at + r.grace_period <= clock_timestamp();
     IF FOUND THEN
-        PERFORM _drop_stale_sides(reranker);
+        PERFORM _drop_stale_side_tables(_reranker);
     END IF;
 EXCEPTION WHEN lock_not_available THEN
     RETURN;
@@ -214,21 +291,27 @@ END
 $$;
 
 -- Gives a claimed document back, to be tried again after the others, or puts it aside after max_attempts tries.
-CREATE OR REPLACE FUNCTION fail(reranker text, generation int, key text, ticket bigint, error text, max_attempts int DEFAULT 3) RETURNS void
+CREATE OR REPLACE FUNCTION fail(
+    reranker text, generation int, key text, ticket bigint, error text, max_attempts int DEFAULT 3) RETURNS void
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, last_error = left(error, 1000),
-        ticket = DEFAULT, failed_at = CASE WHEN p.attempts >= max_attempts THEN now() END
-    WHERE p.reranker = fail.reranker AND p.generation = fail.generation AND p.key = fail.key AND p.ticket = fail.ticket
+    UPDATE pending p
+    SET claimed_by = NULL, claimed_until = NULL, last_error = left(fail.error, 1000), ticket = DEFAULT,
+        failed_at = CASE WHEN p.attempts >= fail.max_attempts THEN now() END
+    WHERE (p.reranker, p.generation, p.key, p.ticket) = (fail.reranker, fail.generation, fail.key, fail.ticket)
 $$;
+COMMENT ON FUNCTION fail IS 'Gives a claimed document back that could not be encoded';
 
--- Gives back what this session has claimed and not settled, as if it had never been tried: the fault, if any, is not the
--- documents' (a model can't be loaded, say), but status shall show it.
+-- Gives back what this session has claimed and not finished, as if it had never been tried: the fault, if any, is not
+-- the documents' (a model can't be loaded, say), but status shall show it.
 CREATE OR REPLACE FUNCTION release(error text DEFAULT NULL) RETURNS void
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    UPDATE pending p SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1, last_error = coalesce(left(error, 1000), p.last_error)
+    UPDATE pending p
+    SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1,
+        last_error = coalesce(left(release.error, 1000), p.last_error)
     WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL
 $$;
+COMMENT ON FUNCTION release IS 'Gives back all that the calling session has claimed';

@@ -1,13 +1,13 @@
 -- How far the encoding is.
 
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
-    reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint, pending bigint, failed bigint,
-    oldest_pending interval, last_error text, previous_generation int, previous_until timestamptz
+    reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
+    pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
+    previous_until timestamptz
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_column
 DECLARE
     r rerankers;
 BEGIN
@@ -15,24 +15,29 @@ BEGIN
         reranker := r.name;
         source := r.source;
         generation := r.generation;
-        next_generation := nullif((_newest(r.name)).number, r.generation);
+        next_generation := nullif((_newest_generation(r.name)).number, r.generation);
         SELECT g.number, g.retired_at + r.grace_period INTO previous_generation, previous_until
-        FROM generations g WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1;
+        FROM generations g
+        WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1;
         source_rows := NULL;
         encoded := NULL;
         IF EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
             EXECUTE format('SELECT count(*) FROM %s', r.source) INTO source_rows;
-            EXECUTE format('SELECT count(*) FROM %s', _side(r.name, coalesce(next_generation, r.generation))) INTO encoded;
+            EXECUTE format('SELECT count(*) FROM %s', _side_table(r.name, coalesce(next_generation, r.generation)))
+            INTO encoded;
         END IF;
         SELECT count(*) FILTER (WHERE p.failed_at IS NULL), count(*) FILTER (WHERE p.failed_at IS NOT NULL),
-               now() - min(p.enqueued_at) FILTER (WHERE p.failed_at IS NULL),
-               (array_agg(p.key || ': ' || p.last_error ORDER BY p.failed_at DESC NULLS LAST) FILTER (WHERE p.last_error IS NOT NULL))[1]
+            now() - min(p.enqueued_at) FILTER (WHERE p.failed_at IS NULL),
+            (array_agg(p.key || ': ' || p.last_error ORDER BY p.failed_at DESC NULLS LAST)
+                FILTER (WHERE p.last_error IS NOT NULL))[1]
         INTO pending, failed, oldest_pending, last_error
-        FROM pending p WHERE p.reranker = r.name AND p.generation = coalesce(next_generation, r.generation);
+        FROM pending p WHERE (p.reranker, p.generation) = (r.name, coalesce(next_generation, r.generation));
         RETURN NEXT;
     END LOOP;
 END
 $$;
 
 CREATE OR REPLACE VIEW status AS SELECT * FROM _status();
-COMMENT ON VIEW status IS 'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation while one is being made; the generation that rollback_reranker goes back to';
+COMMENT ON VIEW status IS
+    'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation '
+    'while one is being made; the generation that rollback_reranker goes back to';

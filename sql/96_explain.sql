@@ -1,92 +1,118 @@
--- Why this rank: a search with the time of each stage, and which token of a document answered which of the query's.
+-- Why this rank: a search with the time of each stage, and which token of a document answered which of the query's; or
+-- all that was said of all candidates, as one value.
 
-CREATE OR REPLACE FUNCTION explain_search(
-    reranker text,
-    query text,
-    top_k int DEFAULT 10,
-    filter jsonb DEFAULT NULL,
-    candidates int DEFAULT NULL,
-    maxsim_bit_top int DEFAULT NULL,
-    maxsim_top int DEFAULT NULL,
-    stages text[] DEFAULT NULL,
-    keys text[] DEFAULT NULL,
-    recall text DEFAULT 'hnsw',
-    generation int DEFAULT NULL,
-    blend jsonb DEFAULT NULL,
-    timeout interval DEFAULT NULL,
-    strict boolean DEFAULT false,
-    alignments boolean DEFAULT true
-) RETURNS TABLE (
-    key text, score real, rank int, stage text, degraded boolean, reason text,
-    recall_score real, recall_rank int, maxsim_bit_score real, maxsim_bit_rank int, maxsim_score real, maxsim_rank int,
-    cross_encoder_score real, cross_encoder_rank int, times jsonb, alignment jsonb
-)
+CREATE OR REPLACE FUNCTION _explain(_name text, _call search_call, _alignments boolean)
+RETURNS TABLE (document ranked, times jsonb, alignment jsonb)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-#variable_conflict use_variable
 DECLARE
-    r rerankers := _of_generation(_for_call(reranker, top_k, candidates, maxsim_bit_top, maxsim_top, timeout), generation);
-    pool candidate[];
-    first_stage text;
+    reranker rerankers := _locked_reranker(_name, _call);
+    outcome search_outcome := _run(reranker, _call);
     aligned jsonb := '{}';
 BEGIN
-    r.blend := nullif(coalesce(blend, r.blend), '{}');
-    SELECT * INTO pool, first_stage, reason, times FROM _run(r, query, top_k, filter, stages, keys, NULL, NULL, recall, strict);
-    IF alignments AND reason IS NULL AND query IS NOT NULL THEN
-        aligned := _alignments(r, query, ARRAY(SELECT c.key FROM _rows(pool, first_stage, reason, top_k) c), strict);
+    IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
+        aligned := _aligned(reranker, _call.query, outcome.pool[:_call.top_k], _call."strict");
     END IF;
-    RETURN QUERY SELECT c.*, times, aligned -> c.key FROM _rows(pool, first_stage, reason, top_k) c;
-END
-$$;
-COMMENT ON FUNCTION explain_search IS 'A search with the rank and score of each document after every stage, the milliseconds of each stage, and how tokens were matched';
-
--- Another generation of a reranker than the one in use, while it is kept.
-CREATE OR REPLACE FUNCTION _of_generation(r rerankers, generation int) RETURNS rerankers
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-BEGIN
-    IF generation IS NOT NULL THEN
-        IF NOT EXISTS (SELECT FROM generations g WHERE (g.reranker, g.number) = (r.name, _of_generation.generation)) THEN
-            PERFORM _fail('undefined_object', format('reranker "%s" has no generation %s', r.name, generation),
-                format('There are: %s.', (SELECT string_agg(g.number::text, ', ' ORDER BY g.number) FROM generations g WHERE g.reranker = r.name)));
-        END IF;
-        r.generation := generation;
-        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', _side(r.name, generation));
-    END IF;
-    RETURN r;
+    RETURN QUERY SELECT d, outcome.times, aligned -> d.key FROM _ranked(outcome, _call.top_k) d;
 END
 $$;
 
--- By key, what the worker says of the first documents' texts, as the caller may read them. Its vectors are the model's own, not
--- the stored ones, which may be pooled or projected.
-CREATE OR REPLACE FUNCTION _alignments(r rerankers, query text, keys text[], strict boolean) RETURNS jsonb
+-- Arrays are parallel to the keys; NULL where a stage said nothing of a document.
+CREATE OR REPLACE FUNCTION _trace(_name text, _call search_call) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    g generations := (SELECT x FROM generations x WHERE (x.reranker, x.number) = (r.name, r.generation));
-    read record;
+    reranker rerankers := _locked_reranker(_name, _call);
+    outcome search_outcome := _run(reranker, _call);
+BEGIN
+    RETURN (
+        SELECT jsonb_build_object(
+            'generation', reranker.generation,
+            'keys', to_jsonb(coalesce(outcome.pool, '{}')),
+            'scores', coalesce(jsonb_object_agg(b.stage, b.scores) FILTER (WHERE b.stage IS NOT NULL), '{}'),
+            'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
+            'times', outcome.times,
+            'reason', outcome.reason)
+        FROM _by_stage(outcome.pool, outcome.scores) b);
+END
+$$;
+
+-- What each stage said, in arrays parallel to some keys.
+CREATE OR REPLACE FUNCTION _by_stage(_keys text[], _scores scored[])
+RETURNS TABLE (stage text, scores real[], ranks int[])
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT n.stage, array_agg(s.score ORDER BY k.place), array_agg(s.rank ORDER BY k.place)
+    FROM (SELECT DISTINCT s.stage FROM unnest(_scores) s WHERE s.stage <> 'blend') n
+    CROSS JOIN unnest(_keys) WITH ORDINALITY k (key, place)
+    LEFT JOIN unnest(_scores) s ON s.stage = n.stage AND s.key = k.key
+    GROUP BY n.stage
+$$;
+
+-- By key, what the worker says of these documents' texts, as the caller may read them. Its vectors are the model's
+-- own, not the stored ones, which may be pooled or projected. Reading texts again takes longer than a search, and
+-- people wait for it: it has half a minute, or the call's timeout if that is longer.
+CREATE OR REPLACE FUNCTION _aligned(_reranker rerankers, _query text, _keys text[], _strict boolean) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    generation generations := _generation(_reranker.name, _reranker.generation);
+    readable text[];
+    contents text[];
     answer jsonb;
 BEGIN
-    IF g.late_interaction_model IS NULL OR keys = '{}' THEN
+    SELECT array_agg(t.key), array_agg(t.content) INTO readable, contents FROM _texts(_reranker, generation, _keys) t;
+    IF generation.late_interaction_model IS NULL OR _keys IS NULL OR readable IS NULL THEN
         RETURN '{}';
     END IF;
-    read := _texts(r, keys);
-    answer := _call(json_build_object('call', 'align', 'model', g.late_interaction_model, 'query', query, 'documents', read.texts)::text,
-        clock_timestamp() + greatest(r.timeout, '30 s'));
-    IF jsonb_typeof(answer -> 'documents') IS DISTINCT FROM 'array' OR jsonb_array_length(answer -> 'documents') <> cardinality(read.known) THEN
-        PERFORM _fail('PGR03', 'the worker answered something else than an alignment for each document');
+    answer := _ask_worker(json_build_object('call', 'align', 'model', generation.late_interaction_model,
+        'query', _query, 'documents', contents)::text, clock_timestamp() + greatest(_reranker.timeout, '30 s'));
+    IF jsonb_typeof(answer -> 'documents') IS DISTINCT FROM 'array'
+        OR jsonb_array_length(answer -> 'documents') <> cardinality(readable) THEN
+        PERFORM _raise('PGR03', 'the worker answered something else than an alignment for each document');
     END IF;
     RETURN (
-        SELECT jsonb_object_agg(f.key, d.document || jsonb_build_object('query', answer -> 'query'))
-        FROM unnest(read.known) WITH ORDINALITY f (key, i) JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, i) USING (i));
+        SELECT jsonb_object_agg(k.key, d.document || jsonb_build_object('query', answer -> 'query'))
+        FROM unnest(readable) WITH ORDINALITY k (key, place)
+        JOIN jsonb_array_elements(answer -> 'documents') WITH ORDINALITY d (document, place) USING (place));
 EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
-    IF strict THEN
+    IF _strict THEN
         RAISE;
     END IF;
     RAISE WARNING 'pgrerank: tokens are not aligned: %', SQLERRM;
     RETURN '{}';
 END
 $$;
+
+-- explain_search(reranker, query, …, alignments) and trace(reranker, query, …) take what a search takes.
+DO $do$
+DECLARE
+    signature record := _call_signature('text');
+BEGIN
+    PERFORM _define_function('explain_search',
+        format('reranker text, %s, alignments boolean DEFAULT true', signature.arguments),
+        format('TABLE (%s, times jsonb, alignment jsonb)', (_attributes('ranked')).columns),
+        format($definition$
+            LANGUAGE sql VOLATILE ROWS 10
+            SET search_path FROM CURRENT
+            AS $body$
+                SELECT (e.document).*, e.times, e.alignment FROM pgrerank._explain(reranker, %s, alignments) e
+            $body$
+            $definition$, signature.call));
+    PERFORM _define_function('trace', format('reranker text, %s', signature.arguments), 'jsonb',
+        format($definition$
+            LANGUAGE sql VOLATILE
+            SET search_path FROM CURRENT
+            AS $body$ SELECT pgrerank._trace(reranker, %s) $body$
+            $definition$, signature.call));
+END
+$do$;
+COMMENT ON FUNCTION explain_search IS
+    'A search with the rank and score of each document after every stage, the milliseconds of each stage, and how '
+    'tokens were matched';
+COMMENT ON FUNCTION trace IS
+    'A search as one value: the keys of all candidates in their last order, scores and ranks by stage, milliseconds';

@@ -1,6 +1,6 @@
--- What goes before the files of an install or an upgrade that is no extension's (an extension has `requires` and `schema`
--- in its control file). All run in one transaction. Every function is created with SET search_path FROM CURRENT, so
--- what is set here is what they are pinned to; end.sql gives the transaction its own settings back.
+-- What goes before the files of an install or an upgrade that is no extension's (an extension has `requires` and
+-- `schema` in its control file). All run in one transaction. Every function is created with SET search_path FROM
+-- CURRENT, so what is set here is what they are pinned to; end.sql gives the transaction its own settings back.
 
 SELECT set_config('pgrerank.outer_search_path', current_setting('search_path'), true),
     set_config('pgrerank.outer_messages', current_setting('client_min_messages'), true),
@@ -38,7 +38,8 @@ BEGIN
     END LOOP;
 
     PERFORM set_config('search_path', (
-        SELECT 'pgrerank, ' || string_agg(DISTINCT quote_ident(n.nspname), ', ') FILTER (WHERE n.nspname <> 'pgrerank') || ', pg_temp'
+        SELECT concat_ws(', ', 'pgrerank',
+            string_agg(DISTINCT quote_ident(n.nspname), ', ') FILTER (WHERE n.nspname <> 'pgrerank'), 'pg_temp')
         FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
         WHERE e.extname IN ('vector', 'dblink')), true);
 END

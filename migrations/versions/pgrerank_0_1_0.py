@@ -1,4 +1,4 @@
-"""pgrerank 0.1.0: sql/upgrades/0.1.0.sql."""
+"""pgrerank 0.1.0: the first release."""
 
 from alembic import op
 

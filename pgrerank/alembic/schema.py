@@ -7,26 +7,28 @@ from importlib.resources.abc import Traversable
 
 from alembic.operations import Operations
 
-from pgrerank import schema
+from pgrerank.scripts import SCRIPTS, Scripts
 
 __all__ = ["run_install", "run_uninstall", "run_upgrade"]
 
 _QUOTE = "$pgrerank_migration$"
 
 
-def run_install(operations: Operations, version: str) -> None:
-    """The first release, and the upgrades to this version. Raises InstallError for none such."""
-    _run(operations, schema.wrapped(schema.released_files(version)))
+def run_install(operations: Operations, version: str, scripts: Scripts = SCRIPTS) -> None:
+    """Make a version of the schema. Raises InstallError for one that was never released."""
+    _run(operations, scripts.wrapped(scripts.release(version)))
 
 
-def run_upgrade(operations: Operations, since: str, version: str) -> None:
-    """The upgrades between two versions. Raises InstallError where none lead there."""
-    _run(operations, schema.wrapped(schema.released_files(version, since=since)))
+def run_upgrade(
+    operations: Operations, since: str, version: str, scripts: Scripts = SCRIPTS
+) -> None:
+    """Upgrade from one version to another. Raises InstallError where no upgrade leads there."""
+    _run(operations, scripts.wrapped(scripts.upgrade(since, version)))
 
 
 def run_uninstall(operations: Operations) -> None:
     """What `pgrerank uninstall` runs."""
-    _run(operations, [schema.uninstall_file()])
+    _run(operations, [SCRIPTS.uninstall])
 
 
 def _run(operations: Operations, files: Sequence[Traversable]) -> None:

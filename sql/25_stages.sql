@@ -1,0 +1,45 @@
+-- The stages of a search, in the order in which they run. A stage is declared here and lives in a file of its own,
+-- which defines _score_STAGE: given candidates, it returns the keys and scores of those that it can score. What else
+-- names stages (columns of a search, weights of a blend, traces, the log) is made of this table.
+--   scores_first   the setting that says how many of the best so far it scores; NULL: all
+--   only_after     the stage without which it scores all the same
+--   needs_tokens   whether it wants token vectors of the query
+--   is_blended     whether its scores are blended with those before; else they overrule them
+--   runs_if        an expression over reranker r, generation g, has_text and has_tokens
+CREATE OR REPLACE FUNCTION _stages() RETURNS TABLE (
+    place bigint, stage text, scores_first text, only_after text, needs_tokens boolean, is_blended boolean,
+    runs_if text, wants text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT row_number() OVER (), s.* FROM (VALUES
+        ('recall', NULL, NULL, false, true, 'true', NULL),
+        ('maxsim_bit', NULL, NULL, true, false,
+            'g.late_interaction_model IS NOT NULL AND g.token_bits AND (has_text OR has_tokens)',
+            'maxsim_bit wants what maxsim wants, and a maxsim_bit_top'),
+        ('maxsim', 'maxsim_bit_top', 'maxsim_bit', true, true,
+            'g.late_interaction_model IS NOT NULL AND (has_text OR has_tokens)',
+            'maxsim wants a late_interaction_model and a query text or query_tokens'),
+        ('cross_encoder', 'maxsim_top', NULL, false, true,
+            'r.cross_encoder_model IS NOT NULL AND has_text',
+            'cross_encoder wants a cross_encoder_model and a query text')
+    ) s (stage, scores_first, only_after, needs_tokens, is_blended, runs_if, wants)
+$$;
+
+-- Whether a value is weights by stage: numbers from 0 to 1000, one of them above 0, of stages that are blended.
+CREATE OR REPLACE FUNCTION _is_blend(_blend jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF jsonb_typeof(_blend) IS DISTINCT FROM 'object' THEN
+        RETURN false;
+    END IF;
+    RETURN (
+        SELECT coalesce(bool_and(
+                w.key IN (SELECT s.stage FROM _stages() s WHERE s.is_blended)
+                AND CASE jsonb_typeof(w.value) WHEN 'number' THEN w.value::numeric BETWEEN 0 AND 1000 ELSE false END)
+            AND bool_or(w.value > '0'), false)
+        FROM jsonb_each(_blend) w);
+END
+$$;

@@ -1,0 +1,135 @@
+-- A generation's side tables: one with the embedding, lexemes and content hash, and one for each tier of token vectors.
+
+-- The side table of a generation, quoted and with its schema.
+CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation) $$;
+
+-- The table with the token vectors of one tier.
+CREATE OR REPLACE FUNCTION _token_table(_reranker text, _generation int, _tier text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation || '_' || _tier) $$;
+
+-- The tiers in which a generation keeps token vectors.
+CREATE OR REPLACE FUNCTION _tiers(_generation generations) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT CASE WHEN _generation.token_bits THEN '{tokens,bits}'::text[] ELSE '{tokens}' END $$;
+
+CREATE OR REPLACE FUNCTION _token_tables(_generation generations) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(_token_table(_generation.reranker, _generation.number, t.tier))
+    FROM unnest(_tiers(_generation)) t (tier)
+$$;
+
+CREATE OR REPLACE FUNCTION _create_side_tables(_reranker rerankers, _generation generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    side_table text := _side_table(_reranker.name, _generation.number);
+    tier text;
+    dims int;
+BEGIN
+    IF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NOT NULL THEN
+        dims := (_model(_generation.embedding_model, 'embedding')).dims;
+    END IF;
+    EXECUTE format($sql$
+        CREATE TABLE %s (
+            key %s PRIMARY KEY,
+            embedding halfvec%s,
+            lexemes tsvector,
+            content_hash bytea NOT NULL,
+            encoded_at timestamptz NOT NULL DEFAULT now())
+        $sql$, side_table, _reranker.key_type, '(' || dims || ')');
+    IF dims IS NOT NULL THEN
+        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side_table,
+            CASE _reranker.distance WHEN 'inner_product' THEN 'ip' ELSE _reranker.distance END);
+    END IF;
+    EXECUTE format('CREATE INDEX ON %s USING gin (lexemes)', side_table);
+    PERFORM _protect(side_table, _reranker, _generation,
+        format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));
+    FOREACH tier IN ARRAY _tiers(_generation) LOOP
+        PERFORM _create_token_table(_reranker, _generation, tier);
+    END LOOP;
+END
+$$;
+
+-- A document's token vectors in parts that fit a page: read in place, they cost half of what TOAST's pieces of 2 kB do.
+CREATE OR REPLACE FUNCTION _create_token_table(_reranker rerankers, _generation generations, _tier text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    token_table text := _token_table(_reranker.name, _generation.number, _tier);
+BEGIN
+    EXECUTE format($sql$
+        CREATE TABLE %s (key %s, part int, tokens bytea NOT NULL, PRIMARY KEY (key, part))
+        WITH (toast_tuple_target = 8160)
+        $sql$, token_table, _reranker.key_type);
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', token_table);
+    PERFORM _protect(token_table, _reranker, _generation, format('Token vectors of reranker %s, generation %s, in %s',
+        _reranker.name, _generation.number, CASE _tier WHEN 'bits' THEN 'bit' ELSE _generation.token_precision END));
+END
+$$;
+
+-- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
+-- OFFSET 0 keeps the planner from hashing the whole source for it, and has it look up the keys that a search reads.
+CREATE OR REPLACE FUNCTION _protect(_table text, _reranker rerankers, _generation generations, _comment text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', _table);
+    EXECUTE format($sql$
+        CREATE POLICY visible_with_source ON %1$s FOR SELECT
+        USING (EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
+        $sql$, _table, _documents(_reranker, _generation));
+    EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());
+END
+$$;
+
+-- Drops the side tables that no generation has.
+CREATE OR REPLACE FUNCTION _drop_stale_side_tables(_reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stale regclass;
+BEGIN
+    FOR stale IN
+        SELECT c.oid FROM pg_class c
+        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'
+          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits)?$')
+          AND NOT EXISTS (
+            SELECT FROM generations g
+            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits)$', ''))
+    LOOP
+        EXECUTE format('DROP TABLE IF EXISTS %s', stale);
+    END LOOP;
+END
+$$;
+
+-- A statement that deletes what is stored of the documents whose keys, in the source's own type, a query yields, and
+-- takes them off the queue. It is text for the reason given at _enqueue_sql.
+CREATE OR REPLACE FUNCTION _forget_sql(_generation generations, _keys_query text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format($sql$
+        WITH gone AS MATERIALIZED (%1$s), %2$s
+        DELETE FROM pending p USING gone
+        WHERE p.reranker = %3$L AND p.generation = %4$s AND p.key = gone.key::text
+        $sql$, _keys_query, string_agg(
+            format('deleted_%s AS (DELETE FROM %s s USING gone WHERE s.key = gone.key)', t.place, t.name),
+            ', ' ORDER BY t.place), _generation.reranker, _generation.number)
+    FROM unnest(_side_table(_generation.reranker, _generation.number) || _token_tables(_generation))
+        WITH ORDINALITY t (name, place)
+$$;

@@ -1,0 +1,124 @@
+-- Recall makes the pool: by HNSW or exactly, from the caller's own keys, or by full text while no worker answers.
+
+-- Similarity as a score: higher is better, whatever the distance.
+CREATE OR REPLACE FUNCTION _distance_sql(_distance text, OUT operator text, OUT score text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE _distance WHEN 'cosine' THEN '<=>' WHEN 'inner_product' THEN '<#>' ELSE '<->' END,
+           CASE _distance WHEN 'cosine' THEN '1 - n.distance' ELSE '-n.distance' END
+$$;
+
+-- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
+-- looks. Returns the settings to go back to.
+CREATE OR REPLACE FUNCTION _widen_hnsw(_candidates int) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    wanted jsonb := jsonb_build_object('hnsw.ef_search', coalesce(
+        nullif(current_setting('pgrerank.ef_search', true), '')::int, least(greatest(_candidates, 40), 1000)));
+    before jsonb;
+BEGIN
+    PERFORM '[1]'::vector;  -- loads the library, which defines the settings
+    IF current_setting('hnsw.iterative_scan', true) IS NOT NULL THEN
+        wanted := wanted || jsonb_build_object(
+            'hnsw.iterative_scan', 'relaxed_order', 'hnsw.max_scan_tuples', greatest(20000, 20 * _candidates));
+    END IF;
+    SELECT jsonb_object_agg(w.key, current_setting(w.key)) INTO before FROM jsonb_each_text(wanted) w;
+    PERFORM set_config(w.key, w.value, true) FROM jsonb_each_text(wanted) w;
+    RETURN before;
+END
+$$;
+
+-- The nearest documents. Exact recall orders by an expression that no index serves; so does a recall of more than HNSW
+-- can be made to yield where pgvector has no iterative scan.
+CREATE OR REPLACE FUNCTION _recall_by_embedding(_reranker rerankers, _embedding vector, _predicate text, _exact boolean)
+RETURNS scored[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    measure record := _distance_sql(_reranker.distance);
+    documents text := format('%s d', _reranker.source);
+    embedding text := 'd.' || quote_ident(_reranker.embedding_column);
+    of_type text := 'halfvec';
+    before jsonb := _widen_hnsw(_reranker.candidates);
+    distance text;
+    recalled scored[];
+BEGIN
+    IF _reranker.embedding_column IS NULL THEN
+        embedding := 's.embedding';
+        documents := format('%s s JOIN %s d ON d.%I = s.key',
+            _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column);
+    ELSE
+        of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
+    END IF;
+    distance := format('(%s %s $1::%s)', embedding, measure.operator, of_type);
+    IF _exact OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan') THEN
+        distance := distance || ' + 0';
+    END IF;
+    EXECUTE format($sql$
+        WITH nearest AS MATERIALIZED (
+            SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
+        SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
+        FROM (
+            SELECT n.key, (%4$s)::real AS score, row_number() OVER (ORDER BY n.distance, n.key) AS rank
+            FROM nearest n) n
+        $sql$, _reranker.key_column, distance,
+        format('%s WHERE %s IS NOT NULL AND %s', documents, embedding, _predicate), measure.score)
+    INTO recalled USING _embedding, _reranker.candidates;
+    PERFORM set_config(b.key, b.value, true) FROM jsonb_each_text(before) b;
+    RETURN recalled;
+END
+$$;
+
+-- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter.
+CREATE OR REPLACE FUNCTION _recall_by_keys(_reranker rerankers, _keys text[], _predicate text) RETURNS scored[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    recalled scored[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(('recall', c.key, NULL, c.rank)::scored ORDER BY c.rank)
+        FROM (
+            SELECT d.%1$I AS key, row_number() OVER (ORDER BY k.place) AS rank
+            FROM (
+                SELECT u.key, min(u.place) AS place
+                FROM unnest($1::%2$s[]) WITH ORDINALITY u (key, place) GROUP BY u.key) k
+            JOIN %3$s d ON d.%1$I = k.key
+            WHERE %4$s) c
+        $sql$, _reranker.key_column, _reranker.key_type, _reranker.source, _predicate)
+    INTO recalled USING _keys;
+    RETURN recalled;
+END
+$$;
+
+-- Recall without a query vector: the documents that share most words with the query. It keeps search answering
+-- while no worker does.
+CREATE OR REPLACE FUNCTION _recall_by_words(_reranker rerankers, _query text, _predicate text) RETURNS scored[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    words tsquery := (
+        SELECT string_agg(quote_literal(w), ' | ')::tsquery
+        FROM unnest(tsvector_to_array(to_tsvector(_reranker.text_search_config, left(_query, _longest_query())))) w);
+    recalled scored[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(('recall', b.key, b.score, b.rank)::scored ORDER BY b.rank)
+        FROM (
+            SELECT b.key, b.score, row_number() OVER (ORDER BY b.score DESC, b.key) AS rank
+            FROM (
+                SELECT s.key, ts_rank_cd(s.lexemes, $1, 1) AS score
+                FROM %1$s s JOIN %2$s d ON d.%3$I = s.key
+                WHERE s.lexemes @@ $1 AND %4$s
+                ORDER BY score DESC LIMIT $2) b) b
+        $sql$, _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column, _predicate)
+    INTO recalled USING words, _reranker.candidates;
+    RETURN recalled;
+END
+$$;

@@ -1,0 +1,77 @@
+-- The cross-encoder stage: the worker's model reads the query and each document's text together.
+
+-- The documents' texts, as the caller may read them, in the order of their keys; of all documents where no keys are
+-- given.
+CREATE OR REPLACE FUNCTION _texts(_reranker rerankers, _generation generations, _keys text[])
+RETURNS TABLE (key text, content text)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        SELECT d.key::text, coalesce(d.content, '') FROM %s d WHERE %s ORDER BY d.key
+        $sql$, _documents(_reranker, _generation),
+        CASE WHEN _keys IS NULL THEN 'true' ELSE format('d.key = ANY ($1::%s[])', _reranker.key_type) END)
+    USING _keys;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION texts(reranker text, keys text[] DEFAULT NULL, generation int DEFAULT NULL)
+RETURNS TABLE (key text, content text)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    target rerankers := _reranker(reranker);
+BEGIN
+    RETURN QUERY SELECT * FROM _texts(
+        target, _known_generation(target.name, coalesce(generation, target.generation)), keys);
+END
+$$;
+COMMENT ON FUNCTION texts IS
+    'The texts of these documents, or of all, that a reranker''s generation is made of, as the caller may read them';
+
+CREATE OR REPLACE FUNCTION _score_cross_encoder(
+    _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
+    OUT keys text[], OUT scores real[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    contents text[];
+BEGIN
+    SELECT array_agg(t.key), array_agg(t.content) INTO keys, contents FROM _texts(_reranker, _generation, _keys) t;
+    IF keys IS NOT NULL THEN
+        scores := _cross_encode(_reranker.cross_encoder_model, _call.query, contents, _deadline);
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _cross_encode(_model text, _query text, _documents text[], _deadline timestamptz)
+RETURNS real[]
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT _scores(_ask_worker(json_build_object(
+        'call', 'cross_encode', 'model', _model, 'query', _query, 'documents', _documents)::text, _deadline),
+        cardinality(_documents))
+$$;
+
+-- For texts that are in no reranker's table.
+CREATE OR REPLACE FUNCTION cross_encode(model text, query text, documents text[], timeout interval DEFAULT '1 minute')
+RETURNS real[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    PERFORM _model(model, 'cross_encoder');
+    IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
+        PERFORM _raise('null_value_not_allowed',
+            'cross_encode: the query, documents or one of them is NULL, texts wanted');
+    ELSIF documents = '{}' THEN
+        RETURN '{}';
+    END IF;
+    RETURN _cross_encode(model, query, documents, clock_timestamp() + timeout);
+END
+$$;
+COMMENT ON FUNCTION cross_encode IS 'Scores of texts for a query by a registered cross-encoder, in the texts'' order';

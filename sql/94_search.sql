@@ -1,0 +1,394 @@
+-- The call itself, and the typed function that each reranker gets in front of it.
+
+-- The reranker as a call wants it, with its generation. The side table is held: a new generation that takes over
+-- meanwhile waits with dropping the old one until the caller's transaction ends. One that took over in between is
+-- read once more.
+CREATE OR REPLACE FUNCTION _locked_reranker(_name text, _call search_call) RETURNS rerankers
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    reranker rerankers := _reranker(_name);
+BEGIN
+    IF _call.generation IS NOT NULL THEN
+        PERFORM _known_generation(_name, _call.generation);
+        reranker.generation := _call.generation;
+    END IF;
+    BEGIN
+        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', _side_table(_name, reranker.generation));
+    EXCEPTION WHEN undefined_table THEN
+        reranker := _reranker(_name);
+    END;
+    IF jsonb_path_exists(_call.settings, '$.* ? (@ != null)') THEN
+        reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
+        PERFORM _check_settings(reranker, _generation(_name, reranker.generation));
+    END IF;
+    reranker.candidates := greatest(reranker.candidates, _call.top_k);
+    RETURN reranker;
+END
+$$;
+
+-- The rules that a call must keep. Each raises its own error.
+CREATE OR REPLACE FUNCTION _check_call(_reranker rerankers, _generation generations, _call search_call) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    most int := 100000;
+    embedding_dims int;
+    broken record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _reranker.source) THEN
+        PERFORM _raise('undefined_table', format('the source table of reranker "%s" has been dropped', _reranker.name),
+            format('Call pgrerank.drop_reranker(%L).', _reranker.name));
+    ELSIF _call.query_embedding IS NOT NULL THEN
+        embedding_dims := CASE WHEN _reranker.embedding_column IS NOT NULL
+            THEN (_embedding_column(_reranker.source, _reranker.embedding_column)).dims
+            ELSE (SELECT m.dims FROM models m WHERE m.name = _generation.embedding_model) END;
+    END IF;
+    SELECT * INTO broken FROM (VALUES
+        ('invalid_parameter_value',
+            _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(btrim(_call.query), '') = '',
+            'nothing to search for: give a query, keys or query_embedding'),
+        ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
+            format('top_k is %s, wanted 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
+        ('invalid_parameter_value', cardinality(_call.keys) > most,
+            format('keys has %s elements, wanted up to %s', cardinality(_call.keys), most)),
+        ('invalid_parameter_value', (_call.recall IN ('hnsw', 'exact')) IS NOT TRUE,
+            format('recall is %L, wanted hnsw or exact', _call.recall)),
+        ('data_exception', embedding_dims <> vector_dims(_call.query_embedding),
+            format('query_embedding: expected %s dimensions, not %s',
+                embedding_dims, vector_dims(_call.query_embedding)))
+    ) rules (code, is_broken, message)
+    WHERE rules.is_broken LIMIT 1;
+    IF FOUND THEN
+        PERFORM _raise(broken.code, broken.message);
+    ELSIF _call.query_tokens IS NOT NULL THEN
+        PERFORM _check_query_tokens(_generation, _call.query_tokens);
+    END IF;
+END
+$$;
+
+-- Given token vectors begin as packed ones do (16 bytes, the dimensions in the seventh and eighth), and have the stored
+-- ones' dimensions; whoever scores them reads the rest.
+CREATE OR REPLACE FUNCTION _check_query_tokens(_generation generations, _tokens bytea) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stored_dims int := coalesce(_generation.token_dims, (
+        SELECT m.dims FROM models m WHERE m.name = _generation.late_interaction_model));
+    given_dims int;
+BEGIN
+    IF octet_length(_tokens) < 16 OR substring(_tokens FOR 4) <> 'pgrt' THEN
+        PERFORM _raise('data_exception', 'query_tokens are not packed token vectors',
+            'pgrerank.tokens.pack makes them.');
+    END IF;
+    given_dims := get_byte(_tokens, 6) + 256 * get_byte(_tokens, 7);
+    IF given_dims <> stored_dims THEN
+        PERFORM _raise('data_exception',
+            format('query_tokens: expected %s dimensions, not %s', stored_dims, given_dims),
+            CASE WHEN _generation.token_dims IS NOT NULL
+                 THEN 'They want the projection in pgrerank.projections, as documents have it.' END);
+    END IF;
+END
+$$;
+
+-- _possible_stages(reranker, generation, has_text, has_tokens): the stages that the reranker has models and a call has
+-- input for. It is written out of the stages' own conditions.
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+        CREATE OR REPLACE FUNCTION _possible_stages(
+            _reranker rerankers, _generation generations, _has_text boolean, _has_tokens boolean) RETURNS text[]
+        LANGUAGE sql STABLE
+        SET search_path FROM CURRENT
+        AS $body$
+            SELECT array_agg(s.stage ORDER BY s.place)
+            FROM (SELECT (_reranker).*) r, (SELECT (_generation).*) g,
+                (SELECT _has_text AS has_text, _has_tokens AS has_tokens) h,
+                LATERAL (VALUES %s) s (place, stage, is_possible)
+            WHERE s.is_possible
+        $body$ $sql$, (SELECT string_agg(format('(%s, %L, %s)', s.place, s.stage, s.runs_if), ', ') FROM _stages() s));
+END
+$do$;
+
+-- The stages of a call, in the order in which they run: those asked for, or all that are possible.
+CREATE OR REPLACE FUNCTION _stages_of_call(_reranker rerankers, _generation generations, _call search_call)
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    possible text[] := _possible_stages(
+        _reranker, _generation, _call.query IS NOT NULL, _call.query_tokens IS NOT NULL);
+BEGIN
+    IF NOT coalesce(_call.stages, '{}') <@ possible THEN
+        PERFORM _raise('invalid_parameter_value',
+            format('stages %s can''t all run: possible here are %s', _call.stages, possible),
+            (SELECT string_agg(s.wants, '; ' ORDER BY s.place) || '.' FROM _stages() s));
+    END IF;
+    RETURN ARRAY(
+        SELECT s.stage FROM _stages() s WHERE s.stage = ANY (coalesce(_call.stages, possible)) ORDER BY s.place);
+END
+$$;
+
+-- The call with the query's own vectors, from the worker: those that are wanted and that the caller has not given.
+CREATE OR REPLACE FUNCTION _with_vectors(
+    _generation generations, _call search_call, _embedding boolean, _tokens boolean, _deadline timestamptz)
+RETURNS search_call
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    wants_embedding boolean := _embedding AND _call.query_embedding IS NULL;
+    wants_tokens boolean := _tokens AND _call.query_tokens IS NULL;
+    answer jsonb;
+BEGIN
+    IF NOT (wants_embedding OR wants_tokens) THEN
+        RETURN _call;
+    ELSIF wants_embedding AND _generation.embedding_model IS NULL THEN
+        PERFORM _raise('invalid_parameter_value',
+            format('reranker "%s" has no embedding_model to encode the query with', _generation.reranker),
+            'Give query_embedding or keys, or name a model by pgrerank.alter_reranker.');
+    END IF;
+    answer := _ask_worker(json_build_object('call', 'encode', 'text', _call.query,
+        'embedding', CASE WHEN wants_embedding THEN _generation.embedding_model END,
+        'late_interaction', CASE WHEN wants_tokens THEN _generation.late_interaction_model END,
+        'projection', _generation.projection)::text, _deadline);
+    IF wants_embedding THEN
+        _call.query_embedding := _query_embedding(answer, _generation.embedding_model);
+    END IF;
+    IF wants_tokens THEN
+        _call.query_tokens := _query_tokens(answer);
+    END IF;
+    RETURN _call;
+END
+$$;
+
+-- Takes the query's embedding out of an answer, which must have the model's dimensions.
+CREATE OR REPLACE FUNCTION _query_embedding(_answer jsonb, _model text) RETURNS vector
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    embedding vector := (_answer -> 'embedding')::text::vector;
+BEGIN
+    IF vector_dims(embedding) IS DISTINCT FROM (SELECT m.dims FROM models m WHERE m.name = _model) THEN
+        PERFORM _raise('PGR03', format('the worker answered a query vector of %s dimensions, not those of model "%s"',
+            coalesce(vector_dims(embedding)::text, 'no'), _model));
+    END IF;
+    RETURN embedding;
+EXCEPTION WHEN data_exception THEN
+    PERFORM _raise('PGR03', format('the worker answered a query vector that is none: %s', SQLERRM));
+END
+$$;
+
+-- Takes the query's packed token vectors out of an answer.
+CREATE OR REPLACE FUNCTION _query_tokens(_answer jsonb) RETURNS bytea
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    tokens bytea := decode(_answer ->> 'tokens', 'hex');
+BEGIN
+    IF tokens IS NULL THEN
+        PERFORM _raise('PGR03', 'the worker answered no token vectors of the query');
+    END IF;
+    RETURN tokens;
+EXCEPTION WHEN data_exception THEN
+    PERFORM _raise('PGR03', format('the worker answered token vectors that are none: %s', SQLERRM));
+END
+$$;
+
+-- Makes the pool: of the caller's keys, or of what is nearest.
+CREATE OR REPLACE FUNCTION _recall(_reranker rerankers, _call search_call, _predicate text) RETURNS scored[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _call.keys IS NOT NULL THEN
+        RETURN _recall_by_keys(_reranker, _call.keys, _predicate);
+    END IF;
+    RETURN _recall_by_embedding(_reranker, _call.query_embedding, _predicate, _call.recall = 'exact');
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _keys_of(_recalled scored[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT array_agg(s.key ORDER BY s.rank) FROM unnest(_recalled) s $$;
+
+-- Has one stage score the first candidates of a pool; the pool is in its new order after.
+CREATE OR REPLACE FUNCTION _run_stage(
+    _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome,
+    _deadline timestamptz) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    declared record;
+    head text[] := _outcome.pool;
+    keys text[];
+    scores real[];
+    said scored[];
+BEGIN
+    SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
+    IF declared.scores_first IS NOT NULL AND (declared.only_after IS NULL OR _outcome.times ? declared.only_after) THEN
+        head := head[:(to_jsonb(_reranker) ->> declared.scores_first)::int];
+    END IF;
+    EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
+    INTO keys, scores USING _reranker, _generation, _call, head, _deadline;
+    said := _said(_stage, keys, scores, _outcome.scores, CASE WHEN declared.is_blended THEN _reranker.blend END);
+    _outcome.pool := _reordered(_outcome.pool, _stage, said);
+    _outcome.scores := _outcome.scores || said;
+    _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));
+    RETURN _outcome;
+END
+$$;
+
+-- All that a call does. A stage that fails with a condition of our own leaves the order before it, and a reason:
+-- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
+-- last whole stage made of it. What was set in the database meanwhile is undone. Any other error is the caller's to
+-- see.
+CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    deadline timestamptz := started + _reranker.timeout;
+    generation generations := _generation(_reranker.name, _reranker.generation);
+    outcome search_outcome;
+    predicate text;
+    stages text[];
+    stage text;
+    wants_tokens boolean;
+    mark timestamptz;
+    encoding numeric := 0;
+BEGIN
+    PERFORM _check_call(_reranker, generation, _call);
+    stages := _stages_of_call(_reranker, generation, _call);
+    wants_tokens := (SELECT bool_or(s.needs_tokens) FROM _stages() s WHERE s.stage = ANY (stages));
+    predicate := _filter_sql(_reranker.source, _call.filter);
+    outcome.first_stage := 'recall';
+    outcome.times := '{}';
+    BEGIN
+        IF _call.keys IS NULL AND _call.query_embedding IS NULL THEN
+            mark := clock_timestamp();
+            _call := _with_vectors(generation, _call, true, wants_tokens, deadline);
+            encoding := _milliseconds(mark);
+        END IF;
+        mark := clock_timestamp();
+        outcome.scores := _recall(_reranker, _call, predicate);
+        outcome.pool := _keys_of(outcome.scores);
+        outcome.times := jsonb_build_object('recall', _milliseconds(mark));
+        IF wants_tokens AND outcome.pool IS NOT NULL THEN
+            mark := clock_timestamp();
+            _call := _with_vectors(generation, _call, false, true, deadline);
+            encoding := encoding + _milliseconds(mark);
+        END IF;
+        FOREACH stage IN ARRAY array_remove(stages, 'recall') LOOP
+            EXIT WHEN outcome.pool IS NULL;
+            outcome := _run_stage(stage, _reranker, generation, _call, outcome, deadline);
+        END LOOP;
+    EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+        IF _call."strict" THEN
+            RAISE;
+        END IF;
+        outcome.reason := SQLERRM;
+    END;
+    IF outcome.pool IS NULL AND outcome.reason IS NOT NULL THEN
+        outcome.first_stage := 'fulltext';
+        outcome.scores := _recall_by_words(_reranker, _call.query, predicate);
+        outcome.pool := _keys_of(outcome.scores);
+        IF outcome.pool IS NULL THEN
+            RAISE WARNING 'pgrerank: no document found: %', outcome.reason;
+        END IF;
+    END IF;
+    outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
+    RETURN outcome;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _search(_name text, _call search_call) RETURNS SETOF ranked
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    reranker rerankers := _locked_reranker(_name, _call);
+    outcome search_outcome := _run(reranker, _call);
+BEGIN
+    IF reranker.log_sample > 0 THEN
+        PERFORM _log_search(reranker, _call, outcome);
+    END IF;
+    RETURN QUERY SELECT * FROM _ranked(outcome, _call.top_k);
+END
+$$;
+
+-- The arguments of a search: those of the call, and each setting that one call may be given another value of.
+CREATE OR REPLACE FUNCTION _call_arguments() RETURNS TABLE (place bigint, argument text, type text, preset text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT row_number() OVER (), a.* FROM (
+        VALUES ('query', 'text', NULL), ('top_k', 'int', '10'), ('filter', 'jsonb', 'NULL')
+        UNION ALL
+        SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call
+        UNION ALL
+        VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('query_embedding', 'vector', 'NULL'),
+            ('query_tokens', 'bytea', 'NULL'), ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'),
+            ('strict', 'boolean', 'false')) a
+$$;
+
+-- For the functions made of them: their list as arguments, and the expression that makes a call of them.
+CREATE OR REPLACE FUNCTION _call_signature(_key_type text, OUT arguments text, OUT call text)
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT
+        (SELECT string_agg(concat_ws(' ', a.argument,
+            CASE a.argument WHEN 'keys' THEN _key_type || '[]' ELSE a.type END, 'DEFAULT ' || a.preset),
+            ', ' ORDER BY a.place) FROM _call_arguments() a),
+        format('ROW(%s)::pgrerank.search_call', (
+            SELECT string_agg(CASE c.name
+                WHEN 'settings' THEN (
+                    SELECT format('jsonb_build_object(%s)', string_agg(format('%1$L, %1$s', s.setting), ', '))
+                    FROM _settings() s WHERE s.per_call)
+                WHEN 'keys' THEN 'keys::text[]'
+                ELSE c.name END, ', ' ORDER BY c.place)
+            FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
+$$;
+
+-- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does, unless an argument or a
+-- column has that name.
+CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    signature record := _call_signature(_reranker.key_type::text);
+    key_column text := _reranker.key_column;
+    result record := _attributes('ranked');
+BEGIN
+    IF key_column = ANY (result.names) OR key_column IN (SELECT a.argument FROM _call_arguments() a) THEN
+        key_column := 'key';
+    END IF;
+    PERFORM _define_function(_reranker.name || '_search', signature.arguments,
+        format('TABLE (%I %s, %s)', key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),
+        format($definition$
+            LANGUAGE sql VOLATILE ROWS 10
+            SET search_path FROM CURRENT
+            AS $body$
+                SELECT s.key::%s, %s
+                FROM pgrerank._search(%L, %s) s
+            $body$
+            $definition$, _reranker.key_type, (
+                SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)
+                FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
+            _reranker.name, signature.call));
+    EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search',
+        format('Searches %s by reranker %s', _reranker.source, _reranker.name));
+END
+$$;

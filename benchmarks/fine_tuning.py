@@ -25,10 +25,11 @@ from typing import Any
 import psycopg
 from dequantised import convert
 
-from pgrerank import embedded, schema
+from pgrerank import embedded, judgements
 from pgrerank.demo.models import MODELS, default_folder
-from pgrerank.evaluation import compare, measure_queries, qrels
-from pgrerank.evaluation.beir import read_corpus, read_qrels
+from pgrerank.evaluation import compare, measure_queries
+from pgrerank.install import schema
+from pgrerank.judgements.beir import read_corpus, read_qrels
 from pgrerank.terminal import document_progress, note, print_rows
 from pgrerank.training import read_beir, read_triples, write_triples
 from pgrerank.training.fine_tune import fine_tune
@@ -101,7 +102,7 @@ def forget(connection: psycopg.Connection, folders: list[Path]) -> None:
 
 def ask(connection: psycopg.Connection, name: str, folder: Path, stages: list[str]) -> Any:
     """nDCG@10 by test query."""
-    judged, run = qrels.read_beir(folder), {}
+    judged, run = judgements.read_beir(folder), {}
     with document_progress(f"asking {name}") as progress:
         for number, (identifier, text) in enumerate(judged.queries.items(), 1):
             rows = connection.execute(

@@ -30,9 +30,10 @@ import numpy as np
 import psycopg
 from synthetic import store_parts, unit_vectors
 
-from pgrerank import embedded, kernel, schema
+from pgrerank import embedded
 from pgrerank.embedded.binaries import account, find
 from pgrerank.embedded.extensions import extension_settings
+from pgrerank.install import kernel, schema
 from pgrerank.terminal import note, print_rows
 from pgrerank.tokens import pack, pack_parts, unpack
 from pgrerank.worker.child import worker_process

@@ -23,11 +23,12 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from pgrerank import embedded, schema
+from pgrerank import embedded
 from pgrerank.embedded.binaries import cache_folder
 from pgrerank.evaluation import measure
-from pgrerank.evaluation.beir import read_corpus
-from pgrerank.evaluation.qrels import read_beir
+from pgrerank.install import schema
+from pgrerank.judgements import read_beir
+from pgrerank.judgements.beir import read_corpus
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.models.reduction import Reduction, SecondMoment
 from pgrerank.terminal import document_progress, note, print_rows

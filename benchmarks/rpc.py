@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 
-from pgrerank import schema
+from pgrerank.install import schema
+from pgrerank.wire.server import WireServer
+from pgrerank.wire.types import Rows, Session
 from pgrerank.worker.heartbeat import beat
-from pgrerank.worker.wire import WireServer
-from pgrerank.worker.wire_types import Rows, Session
 
 PASSWORD = "benchmark"
 TIMEOUT_MS = 300

@@ -22,17 +22,17 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgrerank import embedded, schema
+from pgrerank import embedded
 from pgrerank.demo.models import MODELS, default_folder
-from pgrerank.evaluation.beir import read_corpus
 from pgrerank.evaluation.evaluate import evaluate, search_all
-from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.qrels import load_set, read_beir, save_set
 from pgrerank.evaluation.report import write_report
 from pgrerank.evaluation.result import Evaluation
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import tune
 from pgrerank.evaluation.variant import Variant
+from pgrerank.install import schema
+from pgrerank.judgements import Judgements, load_set, read_beir, save_set
+from pgrerank.judgements.beir import read_corpus
 from pgrerank.terminal import document_progress, note, work_progress
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process

@@ -26,7 +26,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from synthetic import store_parts, unit_vectors
 
-from pgrerank import embedded, schema
+from pgrerank import embedded
+from pgrerank.install import schema
 from pgrerank.terminal import document_progress, note, print_rows
 from pgrerank.tokens import pack, pack_parts
 

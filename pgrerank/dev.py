@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psycopg
 
-from pgrerank import embedded, schema
+from pgrerank import embedded
+from pgrerank.install import schema
 from pgrerank.terminal import note
 from pgrerank.worker.child import worker_process
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.sources import Source
-from tests.tiny_models import make as make_tiny_models
-from tests.wire_served import Served, serving
+from tests.helpers.sources import Source
+from tests.helpers.tiny_models import make as make_tiny_models
+from tests.helpers.wire_served import Served, serving
 
 Connection = psycopg.Connection[tuple]
 _numbers = itertools.count(1)

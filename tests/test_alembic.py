@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from alembic.config import CommandLine, Config
 
-from pgrerank import schema
-from tests.urls import url
-from tests.versions import dump, install_release
+from pgrerank.install import schema
+from tests.helpers.urls import url
+from tests.helpers.versions import dump, install_release
 
 ENV = """
     import asyncio

@@ -20,7 +20,7 @@ from pgrerank.models.windows import Cutter, Window
 from pgrerank.tokens import maxsim, pack
 from pgrerank.worker import aligning
 from pgrerank.worker.aligning import alignment
-from tests import models_fixtures as tiny
+from tests.helpers import models_fixtures as tiny
 
 FLOAT32 = {"dtype": "float32"}
 TEXTS = [

@@ -19,8 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pgrerank import extension, schema
 from pgrerank.cli import app
+from pgrerank.install import extension, schema
 
 COMMANDS = get_command(app).commands
 GROUPS = ("extension", "models", "native", "qrels")

@@ -18,11 +18,11 @@ import typer
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from pgrerank import kernel
 from pgrerank.cli import app
-from tests.sources import Source
+from pgrerank.install import kernel
+from tests.helpers.sources import Source
+from tests.helpers.workers import WorkerProcess, wait_for
 from tests.test_native_install import embedded_pg_config, needs_compiler
-from tests.workers import WorkerProcess, wait_for
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))

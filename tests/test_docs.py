@@ -36,8 +36,8 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
-from tests.urls import url
-from tests.workers import wait_for, worker
+from tests.helpers.urls import url
+from tests.helpers.workers import wait_for, worker
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

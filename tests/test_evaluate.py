@@ -16,14 +16,13 @@ from pgrerank.errors import EvaluationError, SettingsError
 from pgrerank.evaluation import measure, measure_queries
 from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.evaluate import evaluate, search_all
-from pgrerank.evaluation.judgements import Judgements
 from pgrerank.evaluation.pools import Pool, pool_of
-from pgrerank.evaluation.qrels import save_set
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
-from tests.sources import Source
-from tests.workers import wait_for, worker
+from pgrerank.judgements import Judgements, save_set
+from tests.helpers.sources import Source
+from tests.helpers.workers import wait_for, worker
 
 WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
 BLENDS = [None, {"recall": 1}, {"recall": 0.3, "maxsim": 0.7}, {"maxsim": 1, "cross_encoder": 2}]

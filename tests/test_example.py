@@ -14,8 +14,8 @@ import httpx
 import psycopg
 import pytest
 
-from tests.urls import url
-from tests.workers import wait_for, worker
+from tests.helpers.urls import url
+from tests.helpers.workers import wait_for, worker
 
 APPLICATION = Path(__file__).parents[1] / "examples" / "fastapi_rag"
 NOTES = {

@@ -21,10 +21,10 @@ from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
-from pgrerank.evaluation.explanation import STAGES, Explanation, explanation
-from pgrerank.evaluation.heat_map import heat_map
-from pgrerank.evaluation.stretches import Stretch, stretches
-from tests.workers import wait_for, worker
+from pgrerank.explain.explanation import STAGES, Explanation, explanation
+from pgrerank.explain.heat_map import heat_map
+from pgrerank.explain.stretches import Stretch, stretches
+from tests.helpers.workers import wait_for, worker
 
 QUERY = "no connection in the pool"
 ROWS = [

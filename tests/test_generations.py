@@ -11,9 +11,10 @@ from collections import Counter
 import psycopg
 import pytest
 
-from pgrerank import embedded, schema
-from tests.sources import Source
-from tests.workers import unstorable, wait_for, worker
+from pgrerank import embedded
+from pgrerank.install import schema
+from tests.helpers.sources import Source
+from tests.helpers.workers import unstorable, wait_for, worker
 
 SIDES = "SELECT relname::text FROM pg_class WHERE relname ~ '^documents_[0-9]$' ORDER BY 1"
 STATUS = "SELECT generation, next_generation, pending, previous_generation FROM pgrerank.status"

@@ -5,7 +5,7 @@ import asyncio
 import psycopg
 import pytest
 
-from tests.workers import wait_for, worker
+from tests.helpers.workers import wait_for, worker
 
 pytest.importorskip("langchain_core")
 from langchain_core.runnables import RunnableLambda

@@ -6,7 +6,7 @@ import warnings
 import psycopg
 import pytest
 
-from tests.workers import wait_for, worker
+from tests.helpers.workers import wait_for, worker
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own, on import

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from tests.workers import wait_for, worker
+from tests.helpers.workers import wait_for, worker
 
 SEARCH = "SELECT id FROM pgrerank.documents_search(%s, top_k => 2)"
 

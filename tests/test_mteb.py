@@ -12,9 +12,9 @@ import pytest
 from pgrerank.demo.models import MODELS
 from pgrerank.errors import EvaluationError, InstallError
 from pgrerank.evaluation import measure
-from pgrerank.evaluation.files import read_beir
+from pgrerank.judgements import read_beir
 from pgrerank.worker.registry import register_model
-from tests.workers import worker
+from tests.helpers.workers import worker
 
 pytest.importorskip("mteb")
 import huggingface_hub

@@ -12,8 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgrerank import embedded, kernel, schema
+from pgrerank import embedded
 from pgrerank.errors import KernelError
+from pgrerank.install import kernel, schema
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("make") is None or shutil.which("cc") is None, reason="no make or C compiler"
@@ -57,7 +58,7 @@ def test_the_embedded_server_compiles_it_once(cache):
 @needs_compiler
 def test_two_servers_that_start_at_once_end_with_one_whole_copy(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from pgrerank import kernel\n"
+        "import sys; from pathlib import Path; from pgrerank.install import kernel\n"
         "kernel.build_into(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", program, str(embedded_pg_config()), str(tmp_path / "home")]

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pgrerank
-from pgrerank import schema
+from pgrerank.install import schema
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
@@ -45,9 +45,9 @@ def test_the_core_imports_without_the_optional_packages():
     program = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({HEAVY!r}))\n"  # None makes an import fail
-        "import pgrerank, pgrerank.schema, pgrerank.tokens, pgrerank.models, pgrerank.cli\n"
+        "import pgrerank, pgrerank.install.schema, pgrerank.tokens, pgrerank.models, pgrerank.cli\n"
         "import pgrerank.embedded, pgrerank.evaluation, pgrerank.worker.process\n"
-        "import pgrerank.extension, pgrerank.testing.plugin, pgrerank.alembic_plugin\n"
+        "import pgrerank.install.extension, pgrerank.testing.plugin, pgrerank.alembic_plugin\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -20,8 +20,8 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.urls import url
-from tests.workers import wait_for, worker
+from tests.helpers.urls import url
+from tests.helpers.workers import wait_for, worker
 
 PROGRAM = shutil.which("pgbouncer", path=os.defpath + ":/usr/sbin:/usr/local/bin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="pgbouncer is not installed")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pgrerank.cli import app
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.qrels import (
+from pgrerank.judgements import (
     Judgements,
     from_feedback,
     list_sets,

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from pgrerank.cli import app
 from pgrerank.evaluation.overlap import overlap, rank_biased_overlap
-from pgrerank.evaluation.qrels import Judgements, save_set
-from tests.workers import wait_for, worker
+from pgrerank.judgements import Judgements, save_set
+from tests.helpers.workers import wait_for, worker
 
 
 def run(*arguments: str, code: int = 0) -> tuple[str, str]:

@@ -17,7 +17,15 @@ import pytest
 
 from pgrerank.errors import SettingsError
 from pgrerank.evaluation.report import read_evaluation, write_report
-from tests.evaluations import MALICIOUS, QUERIES, evaluation, improved, orders, query, spread
+from tests.helpers.evaluations import (
+    MALICIOUS,
+    QUERIES,
+    evaluation,
+    improved,
+    orders,
+    query,
+    spread,
+)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [

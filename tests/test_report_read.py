@@ -8,7 +8,7 @@ import pytest
 
 from pgrerank.errors import SettingsError
 from pgrerank.evaluation.report import read_evaluation
-from tests.evaluations import evaluation
+from tests.helpers.evaluations import evaluation
 
 
 @pytest.mark.parametrize(

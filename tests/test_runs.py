@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation import measure
-from pgrerank.evaluation.runs import read_run, write_run
+from pgrerank.judgements import read_run, write_run
 
 # Anything but white space, and the byte order mark that some editors put before a file.
 WORDS = st.text(min_size=1).filter(lambda w: w.split() == [w] and not w.startswith("\ufeff"))

@@ -4,8 +4,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgrerank import schema
 from pgrerank.errors import InstallError
+from pgrerank.install import schema
 
 
 def _objects(connection) -> list[tuple]:

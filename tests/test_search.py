@@ -8,10 +8,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from pgrerank import schema
+from pgrerank.install import schema
 from pgrerank.tokens import unpack
-from tests.sources import Source
-from tests.workers import wait_for, worker
+from tests.helpers.sources import Source
+from tests.helpers.workers import wait_for, worker
 
 QUERY = "the connection pool is exhausted"
 

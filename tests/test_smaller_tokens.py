@@ -10,8 +10,8 @@ import pytest
 
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.tokens import pack, parse_header, unpack
-from tests.sources import Source
-from tests.workers import wait_for, worker
+from tests.helpers.sources import Source
+from tests.helpers.workers import wait_for, worker
 
 QUERY = "the connection pool is exhausted"
 FILL = """

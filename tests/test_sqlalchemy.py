@@ -55,8 +55,8 @@ from pgrerank.sqlalchemy import (
     search,
 )
 from pgrerank.sqlalchemy.query import ARGUMENTS, COLUMNS
-from tests.urls import url
-from tests.workers import wait_for, worker
+from tests.helpers.urls import url
+from tests.helpers.workers import wait_for, worker
 
 
 class Base(DeclarativeBase):

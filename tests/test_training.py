@@ -25,7 +25,7 @@ from pgrerank.training.fine_tune import fine_tune
 from pgrerank.training.losses import LOSSES, Logit
 from pgrerank.training.rows import groups, pairs
 from pgrerank.training.run import Settings
-from tests import models_fixtures
+from tests.helpers import models_fixtures
 
 NUMBERS = ["one", "two", "three", "four"]
 THINGS = ["cat", "pool", "bread", "day", "water", "salt", "flour", "time"]

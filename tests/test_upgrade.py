@@ -9,11 +9,12 @@ import pytest
 from psycopg import sql
 
 import pgrerank
-from pgrerank import embedded, extension, schema
+from pgrerank import embedded
 from pgrerank.errors import InstallError
-from tests.sources import Source
-from tests.versions import dump, install_release, restore
-from tests.workers import wait_for, worker
+from pgrerank.install import extension, schema
+from tests.helpers.sources import Source
+from tests.helpers.versions import dump, install_release, restore
+from tests.helpers.workers import wait_for, worker
 
 UPGRADES = Path(__file__).parents[1] / "sql" / "upgrades"
 OLD = "0.1.0"

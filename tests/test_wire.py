@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.pq import ExecStatus
 
-from tests.wire_served import (
+from tests.helpers.wire_served import (
     CANCEL_REQUEST,
     HELLO,
     PASSWORD,

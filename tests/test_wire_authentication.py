@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from scramp import ScramClient
 
-from pgrerank.worker.scram import PasswordUnusableError
-from pgrerank.worker.wire import RequestError, Rows, Session, WireServer, WireServerError
-from tests.wire_served import (
+from pgrerank.wire.scram import PasswordUnusableError
+from pgrerank.wire.server import RequestError, Rows, Session, WireServer, WireServerError
+from tests.helpers.wire_served import (
     GSS_REQUEST,
     HELLO,
     SSL_REQUEST,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire_served import (
+from tests.helpers.wire_served import (
     CANCEL_REQUEST,
     HELLO,
     PASSWORD,

@@ -11,8 +11,8 @@ from psycopg.conninfo import make_conninfo
 
 from pgrerank.errors import SettingsError
 from pgrerank.worker.settings import worker_settings
-from tests.sources import Source
-from tests.workers import unstorable, wait_for, worker
+from tests.helpers.sources import Source
+from tests.helpers.workers import unstorable, wait_for, worker
 
 SEARCH = "SELECT id, stage, degraded, reason FROM pgrerank.documents_search('bread of flour'"
 TIMEOUT = 0.5

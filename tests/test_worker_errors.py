@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgrerank.worker.wire import RequestError, Rows, Session
-from tests.wire_served import Served
+from pgrerank.wire.server import RequestError, Rows, Session
+from tests.helpers.wire_served import Served
 
 SEARCH = "SELECT stage, degraded, reason FROM pgrerank.documents_search('bread'"
 

@@ -14,7 +14,6 @@ from alembic.operations import ops
 from alembic.util import CommandError
 from sqlalchemy import Connection, MetaData, text
 
-from pgrerank import schema
 from pgrerank.alembic.operations import (
     AlterRerankerOp,
     CreateRerankerOp,
@@ -24,6 +23,7 @@ from pgrerank.alembic.operations import (
     RegisterModelOp,
     UninstallOp,
 )
+from pgrerank.install import schema
 from pgrerank.sqlalchemy import Model, Reranker, rerankers
 
 __all__ = ["compare", "setup"]

@@ -7,7 +7,7 @@ from importlib.resources.abc import Traversable
 
 from alembic.operations import Operations
 
-from pgrerank.scripts import SCRIPTS, Scripts
+from pgrerank.install.scripts import SCRIPTS, Scripts
 
 __all__ = ["run_install", "run_uninstall", "run_upgrade"]
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import psycopg
 import typer
 
-from pgrerank import schema
 from pgrerank.cli.options import Dsn, app
+from pgrerank.install import schema
 from pgrerank.terminal import note, report_errors
 
 

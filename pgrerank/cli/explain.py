@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrerank.cli.options import Dsn, Json, Name, app, call
-from pgrerank.evaluation.explanation import (
+from pgrerank.explain.explanation import (
     ExplainedDocument,
     Explanation,
     Step,
@@ -26,7 +26,7 @@ from pgrerank.evaluation.explanation import (
     steps,
     time_parts,
 )
-from pgrerank.evaluation.stretches import Heat, Stretch, answers, stretches
+from pgrerank.explain.stretches import Heat, Stretch, answers, stretches
 from pgrerank.terminal import console, note, report_errors
 
 _SHADES = ("dim", "", "#c86400", "bold #c86400", "bold white on #c86400")
@@ -96,7 +96,7 @@ def explain(
     with report_errors():
         found = _explained(dsn, arguments)
         if html is not None:
-            from pgrerank.evaluation.heat_map import heat_map
+            from pgrerank.explain.heat_map import heat_map
 
             html.write_text(heat_map(found), "utf-8")
             note(f"the heat map is in {html}")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pgrerank import extension, schema
 from pgrerank.cli.options import PgConfig, pg_config_path
+from pgrerank.install import extension, schema
 from pgrerank.terminal import note, report_errors
 
 extension_app = typer.Typer(

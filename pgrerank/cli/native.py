@@ -7,9 +7,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from pgrerank import kernel, schema
 from pgrerank.cli.options import Dsn, Json, PgConfig, pg_config_path, print_cursor
 from pgrerank.errors import InstallError
+from pgrerank.install import kernel, schema
 from pgrerank.terminal import note, report_errors
 
 native_app = typer.Typer(

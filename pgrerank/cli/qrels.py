@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import psycopg
 import typer
 
+from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json
 from pgrerank.errors import SettingsError
-from pgrerank.evaluation import qrels
 from pgrerank.terminal import note, print_rows, report_errors
 
 qrels_app = typer.Typer(
@@ -64,21 +64,23 @@ def load(
         if (trec is None) != (queries is None):
             raise SettingsError("--trec wants --queries, and no other source does")
         if beir is not None:
-            judged = qrels.read_beir(beir, split)
+            judged = judgements.read_beir(beir, split)
         elif trec is not None and queries is not None:
-            judged = qrels.read_trec(trec, queries)
+            judged = judgements.read_trec(trec, queries)
         elif json_lines is not None:
-            judged = qrels.read_json_lines(json_lines)
+            judged = judgements.read_json_lines(json_lines)
         else:
-            judged = qrels.from_feedback(connection, str(feedback), relevant_from=relevant_from)
-        qrels.save_set(connection, name, judged, replace=replace)
+            judged = judgements.from_feedback(
+                connection, str(feedback), relevant_from=relevant_from
+            )
+        judgements.save_set(connection, name, judged, replace=replace)
         note(f"qrels set {name} has {judged.count} judgements of {len(judged.queries)} queries")
         if check is not None:
             _check(connection, check, judged)
 
 
-def _check(connection: psycopg.Connection[Any], name: str, judged: qrels.Judgements) -> None:
-    found = qrels.missing_keys(connection, name, judged)
+def _check(connection: psycopg.Connection[Any], name: str, judged: judgements.Judgements) -> None:
+    found = judgements.missing_keys(connection, name, judged)
     examples = ", ".join(map(repr, found.examples))
     note(
         f"{found.missing} of {found.judged} judged documents are not in the source of {name}"
@@ -90,8 +92,8 @@ def _check(connection: psycopg.Connection[Any], name: str, judged: qrels.Judgeme
 def list_sets(dsn: Dsn = "", as_json: Json = False) -> None:
     """The sets, with how many queries, judgements, and relevant documents they have."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        columns = ("set", *qrels.QrelsSet._fields[1:])
-        print_rows(columns, qrels.list_sets(connection), as_json=as_json)
+        columns = ("set", *judgements.QrelsSet._fields[1:])
+        print_rows(columns, judgements.list_sets(connection), as_json=as_json)
 
 
 @qrels_app.command(
@@ -112,13 +114,13 @@ def export(
 ) -> None:
     """Write a set to a file."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        judged = qrels.load_set(connection, name)
+        judged = judgements.load_set(connection, name)
         if form == "trec":
-            qrels.write_trec(judged, output, queries)
+            judgements.write_trec(judged, output, queries)
         elif queries is not None:
             raise SettingsError("--queries goes with --format trec: JSON lines hold the queries")
         else:
-            qrels.write_json_lines(judged, output)
+            judgements.write_json_lines(judged, output)
 
 
 @qrels_app.command(epilog="Example: pgrerank qrels drop scifact --yes")
@@ -131,5 +133,5 @@ def drop(
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         if not yes:
             typer.confirm(f"Delete the judgements of {name}?", abort=True)
-        gone = qrels.drop_set(connection, name)
+        gone = judgements.drop_set(connection, name)
         note(f"qrels set {name} is gone, with {gone.judgements} judgements")

@@ -14,17 +14,17 @@ from typing import Any
 
 import psycopg
 
-from pgrerank import embedded, schema
+from pgrerank import embedded
 from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
 from pgrerank.demo.questions import load_qrels, load_questions
 from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
 from pgrerank.errors import WorkerError
-from pgrerank.evaluation.judgements import Judgements
 from pgrerank.evaluation.orders import measure_orders
-from pgrerank.evaluation.qrels import save_set
 from pgrerank.evaluation.traces import Trace, ask_one
 from pgrerank.evaluation.variant import Variant
+from pgrerank.install import schema
+from pgrerank.judgements import Judgements, save_set
 from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process

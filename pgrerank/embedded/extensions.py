@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pgrerank import extension, kernel
 from pgrerank.embedded.binaries import cache_folder
 from pgrerank.errors import KernelError
+from pgrerank.install import extension, kernel
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.measures import Qrels, measure_queries
+from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Pool
 from pgrerank.evaluation.result import BlendFound
 from pgrerank.evaluation.significance import compare
+from pgrerank.judgements import Qrels
 
 __all__ = ["find_weights", "weights_to_try"]
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import psycopg
 
-from pgrerank.evaluation.measures import Qrels, measure_queries
+from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Pool
 from pgrerank.evaluation.result import DepthPoint, Recommendation
 from pgrerank.evaluation.traces import ask_one, spread
 from pgrerank.evaluation.variant import Variant
+from pgrerank.judgements import Qrels
 
 __all__ = ["KEPT", "grid", "quality_by_size", "recommend", "time_by_size"]
 

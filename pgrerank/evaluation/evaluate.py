@@ -14,8 +14,6 @@ from psycopg.rows import dict_row
 
 from pgrerank import __version__
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.measures import Run
 from pgrerank.evaluation.orders import (
     MEASURES,
     Measured,
@@ -23,10 +21,10 @@ from pgrerank.evaluation.orders import (
     milliseconds,
     warnings,
 )
-from pgrerank.evaluation.qrels import missing_keys
 from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
+from pgrerank.judgements import Judgements, Run, missing_keys
 
 __all__ = ["Phase", "Searched", "evaluate", "quiet", "runs_of", "search_all"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pgrerank.errors import SettingsError
-
-Qrels = Mapping[str, Mapping[str, int]]
-"""Relevance by query id and document key; what is not named is not relevant."""
-Run = Mapping[str, Sequence[str]]
-"""Document keys by query id, best first."""
+from pgrerank.judgements import Qrels, Run
 
 
 def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]:

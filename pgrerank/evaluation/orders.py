@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from pgrerank.evaluation.measures import Qrels, Run, measure_queries
+from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.result import Milliseconds, Order
 from pgrerank.evaluation.significance import compare
 from pgrerank.evaluation.traces import STAGES, Trace
+from pgrerank.judgements import Qrels, Run
 
 __all__ = ["MAX_P", "MEASURES", "Measured", "measure_orders", "milliseconds", "warnings"]
 

@@ -12,13 +12,13 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.lines import normal
-from pgrerank.evaluation.measures import Qrels, measure_queries
+from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.orders import milliseconds
 from pgrerank.evaluation.overlap import overlap, rank_biased_overlap
 from pgrerank.evaluation.result import Milliseconds
 from pgrerank.evaluation.significance import Comparison, compare
+from pgrerank.judgements import Judgements, Qrels
+from pgrerank.judgements.lines import normal
 
 __all__ = ["Answer", "Asked", "Replay", "Search", "Times", "logged", "replay"]
 

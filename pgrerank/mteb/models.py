@@ -14,8 +14,9 @@ import psycopg
 from mteb.models import ModelMeta
 from psycopg.rows import dict_row
 
-from pgrerank import __version__, schema
+from pgrerank import __version__
 from pgrerank.errors import EvaluationError
+from pgrerank.install import schema
 from pgrerank.models import Kind
 from pgrerank.worker.child import worker_process
 

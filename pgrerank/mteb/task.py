@@ -16,7 +16,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from psycopg import sql
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.qrels import load_set
+from pgrerank.judgements import load_set
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData

@@ -61,7 +61,7 @@ def pgrerank_template(pgrerank_make_database: Callable[..., str]) -> str:
     """
     import psycopg
 
-    from pgrerank import schema
+    from pgrerank.install import schema
 
     dsn = pgrerank_make_database()
     with psycopg.connect(dsn, autocommit=True) as connection:

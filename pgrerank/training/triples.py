@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pgrerank.errors import TriplesError
-from pgrerank.evaluation import beir
-from pgrerank.evaluation.lines import (
+from pgrerank.judgements import beir
+from pgrerank.judgements.lines import (
     brief,
     json_object,
     normal,

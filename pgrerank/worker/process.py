@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psycopg
 
 from pgrerank.errors import WorkerError
+from pgrerank.wire.server import WireServer
 from pgrerank.worker.heartbeat import beat
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
@@ -19,7 +20,6 @@ from pgrerank.worker.registry import Registry
 from pgrerank.worker.scoring import Scorer
 from pgrerank.worker.session import connect
 from pgrerank.worker.settings import WorkerSettings
-from pgrerank.worker.wire import WireServer
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, maxsim, pack
+from pgrerank.wire.types import Rows, Session
 from pgrerank.worker.aligning import align
 from pgrerank.worker.encoding import encode
 from pgrerank.worker.lanes import Lane
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.registry import Registry, read_specs
-from pgrerank.worker.wire_types import Rows, Session
 
 EVALUATIONS = 4
 """So many may wait: each takes seconds."""

@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 from psycopg import errors
 
-from pgrerank import schema
 from pgrerank.errors import WorkerError
+from pgrerank.install import schema
 
 
 async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:

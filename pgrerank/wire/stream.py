@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
-from pgrerank.worker.wire_types import ConnectionLostError, FatalError
+from pgrerank.wire.types import ConnectionLostError, FatalError
 
 READ_AHEAD = 64 * 1024
 """Bytes kept beyond the message in hand; past that the socket is not read."""

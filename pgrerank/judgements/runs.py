@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgrerank.evaluation.files import word
-from pgrerank.evaluation.lines import read_lines, refuse, whole, write_lines
-from pgrerank.evaluation.measures import Run
+from pgrerank.judgements.files import word
+from pgrerank.judgements.lines import read_lines, refuse, whole, write_lines
+from pgrerank.judgements.types import Run
 
 
 def read_run(path: Path) -> Run:

@@ -9,34 +9,8 @@ import psycopg
 from psycopg import sql
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.files import (
-    read_beir,
-    read_json_lines,
-    read_trec,
-    read_trec_qrels,
-    write_json_lines,
-    write_trec,
-)
-from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.lines import normal
-
-__all__ = [
-    "Judgements",
-    "Missing",
-    "QrelsSet",
-    "drop_set",
-    "from_feedback",
-    "list_sets",
-    "load_set",
-    "missing_keys",
-    "read_beir",
-    "read_json_lines",
-    "read_trec",
-    "read_trec_qrels",
-    "save_set",
-    "write_json_lines",
-    "write_trec",
-]
+from pgrerank.judgements.lines import normal
+from pgrerank.judgements.types import Judgements
 
 _EXAMPLES = 5
 Connection = psycopg.Connection[Any]

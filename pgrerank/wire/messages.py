@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pygwire import messages as m
 
-from pgrerank.worker.wire_types import FatalError, Rows, Session
+from pgrerank.wire.types import FatalError, Rows, Session
 
 V3_0 = 0x00030000
 V3_2 = 0x00030002

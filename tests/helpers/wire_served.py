@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from pgrerank.worker.wire import RequestError, Rows, Session, WireServer
+from pgrerank.wire.server import RequestError, Rows, Session, WireServer
 
 PASSWORD = "sésame ﬁ\N{NO-BREAK SPACE}x"
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102

@@ -11,9 +11,9 @@ import typer
 
 from pgrerank.cli.options import Dsn, Json, Name, app
 from pgrerank.errors import SettingsError
-from pgrerank.evaluation.qrels import load_set
 from pgrerank.evaluation.replay import Replay, logged
 from pgrerank.evaluation.replay import replay as ask_again
+from pgrerank.judgements import load_set
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 

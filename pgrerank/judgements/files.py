@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation import beir
-from pgrerank.evaluation.judgements import Judgements
-from pgrerank.evaluation.lines import (
+from pgrerank.judgements import beir
+from pgrerank.judgements.lines import (
     brief,
     json_object,
     only,
@@ -23,7 +22,7 @@ from pgrerank.evaluation.lines import (
     whole,
     write_lines,
 )
-from pgrerank.evaluation.measures import Qrels
+from pgrerank.judgements.types import Judgements, Qrels
 
 _FIELDS = ("id", "query", "qrels")
 _TRIPLE = ("id", "query", "pos", "neg", "pos_id", "neg_id", "pos_scores", "neg_scores")

@@ -8,7 +8,7 @@ import psycopg
 
 from pgrerank import __version__
 from pgrerank.errors import InstallError
-from pgrerank.scripts import SCRIPTS, Scripts
+from pgrerank.install.scripts import SCRIPTS, Scripts
 
 __all__ = [
     "VERSION",

@@ -8,9 +8,11 @@ from typing import Annotated
 import psycopg
 import typer
 
+from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json, app
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation import Qrels, Run, compare, measure_queries, qrels, runs
+from pgrerank.evaluation import compare, measure_queries
+from pgrerank.judgements import Qrels, Run
 from pgrerank.terminal import note, print_rows, report_errors
 
 Measures = Annotated[
@@ -60,19 +62,23 @@ def measure(
 def _qrels(name: str, split: str, dsn: str) -> Qrels:
     path = Path(name)
     if path.is_dir():
-        return qrels.read_beir(path, split).qrels
+        return judgements.read_beir(path, split).qrels
     if path.exists():
         by_suffix = path.suffix == ".jsonl"
-        return qrels.read_json_lines(path).qrels if by_suffix else qrels.read_trec_qrels(path)
+        return (
+            judgements.read_json_lines(path).qrels
+            if by_suffix
+            else judgements.read_trec_qrels(path)
+        )
     with psycopg.connect(dsn, autocommit=True) as connection:
         try:
-            return qrels.load_set(connection, name).qrels
+            return judgements.load_set(connection, name).qrels
         except EvaluationError as error:
             raise EvaluationError(f"there is no file {name!r}, and {error}") from error
 
 
 def _read(path: Path, judged: Qrels) -> Run:
-    run = runs.read_run(path)
+    run = judgements.read_run(path)
     unanswered, unjudged = len(judged.keys() - run.keys()), len(run.keys() - judged.keys())
     if unanswered:
         note(f"{path}: queries judged but not answered, which count as 0: {unanswered}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pgrerank.evaluation.explanation import Alignment, Explanation
+from pgrerank.explain.explanation import Alignment, Explanation
 
 __all__ = ["Answer", "Heat", "Stretch", "answers", "outside", "stretches"]
 

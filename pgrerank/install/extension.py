@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from pgrerank.errors import InstallError
-from pgrerank.kernel import pg_config_value
-from pgrerank.scripts import SCRIPTS, Scripts
+from pgrerank.install.kernel import pg_config_value
+from pgrerank.install.scripts import SCRIPTS, Scripts
 
 __all__ = ["NAME", "extension_files", "install", "write"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psycopg
 
-from pgrerank import schema
 from pgrerank.embedded.binaries import account, find
+from pgrerank.install import schema
 
 
 def install_release(connection: psycopg.Connection, version: str) -> None:

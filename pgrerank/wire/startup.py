@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgrerank.errors import ProtocolError
+from pgrerank.wire.scram import MECHANISM, ProofRejectedError, ScramVerifier
+from pgrerank.wire.stream import Stream
+from pgrerank.wire.types import FatalError
 from pgrerank.worker import wire_messages as messages
-from pgrerank.worker.scram import MECHANISM, ProofRejectedError, ScramVerifier
-from pgrerank.worker.wire_stream import Stream
-from pgrerank.worker.wire_types import FatalError
 
-log = logging.getLogger("pgrerank.worker.wire")
+log = logging.getLogger("pgrerank.wire.server")
 
 MAX_STARTUP_BYTES = 10_000
 """The longest message before authentication, as in Postgres (MAX_STARTUP_PACKET_LENGTH)."""

@@ -13,16 +13,16 @@ import ssl
 
 from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
+from pgrerank.wire.connection import Connection, Rules
+from pgrerank.wire.scram import ScramVerifier
+from pgrerank.wire.startup import Gate
+from pgrerank.wire.stream import Stream
+from pgrerank.wire.types import FatalError, Handler, Rows, Session
 from pgrerank.worker import wire_messages as messages
-from pgrerank.worker.scram import ScramVerifier
-from pgrerank.worker.wire_connection import Connection, Rules
-from pgrerank.worker.wire_startup import Gate
-from pgrerank.worker.wire_stream import Stream
-from pgrerank.worker.wire_types import FatalError, Handler, Rows, Session
 
 __all__ = ["Handler", "RequestError", "Rows", "Session", "WireServer", "WireServerError"]
 
-log = logging.getLogger("pgrerank.worker.wire")
+log = logging.getLogger("pgrerank.wire.server")
 
 _CANCEL_SECONDS = 2.0
 
@@ -32,7 +32,7 @@ class WireServerError(PgrerankError):
 
 
 class WireServer:
-    """Serves `handler` to libpq clients; see `pgrerank.worker.wire_types.Handler`.
+    """Serves `handler` to libpq clients; see `pgrerank.wire.types.Handler`.
 
     user, password: whom to let in. `user` None takes any name, `password` None asks for none.
     ssl, require_ssl: the context for TLS, and whether plain connections are refused.
@@ -140,7 +140,7 @@ class WireServer:
         if not task.cancelled() and task.exception() is not None:
             log.error("a connection failed", exc_info=task.exception())
 
-    # What connections ask of it: pgrerank.worker.wire_connection.Registry
+    # What connections ask of it: pgrerank.wire.connection.Registry
 
     def register(self, connection: Connection) -> int:
         """Take in an authenticated connection and name its process id."""

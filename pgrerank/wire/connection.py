@@ -14,12 +14,12 @@ from enum import Enum
 from typing import Protocol
 
 from pgrerank.errors import RequestError
+from pgrerank.wire.startup import Gate, admit
+from pgrerank.wire.stream import Stream
+from pgrerank.wire.types import ConnectionLostError, FatalError, Handler, Rows, Session
 from pgrerank.worker import wire_messages as messages
-from pgrerank.worker.wire_startup import Gate, admit
-from pgrerank.worker.wire_stream import Stream
-from pgrerank.worker.wire_types import ConnectionLostError, FatalError, Handler, Rows, Session
 
-log = logging.getLogger("pgrerank.worker.wire")
+log = logging.getLogger("pgrerank.wire.server")
 
 _LINGER_SECONDS = 1.0
 _EMPTY_QUERY = re.compile(r"[\s;]*+")

@@ -1,12 +1,16 @@
-"""Judgements: which documents answer which queries."""
+"""Judgements say which documents answer which queries; a run says what a search gave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.measures import Qrels
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance by query id and document key; what is not named is not relevant."""
+Run = Mapping[str, Sequence[str]]
+"""Document keys by query id, best first."""
 
 
 @dataclass(frozen=True)

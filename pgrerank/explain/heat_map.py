@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgrerank.errors import SettingsError
-from pgrerank.evaluation.explanation import (
+from pgrerank.explain.explanation import (
     STAGES,
     Alignment,
     ExplainedDocument,
@@ -24,7 +24,7 @@ from pgrerank.evaluation.explanation import (
     steps,
     time_parts,
 )
-from pgrerank.evaluation.stretches import Heat, Stretch, answers, outside, stretches
+from pgrerank.explain.stretches import Heat, Stretch, answers, outside, stretches
 
 if TYPE_CHECKING:
     from jinja2 import Environment

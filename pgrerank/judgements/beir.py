@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pgrerank.errors import EvaluationError, PgrerankError
-from pgrerank.evaluation.lines import brief, json_object, read_lines, whole
+from pgrerank.judgements.lines import brief, json_object, read_lines, whole
 
 _Value = TypeVar("_Value")
 

@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
+from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json, app
-from pgrerank.evaluation import qrels, runs
 from pgrerank.evaluation.evaluate import Searched, evaluate, runs_of, search_all
-from pgrerank.evaluation.judgements import Judgements
 from pgrerank.evaluation.orders import MEASURES
 from pgrerank.evaluation.result import Evaluation, Milliseconds
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
+from pgrerank.judgements import Judgements
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 VariantText = Annotated[
@@ -83,7 +83,7 @@ def evaluate_command(
         if run_folder is not None:
             for order, run in runs_of(searched, found["orders"]).items():
                 file = order.replace("+ ", "").replace(", ", "-").lower()
-                runs.write_run(run_folder / f"{file}.txt", run, tag=file)
+                judgements.write_run(run_folder / f"{file}.txt", run, tag=file)
         _show(found, other, report, as_json=as_json)
 
 
@@ -144,11 +144,11 @@ def _judgements(
 ) -> Judgements:
     path = Path(name)
     if path.is_dir():
-        judged = qrels.read_beir(path, split)
+        judged = judgements.read_beir(path, split)
     elif path.exists():
-        judged = qrels.read_json_lines(path)
+        judged = judgements.read_json_lines(path)
     else:
-        judged = qrels.load_set(connection, name)
+        judged = judgements.load_set(connection, name)
     some = spread(list(judged.queries), number or len(judged.queries))
     return Judgements(
         {query: judged.queries[query] for query in some},

@@ -1,0 +1,1 @@
+"""Why documents have their ranks: one search explained, with the tokens that matched."""

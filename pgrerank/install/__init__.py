@@ -1,0 +1,1 @@
+"""What is put into a server: the schema, the extension of it, the native kernel."""

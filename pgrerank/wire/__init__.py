@@ -1,0 +1,1 @@
+"""The Postgres wire protocol, spoken as a server. Knows no models."""

@@ -26,6 +26,7 @@ import psycopg
 from dequantised import convert
 
 from pgrerank import embedded, judgements
+from pgrerank.catalog import register_model
 from pgrerank.demo.models import MODELS, default_folder
 from pgrerank.evaluation import compare, measure_queries
 from pgrerank.install import schema
@@ -37,7 +38,6 @@ from pgrerank.training.mining import Guards, mine
 from pgrerank.training.run import Settings
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
-from pgrerank.worker.registry import register_model
 
 STAGES = {
     "embedding": ["recall"],

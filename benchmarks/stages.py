@@ -23,6 +23,7 @@ import psycopg
 from psycopg import sql
 
 from pgrerank import embedded
+from pgrerank.catalog import register_model
 from pgrerank.demo.models import MODELS, default_folder
 from pgrerank.evaluation.evaluate import evaluate, search_all
 from pgrerank.evaluation.report import write_report
@@ -36,7 +37,6 @@ from pgrerank.judgements.beir import read_corpus
 from pgrerank.terminal import document_progress, note, work_progress
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
-from pgrerank.worker.registry import register_model
 
 
 def set_up(connection: psycopg.Connection, dsn: str, folder: Path) -> str:

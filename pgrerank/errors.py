@@ -40,7 +40,15 @@ class RequestError(PgrerankError):
 
 
 class SettingsError(PgrerankError):
-    """What a command was told can't be."""
+    """A command's arguments are invalid or contradict each other."""
+
+
+class MissingExtraError(PgrerankError):
+    """A feature wants packages that are not installed; the message says which to install."""
+
+
+class CatalogError(PgrerankError):
+    """The database does not say what it always should of a reranker or model."""
 
 
 class WorkerError(PgrerankError):

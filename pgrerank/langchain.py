@@ -9,18 +9,16 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from psycopg import Connection, sql
-from psycopg.types.json import Jsonb
 from pydantic import Field
+
+from pgrerank.catalog import call_statement, read_reranker
 
 __all__ = ["PgrerankRetriever"]
 
-_SOURCE = """
-SELECT n.nspname, c.relname, r.key_column FROM pgrerank._reranker(%s) r
-JOIN pg_class c ON c.oid = r.source JOIN pg_namespace n ON n.oid = c.relnamespace"""
 _SEARCH = sql.SQL("""
 SELECT h.key::text, concat_ws(E'\n', {content}), to_jsonb(d) - %(_left_out)s::text[]
   || jsonb_build_object('score', h.score, 'rank', h.rank, 'stage', h.stage, 'degraded', h.degraded)
-FROM pgrerank.{function}({arguments}) h (key, score, rank, stage, degraded)
+FROM ({search}) h (key, score, rank, stage, degraded)
 JOIN {source} d ON d.{key} = h.key ORDER BY h.rank""")
 
 
@@ -42,16 +40,14 @@ class PgrerankRetriever(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
         given = {"query": query, "top_k": self.k} | self.arguments
-        named = [sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in given]
-        values = {name: Jsonb(v) if isinstance(v, dict) else v for name, v in given.items()}
+        statement, values = call_statement(f"{self.reranker}_search", given)
         with self.connect() as connection:
-            [(schema, table, key)] = connection.execute(_SOURCE, (self.reranker,)).fetchall()
+            reranker = read_reranker(connection, self.reranker)
             search = _SEARCH.format(
                 content=sql.SQL(", ").join(sql.Identifier("d", column) for column in self.content),
-                function=sql.Identifier(f"{self.reranker}_search"),
-                arguments=sql.SQL(", ").join(named),
-                source=sql.Identifier(schema, table),
-                key=sql.Identifier(key),
+                search=statement,
+                source=sql.SQL(reranker.table),
+                key=sql.Identifier(reranker.key_column),
             )
             rows = connection.execute(search, values | {"_left_out": self.content + self.exclude})
             return [Document(id=i, page_content=text, metadata=said) for i, text, said in rows]

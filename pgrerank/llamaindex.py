@@ -11,12 +11,11 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from psycopg import Connection, sql
 
+from pgrerank.catalog import call_statement, read_reranker
+
 __all__ = ["PgrerankPostprocessor"]
 
-_SEARCH = sql.SQL("""
-SELECT h.key::text, h.score
-FROM pgrerank.{}(%(query)s, top_k => %(top_k)s, keys => %(keys)s::text[]::{}[]) h (key, score, rank)
-ORDER BY h.rank""")
+_SEARCH = sql.SQL("SELECT h.key::text, h.score FROM ({}) h (key, score, rank) ORDER BY h.rank")
 
 
 class PgrerankPostprocessor(BaseNodePostprocessor):
@@ -48,8 +47,9 @@ class PgrerankPostprocessor(BaseNodePostprocessor):
         by_key = {str(n.node.metadata[self.key]) if self.key else n.node.node_id: n for n in nodes}
         asked = {"query": query_bundle.query_str, "top_k": self.top_n, "keys": list(by_key)}
         with self.connect() as connection:
-            kind = "SELECT r.key_type::text FROM pgrerank._reranker(%s) r"
-            [(key_type,)] = connection.execute(kind, (self.reranker,)).fetchall()
-            search = _SEARCH.format(sql.Identifier(f"{self.reranker}_search"), sql.SQL(key_type))
-            rows = connection.execute(search, asked).fetchall()
+            reranker = read_reranker(connection, self.reranker)
+            statement, values = call_statement(
+                f"{reranker.name}_search", asked, casts={"keys": f"text[]::{reranker.key_type}[]"}
+            )
+            rows = connection.execute(_SEARCH.format(statement), values).fetchall()
         return [NodeWithScore(node=by_key[key].node, score=score) for key, score in rows]

@@ -9,11 +9,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pgrerank.catalog import register_model
 from pgrerank.demo.models import MODELS
 from pgrerank.errors import EvaluationError, InstallError
 from pgrerank.evaluation import measure
 from pgrerank.judgements import read_beir
-from pgrerank.worker.registry import register_model
 from tests.helpers.workers import worker
 
 pytest.importorskip("mteb")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from alembic.autogenerate import comparators, renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData, text
+from sqlalchemy import Connection, MetaData, Row, text
 
 from pgrerank.alembic.operations import (
     AlterRerankerOp,
@@ -29,17 +29,6 @@ from pgrerank.sqlalchemy import Model, Reranker, rerankers
 __all__ = ["compare", "setup"]
 
 _SCHEMA = "pgrerank"
-_FIXED = {"source", "distance", "embedding_column", "text_search_config"}
-"""What alter_reranker can't change."""
-_NOTHING: dict[str, Any] = {
-    "late_interaction_model": "",
-    "embedding_model": "",
-    "cross_encoder_model": "",
-    "maxsim_bit_top": 0,
-    "token_dims": 0,
-    "blend": {},
-}
-"""How alter_reranker is told to take a setting out."""
 
 
 def setup() -> None:
@@ -65,16 +54,16 @@ def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[s
         return
     upgrade_ops.ops = [op for op in upgrade_ops.ops if not _is_ours(op)]
     declared = {reranker.name: reranker for reranker in _declared(context)}
-    present = _present(connection, schemas)
-    if declared and not _is_installed(connection):
-        _refuse_an_older_schema(connection)
+    is_installed = _is_installed(connection)
+    present = _present(connection, schemas) if is_installed else {}
+    if declared and not is_installed:
         upgrade_ops.ops.insert(0, InstallOp(schema.VERSION))
     drops: list[ops.MigrateOperation] = [
         DropRerankerOp(name, dropped=_as_created(name, settings))
         for name, settings in present.items()
         if name not in declared
     ]
-    registered = _registered(connection) if _is_installed(connection) else {}
+    registered = _registered(connection) if is_installed else {}
     changes: list[ops.MigrateOperation] = [*_models(declared.values(), registered)]
     for name, reranker in declared.items():
         if name not in present:
@@ -101,26 +90,22 @@ def _declared(context: AutogenContext) -> Iterator[Reranker]:
 
 
 def _is_installed(connection: Connection) -> bool:
-    found = connection.scalar(text("SELECT to_regprocedure('pgrerank.settings(text)') IS NOT NULL"))
-    return bool(found)
-
-
-def _refuse_an_older_schema(connection: Connection) -> None:
-    """0.1.0 can't tell what its rerankers are made of."""
+    """Whether pgrerank is there; raises CommandError where it is of another version."""
     known = text("SELECT to_regprocedure('pgrerank.schema_version()') IS NOT NULL")
-    if connection.scalar(known):
-        version = connection.scalar(text("SELECT pgrerank.schema_version()"))
+    if not connection.scalar(known):
+        return False
+    version = connection.scalar(text("SELECT pgrerank.schema_version()"))
+    if version != schema.VERSION:
         raise CommandError(
             f"the database has pgrerank {version}, which can't be compared with models: first"
             f" upgrade it to {schema.VERSION}, by `pgrerank install` or a revision with"
             f" op.upgrade_pgrerank({version!r}, {schema.VERSION!r})"
         )
+    return True
 
 
 def _present(connection: Connection, schemas: set[str | None]) -> dict[str, dict[str, Any]]:
     """Settings by name, of the rerankers over tables in the schemas that are compared."""
-    if not _is_installed(connection):
-        return {}
     default = connection.dialect.default_schema_name
     rows = connection.execute(
         text(
@@ -195,24 +180,29 @@ def _changed(
 ) -> Iterator[ops.MigrateOperation]:
     """One alteration, or, where none can do it, a drop and a creation."""
     table = connection.dialect.identifier_preparer.format_table(reranker.table)
-    changes = connection.scalar(
-        text("SELECT pgrerank._changes(:name, CAST(:wanted AS jsonb))"),
-        {"name": reranker.name, "wanted": json.dumps({"source": table, **reranker.settings})},
-    )
-    if _FIXED & changes.keys():
+    changes = connection.execute(
+        text("SELECT * FROM pgrerank.setting_changes(:reranker, CAST(:declared AS jsonb))"),
+        {
+            "reranker": reranker.name,
+            "declared": json.dumps({"source": table, **reranker.settings}),
+        },
+    ).all()
+    if not all(change.alterable for change in changes):
         yield DropRerankerOp(reranker.name, dropped=_as_created(reranker.name, present))
         yield _created(reranker)
     elif changes:
         yield AlterRerankerOp(reranker.name, _side(changes, "wanted"), _side(changes, "present"))
 
 
-def _side(changes: Mapping[str, Mapping[str, Any]], which: str) -> dict[str, Any]:
+def _side(changes: Sequence[Row[Any]], side: str) -> dict[str, Any]:
     """One side of the differences, in alter_reranker's words."""
-    side = {
-        name: _NOTHING.get(name) if change[which] is None else change[which]
-        for name, change in changes.items()
+    values = {
+        change.setting: change.cleared_by
+        if getattr(change, side) is None
+        else getattr(change, side)
+        for change in changes
     }
-    return {name: value for name, value in side.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _call(name: str, *arguments: Any, **named: Any) -> str:

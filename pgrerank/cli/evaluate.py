@@ -15,7 +15,7 @@ from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json, app
 from pgrerank.evaluation.evaluate import Searched, evaluate, runs_of, search_all
 from pgrerank.evaluation.orders import MEASURES
-from pgrerank.evaluation.result import Evaluation, Milliseconds
+from pgrerank.evaluation.result import Evaluation, Milliseconds, Tuning
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
@@ -78,13 +78,14 @@ def evaluate_command(
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         variant = parse_variant(name)
         judged = _judgements(connection, qrels_name, split, queries)
-        searched, found = _evaluate(connection, variant, judged, qrels_name, measures)
+        searched = _search_all(connection, variant, judged, measures)
+        evaluation = _evaluate(connection, searched, qrels_name)
         other = _other(connection, compare, judged, qrels_name, measures)
         if run_folder is not None:
-            for order, run in runs_of(searched, found["orders"]).items():
+            for order, run in runs_of(searched, evaluation["orders"]).items():
                 file = order.replace("+ ", "").replace(", ", "-").lower()
                 judgements.write_run(run_folder / f"{file}.txt", run, tag=file)
-        _show(found, other, report, as_json=as_json)
+        _show(evaluation, other, report, as_json=as_json)
 
 
 @app.command(
@@ -119,20 +120,20 @@ def tune_command(
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         variant = parse_variant(name)
         judged = _judgements(connection, qrels_name, split, queries)
-        searched, found = _evaluate(connection, variant, judged, qrels_name, measures)
-        tune(
+        searched = _search_all(connection, variant, judged, measures)
+        tuning = tune(
             connection,
             searched,
-            found,
             max_candidates=max_candidates,
             max_maxsim_top=max_maxsim_top,
             phase=_phase,
         )
-        _show(found, None, report, as_json=as_json)
+        evaluation = _evaluate(connection, searched, qrels_name, tuning)
+        _show(evaluation, None, report, as_json=as_json)
         if write:
-            chosen = apply(connection, found)
-            told = ", ".join(f"{key} = {value}" for key, value in chosen.items())
-            note(f"reranker {variant.reranker}: {told or 'nothing to change'}")
+            chosen = apply(connection, evaluation)
+            changes = ", ".join(f"{key} = {value}" for key, value in chosen.items())
+            note(f"reranker {variant.reranker}: {changes or 'nothing to change'}")
 
 
 def _phase(title: str) -> Any:
@@ -142,13 +143,7 @@ def _phase(title: str) -> Any:
 def _judgements(
     connection: psycopg.Connection[Any], name: str, split: str, number: int | None
 ) -> Judgements:
-    path = Path(name)
-    if path.is_dir():
-        judged = judgements.read_beir(path, split)
-    elif path.exists():
-        judged = judgements.read_json_lines(path)
-    else:
-        judged = judgements.load_set(connection, name)
+    judged = judgements.find(connection, name, split)
     some = spread(list(judged.queries), number or len(judged.queries))
     return Judgements(
         {query: judged.queries[query] for query in some},
@@ -156,18 +151,26 @@ def _judgements(
     )
 
 
+def _search_all(
+    connection: psycopg.Connection[Any], variant: Variant, judged: Judgements, measures: str
+) -> Searched:
+    names = [name.strip() for name in measures.split(",")]
+    return search_all(connection, variant, judged, measures=names, phase=_phase)
+
+
 def _evaluate(
     connection: psycopg.Connection[Any],
-    variant: Variant,
-    judged: Judgements,
+    searched: Searched,
     qrels_name: str,
-    measures: str,
-) -> tuple[Searched, Evaluation]:
-    names = [name.strip() for name in measures.split(",")]
-    searched = search_all(connection, variant, judged, measures=names, phase=_phase)
-    command = "pgrerank " + shlex.join(_without_secrets(sys.argv[1:]))
-    return searched, evaluate(
-        connection, searched, qrels=Path(qrels_name).name, command=command, phase=_phase
+    tuning: Tuning | None = None,
+) -> Evaluation:
+    return evaluate(
+        connection,
+        searched,
+        qrels=Path(qrels_name).name,
+        command="pgrerank " + shlex.join(_without_secrets(sys.argv[1:])),
+        tuning=tuning,
+        phase=_phase,
     )
 
 
@@ -194,58 +197,65 @@ def _other(
         from pgrerank.evaluation.report import read_evaluation
 
         return read_evaluation(Path(name))
-    return _evaluate(connection, parse_variant(name), judged, qrels_name, measures)[1]
+    searched = _search_all(connection, parse_variant(name), judged, measures)
+    return _evaluate(connection, searched, qrels_name)
 
 
 def _show(
-    found: Evaluation, other: Evaluation | None, report: Path | None, *, as_json: bool
+    evaluation: Evaluation, other: Evaluation | None, report: Path | None, *, as_json: bool
 ) -> None:
     if report is not None:
         from pgrerank.evaluation.report import write_report
 
-        write_report(found, report, other=other)
+        write_report(evaluation, report, other=other)
     if as_json:
         shown = [
             {key: value for key, value in one.items() if key != "per_query"}
-            for one in (found, other)
+            for one in (evaluation, other)
             if one is not None
         ]
         sys.stdout.write(json.dumps(shown if other else shown[0], ensure_ascii=False) + "\n")
     else:
-        for one in (found, other):
+        for one in (evaluation, other):
             if one is not None:
                 _print(one)
-    for warning in found["warnings"]:
+    for warning in evaluation["warnings"]:
         note(f"warning: {warning}")
     if report is not None:
         note(f"report: {report / 'report.html'}")
 
 
-def _print(found: Evaluation) -> None:
+def _print(evaluation: Evaluation) -> None:
     note(
-        f"{found['label']}, generation {found['generation']}, on {found['qrels']}:"
-        f" {found['queries']} queries, {found['judgements']} judgements"
+        f"{evaluation['label']}, generation {evaluation['generation']}, on {evaluation['qrels']}:"
+        f" {evaluation['queries']} queries, {evaluation['judgements']} judgements"
     )
-    columns = ["order", *found["measures"], "ms p50", "p95", "with all before", "p95"]
+    columns = ["order", *evaluation["measures"], "ms p50", "p95", "with all before", "p95"]
     orders = [
         [
             *(order["name"], *order["measures"].values()),
             *(*_whole(order["stage_ms"]), *_whole(order["total_ms"])),
             *(order["gain"], order["p"], order["better"], order["worse"]),
         ]
-        for order in found["orders"]
+        for order in evaluation["orders"]
     ]
     _section([*columns, "gain", "p", "better", "worse"], orders)
     _section(
         ["ef_search", "share of exact recall", "ms p50", "p95"],
-        [[point["ef_search"], point["recall"], *_whole(point["ms"])] for point in found["hnsw"]],
+        [
+            [point["ef_search"], point["recall"], *_whole(point["ms"])]
+            for point in evaluation["hnsw"]
+        ],
     )
-    for setting, depth in found["depth"].items():
+    tuning = evaluation["tuning"]
+    if tuning is None:
+        return
+    for setting, depth in tuning["depth"].items():
         _section(
-            [setting, found["measures"][0], "ms a call"],
+            [setting, evaluation["measures"][0], "ms a call"],
             [[point["size"], point["quality"], round(point["ms"])] for point in depth],
         )
-    _print_advice(found)
+    _print_advice(tuning, evaluation["measures"][0])
 
 
 def _section(columns: list[str], rows: list[list[Any]]) -> None:
@@ -257,14 +267,14 @@ def _whole(ms: Milliseconds) -> list[int]:
     return [round(ms["p50"]), round(ms["p95"])]
 
 
-def _print_advice(found: Evaluation) -> None:
-    for one in found["recommendations"]:
-        note(one["text"])
-    blend = found["blend"]
+def _print_advice(tuning: Tuning, measure: str) -> None:
+    for recommendation in tuning["recommendations"]:
+        note(recommendation["text"])
+    blend = tuning["blend"]
     if blend is not None:
         weights = ", ".join(f"{stage} {weight:g}" for stage, weight in blend["weights"].items())
         note(
-            f"best blend: {weights}; {found['measures'][0]} {blend['plain']:.4f} without it,"
+            f"best blend: {weights}; {measure} {blend['plain']:.4f} without it,"
             f" {blend['cross_validated']:.4f} with it on queries that it was not found on"
             f" (p = {blend['p']:.3f})"
         )

@@ -15,13 +15,14 @@ from psycopg.rows import dict_row
 from rich.table import Table
 from rich.text import Text
 
-from pgrerank.cli.options import Dsn, Json, Name, app, call
+from pgrerank.catalog import call
+from pgrerank.cli.options import Dsn, Json, Name, app
 from pgrerank.explain.explanation import (
     ExplainedDocument,
     Explanation,
     Step,
     explanation,
-    milliseconds,
+    shown_time,
     stages,
     steps,
     time_parts,
@@ -123,9 +124,9 @@ def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
 
 
 def _print(found: Explanation, aligned: int) -> None:
-    parts = [f"{name} {milliseconds(ms)}" for _, name, ms in time_parts(found)]
+    parts = [f"{name} {shown_time(ms)}" for _, name, ms in time_parts(found)]
     if parts:
-        total = milliseconds(found["times"].get("total", 0))
+        total = shown_time(found["times"].get("total", 0))
         console.print(Text(" + ".join(parts) + " = " + total))
     if found["degraded"]:
         console.print(Text(f"degraded: {found['reason']}", "bold red"))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from pgrerank.cli.options import Dsn, Json, call, print_cursor
+from pgrerank.catalog import call
+from pgrerank.cli.options import Dsn, Json, print_cursor
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import note, report_errors
 
@@ -58,7 +59,7 @@ def add_model(
     ] = None,
 ) -> None:
     """Load a model once, to learn its dimensions, and register it."""
-    from pgrerank.worker.registry import register_model
+    from pgrerank.catalog import register_model
 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         spec = register_model(

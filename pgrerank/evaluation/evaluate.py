@@ -10,28 +10,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 
 from pgrerank import __version__
+from pgrerank.catalog import read_reranker, read_texts
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.orders import (
     MEASURES,
     Measured,
     measure_orders,
-    milliseconds,
+    percentiles,
     warnings,
 )
-from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown
+from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown, Tuning
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements, Run, missing_keys
 
-__all__ = ["Phase", "Searched", "evaluate", "quiet", "runs_of", "search_all"]
+__all__ = ["Phase", "Searched", "evaluate", "runs_of", "search_all", "silently"]
 
 EF_SEARCH = (40, 100, 200, 400)
 _EF_QUERIES = 100
 _SHOWN = 5
 _SNIPPET = 300
+_SETTINGS = (
+    *("candidates", "maxsim_bit_top", "maxsim_top", "blend", "cross_encoder_model"),
+    *("embedding_model", "late_interaction_model", "token_precision", "token_dims", "token_pool"),
+)
+"""What an evaluation tells of the reranker's settings: those that its orders depend on."""
 
 Phase = Callable[[str], AbstractContextManager[Progress]]
 """Opens a part of the work by its title; what it yields is told the progress."""
@@ -39,7 +44,7 @@ Connection = psycopg.Connection[Any]
 
 
 @contextlib.contextmanager
-def quiet(_title: str) -> Any:
+def silently(_title: str) -> Any:
     """A phase that shows nothing."""
     yield lambda _done, _total: None
 
@@ -62,7 +67,7 @@ def search_all(
     judgements: Judgements,
     *,
     measures: Sequence[str] = MEASURES,
-    phase: Phase = quiet,
+    phase: Phase = silently,
 ) -> Searched:
     """Ask a reranker every judged query, once models are loaded.
 
@@ -92,11 +97,13 @@ def evaluate(
     *,
     qrels: str,
     command: str = "",
-    phase: Phase = quiet,
+    tuning: Tuning | None = None,
+    phase: Phase = silently,
 ) -> Evaluation:
     """Measure the order after each stage, and HNSW against exact recall.
 
-    `qrels` names the judgements, `command` what was run.
+    `qrels` names the judgements, `command` what was run; `tuning` is what was found of the same
+    searches, to stand beside.
     """
     degraded = [trace.reason for trace in searched.traces.values() if trace.reason]
     orders, measured = measure_orders(
@@ -129,10 +136,8 @@ def evaluate(
         measures=list(searched.measures),
         orders=orders,
         hnsw=_hnsw(connection, searched, phase),
-        depth={},
-        recommendations=[],
-        blend=None,
-        warnings=told,
+        tuning=tuning,
+        warnings=told + (tuning["warnings"] if tuning else []),
         per_query=_per_query(connection, searched, orders, measured),
     )
 
@@ -149,17 +154,10 @@ def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
 
 def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
     """What the reranker is asked with: its own settings and the variant's in their place."""
-    cursor = connection.cursor(row_factory=dict_row)
-    row = cursor.execute(
-        "SELECT r.generation, r.candidates, r.maxsim_bit_top, r.maxsim_top, r.blend,"
-        " r.cross_encoder_model, g.embedding_model, g.late_interaction_model, g.token_precision,"
-        " g.token_dims, g.token_pool FROM pgrerank._of_generation(pgrerank._reranker(%s), %s) r"
-        " LEFT JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation)",
-        (variant.reranker, variant.generation),
-    ).fetchone()
-    assert row is not None
-    given = {key: value for key, value in variant.settings.items() if value is not None}
-    return {**row, **{key: value for key, value in given.items() if key != "generation"}}
+    reranker = read_reranker(connection, variant.reranker, variant.generation)
+    own = {name: reranker.settings[name] for name in _SETTINGS}
+    given = {name: value for name, value in variant.settings.items() if value is not None}
+    return {**own, **given, "generation": reranker.generation}
 
 
 def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPoint]:
@@ -199,7 +197,7 @@ def _ef_point(ef_search: int, traces: Mapping[str, Trace], exact: Mapping[str, T
     return EfPoint(
         ef_search=ef_search,
         recall=sum(shares) / len(shares),
-        ms=milliseconds(trace.times["recall"] for trace in traces.values()),
+        ms=percentiles(trace.times["recall"] for trace in traces.values()),
     )
 
 
@@ -210,7 +208,14 @@ def _per_query(
     heads = {
         (name, query): keys[:_SHOWN] for name, run in runs.items() for query, keys in run.items()
     }
-    texts = _texts(connection, searched.variant, {key for head in heads.values() for key in head})
+    variant = searched.variant
+    shown = {key for head in heads.values() for key in head}
+    texts = {
+        key: text[:_SNIPPET]
+        for key, text in read_texts(
+            connection, variant.reranker, sorted(shown), variant.generation
+        ).items()
+    }
     first = searched.measures[0]
     found = []
     for query, text in searched.judgements.queries.items():
@@ -231,12 +236,3 @@ def _per_query(
             )
         )
     return found
-
-
-def _texts(connection: Connection, variant: Variant, keys: set[str]) -> dict[str, str]:
-    rows = connection.execute(
-        "SELECT unnest(t.known), unnest(t.texts) FROM pgrerank._texts(pgrerank._of_generation("
-        "pgrerank._reranker(%s), %s), %s) t",
-        (variant.reranker, variant.generation, sorted(keys)),
-    ).fetchall()
-    return {key: text[:_SNIPPET] for key, text in rows}

@@ -10,10 +10,11 @@ import numpy as np
 from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.result import Milliseconds, Order
 from pgrerank.evaluation.significance import compare
-from pgrerank.evaluation.traces import STAGES, Trace
+from pgrerank.evaluation.traces import Trace
 from pgrerank.judgements import Qrels, Run
+from pgrerank.stages import STAGES
 
-__all__ = ["MAX_P", "MEASURES", "Measured", "measure_orders", "milliseconds", "warnings"]
+__all__ = ["MAX_P", "MEASURES", "Measured", "measure_orders", "percentiles", "warnings"]
 
 MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
 """The first is the one that orders are compared by."""
@@ -21,13 +22,8 @@ MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
 MAX_P = 0.05
 """A gain is taken for one when it is put down to chance no more often."""
 
-NAMES = {
-    "exact": "recall, exact",
-    "recall": "recall, HNSW",
-    "maxsim_bit": "+ bits",
-    "maxsim": "+ MaxSim",
-    "cross_encoder": "+ cross-encoder",
-}
+NAMES = {"exact": "recall, exact", **{name: stage.order for name, stage in STAGES.items()}}
+"""What orders are called: that of exact recall, and by stage."""
 
 Measured = dict[str, dict[str, dict[str, float]]]
 """By order's name, measure and query."""
@@ -68,13 +64,14 @@ def _row(
     stage: str,
 ) -> Order:
     own = measured[NAMES[name]]
-    until = ("encode_query", *STAGES[: STAGES.index(stage) + 1])
+    stages = list(STAGES)
+    until = ("encode_query", *stages[: stages.index(stage) + 1])
     row = Order(
         name=NAMES[name],
         stage="exact_recall" if name == "exact" else name,
         measures={one: _mean(own[one].values()) for one in measures},
-        stage_ms=milliseconds(spent.get(stage, 0.0) for spent in times),
-        total_ms=milliseconds(sum(spent.get(one, 0.0) for one in until) for spent in times),
+        stage_ms=percentiles(spent.get(stage, 0.0) for spent in times),
+        total_ms=percentiles(sum(spent.get(one, 0.0) for one in until) for spent in times),
         against=None,
         gain=None,
         p=None,
@@ -94,7 +91,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
-def milliseconds(values: Iterable[float]) -> Milliseconds:
+def percentiles(values: Iterable[float]) -> Milliseconds:
     """Median and 95th percentile; zeros for none."""
     listed = list(values) or [0.0]
     return Milliseconds(p50=float(np.percentile(listed, 50)), p95=float(np.percentile(listed, 95)))

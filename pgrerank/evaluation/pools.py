@@ -1,7 +1,7 @@
 """What smaller sizes or a blend would make of candidates whose scores are known.
 
 A stage's score of a document depends on nothing but the two, so an order by fewer candidates, a
-smaller head or other weights needs no search: it is put together as `pgrerank._run` would.
+smaller head or other weights needs no search: it is put together as sql/90_pool.sql does.
 """
 
 from __future__ import annotations
@@ -14,51 +14,68 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from pgrerank.catalog import call_statement
 from pgrerank.evaluation.traces import Progress, Trace
 from pgrerank.evaluation.variant import Variant
+from pgrerank.stages import STAGES
 
-__all__ = ["Pool", "blended", "complete", "pool_of"]
+__all__ = ["Pool", "Sizes", "blended", "complete", "pool_of"]
 
 Scores = NDArray[np.float64]
 _NOISE = 1e-12
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How many documents recall returns, and of how many of the best so far a stage takes care.
+
+    A `maxsim_bit_top` of None has MaxSim score all; a `maxsim_top` of 0 leaves the cross-encoder
+    out.
+    """
+
+    candidates: int
+    maxsim_top: int
+    maxsim_bit_top: int | None = None
+
+    def scored_by(self, stage: str) -> int | None:
+        """How many of the best so far the stage scores; None for all."""
+        return {"maxsim": self.maxsim_bit_top, "cross_encoder": self.maxsim_top}.get(stage)
+
+
 @dataclass
 class Pool:
-    """A query's candidates in recall's order, with their scores; NaN for what is not known."""
+    """A query's candidates in recall's order, with their scores by stage; NaN for unknown ones."""
 
     keys: list[str]
-    recall: Scores
-    maxsim: Scores
-    cross_encoder: Scores
+    scores: dict[str, Scores]
 
-    def before_head(self, candidates: int, blend: Mapping[str, float] | None) -> NDArray[np.int64]:
-        """Places of the first `candidates`, in the order that the cross-encoder's head is taken."""
-        places = np.arange(min(candidates, len(self.keys)))
-        scored = places[np.isfinite(self.maxsim[places])]
-        if not len(scored):
-            return places
-        values = self.maxsim[scored]
-        if blend is not None:
-            values = blended({"recall": self.recall[scored], "maxsim": values}, blend)
-        return np.concatenate([self._best(scored, values), np.setdiff1d(places, scored)])
+    def before_head(self, sizes: Sizes, blend: Mapping[str, float] | None) -> NDArray[np.int64]:
+        """Places of the candidates in the order that the cross-encoder's head is taken of."""
+        return self._after("maxsim", sizes, blend)
 
-    def order(
-        self, candidates: int, maxsim_top: int, blend: Mapping[str, float] | None
-    ) -> list[str]:
-        """Keys, best first; with a `maxsim_top` of 0 the cross-encoder is left out."""
-        places = self.before_head(candidates, blend)
-        head = places[:maxsim_top]
-        head = head[np.isfinite(self.cross_encoder[head])]
-        values = self.cross_encoder[head]
-        if blend is not None and len(head):
-            parts = {stage: getattr(self, stage)[head] for stage in ("recall", "maxsim")}
-            values = blended({**parts, "cross_encoder": values}, blend)
-        rest = places[~np.isin(places, head)]
-        return [self.keys[place] for place in (*self._best(head, values), *rest)]
+    def order(self, sizes: Sizes, blend: Mapping[str, float] | None) -> list[str]:
+        """Keys, best first."""
+        return [self.keys[place] for place in self._after("cross_encoder", sizes, blend)]
+
+    def _after(
+        self, last: str, sizes: Sizes, blend: Mapping[str, float] | None
+    ) -> NDArray[np.int64]:
+        """Each stage ranks the head that it scores; the rest follows as it stood before."""
+        places = np.arange(min(sizes.candidates, len(self.keys)))
+        stages = list(STAGES)
+        for stage in stages[1 : stages.index(last) + 1]:
+            head = places[: sizes.scored_by(stage)]
+            scored = head[np.isfinite(self.scores[stage][head])]
+            values = self.scores[stage][scored]
+            if blend is not None and STAGES[stage].is_blended and len(scored):
+                until = stages[: stages.index(stage) + 1]
+                values = blended({name: self.scores[name][scored] for name in until}, blend)
+            rest = places[~np.isin(places, scored)]
+            places = np.concatenate([self._best(scored, values), rest])
+        return places
 
     def _best(self, places: NDArray[np.int64], values: Scores) -> NDArray[np.int64]:
-        """By value, the highest first; by key where they are equal, as the database does."""
+        """By value, the highest first; the lower key first where they are equal."""
         keys = np.array([self.keys[place] for place in places], dtype=str)
         return places[np.lexsort((keys, -values))]
 
@@ -66,8 +83,8 @@ class Pool:
 def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
     """The weighted sum of scores, each less its mean and divided by its standard deviation.
 
-    The arrays are parallel; NaN adds nothing, as does a stage whose scores are all the same
-    (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What `pgrerank._blended` computes.
+    The arrays are parallel. What has no score, no weight, or the same score for all, adds nothing
+    (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). sql/90_pool.sql computes the same.
     """
     total = np.zeros(len(next(iter(scores.values()))))
     for stage, values in scores.items():
@@ -85,13 +102,10 @@ def pool_of(wide: Trace, known: Trace) -> Pool:
     """The candidates of a search without cross-encoder, and what another knows of that one."""
     by_rank = np.argsort(wide.ranks["recall"])
     keys = [wide.keys[place] for place in by_rank]
+    scores = {stage: wide.scores[stage][by_rank] for stage in STAGES}
     scored = dict(zip(known.keys, known.scores["cross_encoder"].tolist(), strict=True))
-    return Pool(
-        keys,
-        wide.scores["recall"][by_rank],
-        wide.scores["maxsim"][by_rank],
-        np.array([scored.get(key, np.nan) for key in keys], np.float64),
-    )
+    scores["cross_encoder"] = np.array([scored.get(key, np.nan) for key in keys], np.float64)
+    return Pool(keys, scores)
 
 
 def complete(
@@ -105,21 +119,35 @@ def complete(
     """Have the cross-encoder score the wanted places that it has not scored yet."""
     for number, (query, places) in enumerate(wanted.items(), 1):
         pool = pools[query]
-        missing = [place for place in sorted(places) if np.isnan(pool.cross_encoder[place])]
+        missing = [
+            place for place in sorted(places) if np.isnan(pool.scores["cross_encoder"][place])
+        ]
         for start in range(0, len(missing), 1000):
             part = missing[start : start + 1000]
-            scores = _score(connection, variant, queries[query], [pool.keys[p] for p in part])
-            pool.cross_encoder[part] = [scores.get(pool.keys[p], np.nan) for p in part]
+            scores = _score(
+                connection, variant, queries[query], [pool.keys[place] for place in part]
+            )
+            found = [scores.get(pool.keys[place], np.nan) for place in part]
+            pool.scores["cross_encoder"][part] = found
         on_progress(number, len(wanted))
 
 
 def _score(
     connection: psycopg.Connection[Any], variant: Variant, query: str, keys: list[str]
 ) -> dict[str, float]:
-    rows = connection.execute(
-        "SELECT key, cross_encoder_score FROM pgrerank.explain_search(%s, %s, top_k => %s,"
-        " keys => %s, maxsim_top => %s, stages => '{cross_encoder}', generation => %s,"
-        " timeout => %s::interval, strict => true, alignments => false)",
-        (variant.reranker, query, len(keys), keys, len(keys), variant.generation, variant.timeout),
-    ).fetchall()
-    return dict(rows)
+    arguments = {
+        "reranker": variant.reranker,
+        "query": query,
+        "top_k": len(keys),
+        "keys": keys,
+        "maxsim_top": len(keys),
+        "stages": ["cross_encoder"],
+        "generation": variant.generation,
+        "timeout": variant.timeout,
+        "strict": True,
+        "alignments": False,
+    }
+    statement, values = call_statement(
+        "explain_search", arguments, select="key, cross_encoder_score"
+    )
+    return dict(connection.execute(statement, values).fetchall())

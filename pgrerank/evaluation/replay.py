@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
+from pgrerank.catalog import call_statement, read_reranker
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.measures import measure_queries
-from pgrerank.evaluation.orders import milliseconds
+from pgrerank.evaluation.orders import percentiles
 from pgrerank.evaluation.overlap import overlap, rank_biased_overlap
 from pgrerank.evaluation.result import Milliseconds
 from pgrerank.evaluation.significance import Comparison, compare
 from pgrerank.judgements import Judgements, Qrels
 from pgrerank.judgements.lines import normal
+from pgrerank.stages import STAGES
 
 __all__ = ["Answer", "Asked", "Replay", "Search", "Times", "logged", "replay"]
 
-_STAGES = ("encode_query", "recall", "maxsim_bit", "maxsim", "cross_encoder", "total")
+_PARTS = ("encode_query", *STAGES, "total")
 Connection = psycopg.Connection[Any]
 
 
@@ -111,11 +112,11 @@ class Replay:
     def times(self) -> dict[str, Times]:
         """By stage, in the order in which they run, `total` last; zeros for one that did not."""
         times = {}
-        for stage in _STAGES:
+        for stage in _PARTS:
             then = [one.then.times[stage] for one in self.asked if stage in one.then.times]
             now = [one.now.times[stage] for one in self.asked if stage in one.now.times]
             if then or now:
-                times[stage] = Times(milliseconds(then), milliseconds(now))
+                times[stage] = Times(percentiles(then), percentiles(now))
         return times
 
     def most_changed(self, count: int) -> list[Asked]:
@@ -132,7 +133,7 @@ def logged(
     `since` is an interval of Postgres's. Raises EvaluationError where there are none, and
     psycopg.Error for a reranker that does not exist and a role that may not read the log.
     """
-    [(sample,)] = connection.execute("SELECT log_sample FROM pgrerank._reranker(%s)", (reranker,))
+    sample = read_reranker(connection, reranker).settings["log_sample"]
     rows = connection.execute(
         "SELECT id, query, arguments, keys, degraded, times FROM pgrerank.searches"
         " WHERE reranker = %s AND searched_at >= now() - %s::interval"
@@ -194,23 +195,14 @@ def replay(
 def _ask(
     connection: Connection, reranker: str, search: Search, settings: Mapping[str, Any]
 ) -> Asked:
-    arguments = {**search.arguments, **settings, "alignments": False}
-    named = sql.SQL(", ").join(
-        sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name))
-        for name in arguments
+    arguments = {"reranker": reranker, "query": search.query, "alignments": False}
+    statement, values = call_statement(
+        "explain_search",
+        {**search.arguments, **settings, **arguments},
+        select="key, degraded, times",
     )
-    values = {
-        name: Jsonb(value) if name in ("filter", "blend") else value
-        for name, value in arguments.items()
-    }
-    call = sql.SQL(
-        "SELECT key, degraded, times FROM pgrerank.explain_search(%(_reranker)s, %(_query)s, {})"
-        " ORDER BY rank"
-    ).format(named)
     with connection.transaction():
-        rows = connection.execute(
-            call, values | {"_reranker": reranker, "_query": search.query}
-        ).fetchall()
+        rows = connection.execute(statement + sql.SQL(" ORDER BY rank"), values).fetchall()
     times = rows[0][2] if rows else {}
     keys = [key for key, _, _ in rows]
     return Asked(search, Answer(keys, any(degraded for _, degraded, _ in rows), times))

@@ -14,6 +14,7 @@ __all__ = [
     "QueryFound",
     "Recommendation",
     "Shown",
+    "Tuning",
 ]
 
 
@@ -84,6 +85,19 @@ class BlendFound(TypedDict):
     p: float
 
 
+class Tuning(TypedDict):
+    """Which sizes and which blend serve best.
+
+    `depth` is by setting: `candidates` and `maxsim_top`. `blend` is None where there are too few
+    queries to find weights on, as `warnings` then say, or one stage alone.
+    """
+
+    depth: dict[str, list[DepthPoint]]
+    recommendations: list[Recommendation]
+    blend: BlendFound | None
+    warnings: list[str]
+
+
 class Shown(TypedDict):
     """A document as a report shows it; `relevance` is None where it is not judged."""
 
@@ -105,8 +119,8 @@ class QueryFound(TypedDict):
 class Evaluation(TypedDict):
     """A reranker measured on one set of judgements.
 
-    The first of `measures` is the one that orders are compared by. `depth` is by setting:
-    `candidates` and `maxsim_top`. `qrels` names the set, `command` made it.
+    The first of `measures` is the one that orders are compared by. `tuning` is None where only the
+    orders were measured. `qrels` names the set, `command` made it.
     """
 
     pgrerank: str
@@ -123,8 +137,6 @@ class Evaluation(TypedDict):
     measures: list[str]
     orders: list[Order]
     hnsw: list[EfPoint]
-    depth: dict[str, list[DepthPoint]]
-    recommendations: list[Recommendation]
-    blend: BlendFound | None
+    tuning: Tuning | None
     warnings: list[str]
     per_query: list[QueryFound]

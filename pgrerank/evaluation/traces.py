@@ -10,22 +10,15 @@ from typing import Any
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg.types.json import Jsonb
 
+from pgrerank.catalog import call, fetch_one
 from pgrerank.evaluation.variant import Variant
+from pgrerank.stages import STAGES
 
-__all__ = ["STAGES", "Progress", "Trace", "ask", "ask_one"]
-
-STAGES = ("recall", "maxsim_bit", "maxsim", "cross_encoder")
-"""In the order in which they run."""
+__all__ = ["Progress", "Trace", "ask", "ask_one"]
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
-
-_TRACE = (
-    "SELECT pgrerank._trace(%(reranker)s, %(query)s, %(candidates)s, %(maxsim_bit_top)s,"
-    " %(maxsim_top)s, %(stages)s, %(recall)s, %(generation)s, %(blend)s, %(timeout)s)"
-)
 
 
 @dataclass(frozen=True)
@@ -44,11 +37,12 @@ class Trace:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Trace:
-        """As `pgrerank._trace` gives it; raises KeyError, TypeError or ValueError for another."""
+        """As `pgrerank.trace` gives it."""
+        nothing = [None] * len(value["keys"])
         return cls(
             tuple(value["keys"]),
-            {stage: np.array(value[f"{stage}_score"], np.float64) for stage in STAGES},
-            {stage: np.array(value[f"{stage}_rank"], np.float64) for stage in STAGES},
+            {stage: np.array(value["scores"].get(stage, nothing), np.float64) for stage in STAGES},
+            {stage: np.array(value["ranks"].get(stage, nothing), np.float64) for stage in STAGES},
             {stage: float(spent) for stage, spent in value["times"].items()},
             value["reason"],
         )
@@ -60,8 +54,9 @@ class Trace:
 
     def order(self, stage: str) -> list[str]:
         """Keys after that stage; candidates that it left out follow as they stood before."""
-        until = STAGES[: STAGES.index(stage) + 1]
-        by = [np.where(np.isnan(self.ranks[one]), math.inf, self.ranks[one]) for one in until]
+        stages = list(STAGES)
+        until = [self.ranks[name] for name in stages[: stages.index(stage) + 1]]
+        by = [np.where(np.isnan(ranks), math.inf, ranks) for ranks in until]
         return [self.keys[place] for place in np.lexsort(by)]
 
 
@@ -69,13 +64,8 @@ def ask_one(
     connection: psycopg.Connection[Any], variant: Variant, query: str, **changed: Any
 ) -> Trace:
     """Search by a variant, with `changed` in place of its own settings."""
-    settings = {**variant.settings, "recall": "hnsw", **changed}
-    settings["blend"] = None if settings["blend"] is None else Jsonb(settings["blend"])
-    row = connection.execute(
-        _TRACE, {"reranker": variant.reranker, "query": query, **settings}
-    ).fetchone()
-    assert row is not None
-    return Trace.from_json(row[0])
+    arguments = {"reranker": variant.reranker, "query": query, **variant.settings, **changed}
+    return Trace.from_json(fetch_one(call(connection, "trace", arguments))[0])
 
 
 def ask(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
-from psycopg.types.json import Jsonb
 
+from pgrerank.catalog import call
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.blending import find_weights, weights_to_try
 from pgrerank.evaluation.depth import (
@@ -17,83 +18,79 @@ from pgrerank.evaluation.depth import (
     recommend,
     time_by_size,
 )
-from pgrerank.evaluation.evaluate import Phase, Searched, quiet
+from pgrerank.evaluation.evaluate import Phase, Searched, silently
 from pgrerank.evaluation.orders import MAX_P
-from pgrerank.evaluation.pools import Pool, complete, pool_of
-from pgrerank.evaluation.result import DepthPoint, Evaluation
+from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
+from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Tuning
 from pgrerank.evaluation.traces import Trace, ask
+from pgrerank.stages import STAGES
 
 __all__ = ["apply", "tune"]
 
-_BLENDED = ("recall", "maxsim", "cross_encoder")
 Connection = psycopg.Connection[Any]
 
 
 def tune(
     connection: Connection,
     searched: Searched,
-    evaluation: Evaluation,
     *,
     max_candidates: int | None = None,
     max_maxsim_top: int | None = None,
-    phase: Phase = quiet,
-) -> None:
-    """Add depth curves, recommendations and the best blend to an evaluation.
+    phase: Phase = silently,
+) -> Tuning:
+    """Find depth curves, the sizes that are worth their time, and the best blend.
 
     Looks at up to `max_candidates` (by default 200, or what the reranker has if that is more) and
-    `max_maxsim_top` (by default 50). Only what the searches did not score already is scored.
+    `max_maxsim_top` (by default 50), with the stages that the reranker runs. Only what the searches
+    did not score already is scored.
     """
     settings = searched.settings
-    stages = [
-        stage for stage in _BLENDED if any(stage in t.stages for t in searched.traces.values())
-    ]
+    stages = [stage for stage in STAGES if any(stage in t.stages for t in searched.traces.values())]
     widest = max(max_candidates or 200, settings["candidates"])
     deepest = max(max_maxsim_top or 50, settings["maxsim_top"])
-    has_head = "cross_encoder" in stages
+    present = Sizes(
+        settings["candidates"],
+        settings["maxsim_top"] if "cross_encoder" in stages else 0,
+        settings["maxsim_bit_top"] if "maxsim_bit" in stages else None,
+    )
+    tuner = _Tuner(connection, searched, stages, present, phase)
     sizes = {
         "candidates": [
-            (size, settings["maxsim_top"] if has_head else 0)
-            for size in grid(settings["candidates"], widest, least=9)
-        ],
-        "maxsim_top": [
-            (settings["candidates"], size)
-            for size in ([0, *grid(settings["maxsim_top"], deepest)] if has_head else [])
+            replace(present, candidates=size) for size in grid(present.candidates, widest, least=9)
         ],
     }
-    pools = _pools(connection, searched, stages, widest, phase)
-    if has_head:
-        wanted = _wanted(pools, [*sizes["candidates"], *sizes["maxsim_top"]], settings, stages)
-        with phase("scoring what is missing") as progress:
-            complete(
-                connection, searched.variant, searched.judgements.queries, pools, wanted, progress
-            )
-    for setting, pairs in sizes.items():
-        if pairs:
-            _curve(connection, searched, evaluation, pools, stages, setting, pairs, phase)
-    if len(stages) > 1:
-        _blend(searched, evaluation, pools, stages)
+    if "cross_encoder" in stages:
+        depths = [0, *grid(present.maxsim_top, deepest)]
+        sizes["maxsim_top"] = [replace(present, maxsim_top=size) for size in depths]
+    pools = tuner.pools(widest, [size for some in sizes.values() for size in some])
+    curves = {setting: tuner.curve(pools, setting, some) for setting, some in sizes.items()}
+    recommended = [
+        recommend(setting, curve, searched.measures[0]) for setting, curve in curves.items()
+    ]
+    blend, warnings = tuner.blend(pools)
+    return Tuning(
+        depth=curves,
+        recommendations=[one for one in recommended if one is not None],
+        blend=blend,
+        warnings=warnings,
+    )
 
 
 def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
     """Write what is recommended to the reranker; returns the settings written, maybe none."""
+    tuning = evaluation["tuning"]
+    if tuning is None:
+        return {}
     chosen: dict[str, Any] = {
         one["setting"]: one["value"]
-        for one in evaluation["recommendations"]
+        for one in tuning["recommendations"]
         if one["value"] and one["value"] != evaluation["settings"][one["setting"]]
     }
-    blend = evaluation["blend"]
+    blend = tuning["blend"]
     if blend is not None and _is_worth_it(blend["cross_validated"] - blend["plain"], blend["p"]):
         chosen["blend"] = blend["weights"]
     if chosen:
-        connection.execute(
-            "SELECT pgrerank.alter_reranker(%s, candidates => %s, maxsim_top => %s, blend => %s)",
-            (
-                evaluation["reranker"],
-                chosen.get("candidates"),
-                chosen.get("maxsim_top"),
-                Jsonb(chosen["blend"]) if "blend" in chosen else None,
-            ),
-        )
+        call(connection, "alter_reranker", {"reranker": evaluation["reranker"], **chosen})
     return chosen
 
 
@@ -101,84 +98,88 @@ def _is_worth_it(gain: float, p: float) -> bool:
     return gain > 0 and p <= MAX_P
 
 
-def _pools(
-    connection: Connection,
-    searched: Searched,
-    stages: Sequence[str],
-    candidates: int,
-    phase: Phase,
-) -> dict[str, Pool]:
-    with phase(f"recalling {candidates}") as progress:
-        wide: Mapping[str, Trace] = ask(
-            connection,
-            searched.variant,
-            searched.judgements.queries,
-            on_progress=progress,
-            candidates=candidates,
-            stages=[stage for stage in stages if stage != "cross_encoder"],
-        )
-    return {query: pool_of(trace, searched.traces[query]) for query, trace in wide.items()}
+@dataclass(frozen=True)
+class _Tuner:
+    """What all parts of a tuning look at: the searches, the stages that run, the present sizes."""
 
+    connection: Connection
+    searched: Searched
+    stages: Sequence[str]
+    present: Sizes
+    phase: Phase
 
-def _wanted(
-    pools: Mapping[str, Pool],
-    sizes: Sequence[tuple[int, int]],
-    settings: Mapping[str, Any],
-    stages: Sequence[str],
-) -> dict[str, set[int]]:
-    """Places whose scores some size or some weights ask for."""
-    now = (settings["candidates"], settings["maxsim_top"])
-    heads = [(*pair, settings["blend"]) for pair in sizes]
-    heads += [(*now, weights) for weights in weights_to_try(stages)]
-    return {
-        query: {
-            int(place)
-            for candidates, maxsim_top, blend in heads
-            for place in pool.before_head(candidates, blend)[:maxsim_top]
+    def pools(self, candidates: int, sizes: Sequence[Sizes]) -> dict[str, Pool]:
+        """Each query's candidates, with all the scores that some size or some weights ask for."""
+        with self.phase(f"recalling {candidates}") as progress:
+            wide: Mapping[str, Trace] = ask(
+                self.connection,
+                self.searched.variant,
+                self.searched.judgements.queries,
+                on_progress=progress,
+                candidates=candidates,
+                # Of fewer candidates, other ones are the best by bits: MaxSim scores them all.
+                maxsim_bit_top=None if self.present.maxsim_bit_top is None else candidates,
+                stages=[stage for stage in self.stages if stage != "cross_encoder"],
+            )
+        pools = {
+            query: pool_of(trace, self.searched.traces[query]) for query, trace in wide.items()
         }
-        for query, pool in pools.items()
-    }
+        if "cross_encoder" in self.stages:
+            with self.phase("scoring what is missing") as progress:
+                complete(
+                    self.connection,
+                    self.searched.variant,
+                    self.searched.judgements.queries,
+                    pools,
+                    self._heads(pools, sizes),
+                    progress,
+                )
+        return pools
 
+    def _heads(self, pools: Mapping[str, Pool], sizes: Sequence[Sizes]) -> dict[str, set[int]]:
+        """Places that the cross-encoder reads by some size, or by some weights."""
+        asked = [(size, self.searched.settings["blend"]) for size in sizes]
+        asked += [(self.present, weights) for weights in weights_to_try(self._blended)]
+        return {
+            query: {
+                int(place)
+                for size, blend in asked
+                for place in pool.before_head(size, blend)[: size.maxsim_top]
+            }
+            for query, pool in pools.items()
+        }
 
-def _curve(
-    connection: Connection,
-    searched: Searched,
-    evaluation: Evaluation,
-    pools: Mapping[str, Pool],
-    stages: Sequence[str],
-    setting: str,
-    pairs: Sequence[tuple[int, int]],
-    phase: Phase,
-) -> None:
-    measure = searched.measures[0]
-    queries = searched.judgements.queries
-    quality = quality_by_size(
-        pools, searched.judgements.qrels, pairs, searched.settings["blend"], measure
-    )
-    times = []
-    with phase(f"timing {setting}") as progress:
-        for spent in time_by_size(connection, searched.variant, queries, stages, pairs):
-            times.append(spent)
-            progress(len(times), len(pairs))
-    sizes = [pair[0 if setting == "candidates" else 1] for pair in pairs]
-    found: list[DepthPoint] = points(sizes, list(quality), times)
-    evaluation["depth"][setting] = found
-    recommended = recommend(setting, found, measure)
-    if recommended is not None:
-        evaluation["recommendations"].append(recommended)
+    @property
+    def _blended(self) -> list[str]:
+        return [stage for stage in self.stages if STAGES[stage].is_blended]
 
-
-def _blend(
-    searched: Searched,
-    evaluation: Evaluation,
-    pools: Mapping[str, Pool],
-    stages: Sequence[str],
-) -> None:
-    settings = searched.settings
-    now = (settings["candidates"], settings["maxsim_top"] if "cross_encoder" in stages else 0)
-    try:
-        evaluation["blend"] = find_weights(
-            pools, searched.judgements.qrels, stages, now, searched.measures[0]
+    def curve(
+        self, pools: Mapping[str, Pool], setting: str, sizes: Sequence[Sizes]
+    ) -> list[DepthPoint]:
+        """Quality and time by one setting."""
+        searched = self.searched
+        quality = quality_by_size(
+            pools,
+            searched.judgements.qrels,
+            sizes,
+            searched.settings["blend"],
+            searched.measures[0],
         )
-    except EvaluationError as error:
-        evaluation["warnings"].append(str(error))
+        times = []
+        with self.phase(f"timing {setting}") as progress:
+            for spent in time_by_size(
+                self.connection, searched.variant, searched.judgements.queries, self.stages, sizes
+            ):
+                times.append(spent)
+                progress(len(times), len(sizes))
+        return points([getattr(size, setting) for size in sizes], list(quality), times)
+
+    def blend(self, pools: Mapping[str, Pool]) -> tuple[BlendFound | None, list[str]]:
+        """The best weights of the stages that are blended, and why there are none."""
+        if len(self._blended) < 2:
+            return None, []
+        qrels, measure = self.searched.judgements.qrels, self.searched.measures[0]
+        try:
+            return find_weights(pools, qrels, self._blended, self.present, measure), []
+        except EvaluationError as error:
+            return None, [str(error)]

@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of pgrerank._trace by name."""
+        """Arguments of a search by name."""
         names = ("generation", *_NAMES)
         return {name: getattr(self, name) for name in names}
 

@@ -6,29 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import psycopg
-from psycopg import sql
-from psycopg.rows import tuple_row
+
+from pgrerank.catalog import read_reranker, read_texts
+from pgrerank.stages import STAGES
 
 __all__ = [
-    "STAGES",
     "Alignment",
     "ExplainedDocument",
     "Explanation",
     "Step",
     "explanation",
-    "milliseconds",
+    "shown_time",
     "stages",
     "steps",
     "time_parts",
 ]
-
-STAGES = {
-    "recall": "recall",
-    "maxsim_bit": "MaxSim by bits",
-    "maxsim": "MaxSim",
-    "cross_encoder": "cross-encoder",
-}
-"""What people call the stages, in the order in which they run."""
+_LABELS = {name: stage.label for name, stage in STAGES.items()}
 
 
 class Alignment(TypedDict):
@@ -44,21 +37,18 @@ class Alignment(TypedDict):
 
 
 class ExplainedDocument(TypedDict):
-    """A row of `explain_search` without what is the same in all rows; `text` is the document's."""
+    """A row of `explain_search` without what is the same in all rows; `text` is the document's.
+
+    `scores` and `ranks` are by stage; None for a stage that left it out.
+    """
 
     key: str
     text: str
     score: float | None
     rank: int
     stage: str
-    recall_score: float | None
-    recall_rank: int | None
-    maxsim_bit_score: float | None
-    maxsim_bit_rank: int | None
-    maxsim_score: float | None
-    maxsim_rank: int | None
-    cross_encoder_score: float | None
-    cross_encoder_rank: int | None
+    scores: dict[str, float | None]
+    ranks: dict[str, int | None]
     alignment: Alignment | None
 
 
@@ -86,13 +76,9 @@ def explanation(
     For texts to be those that were aligned, call it in the same REPEATABLE READ transaction.
     """
     first: Mapping[str, Any] = rows[0] if rows else {}
-    number, texts = _texts(connection, reranker, generation, [row["key"] for row in rows])
-    same_in_all = ("times", "degraded", "reason")
-    documents: list[Any] = [
-        {name: value for name, value in row.items() if name not in same_in_all}
-        | {"text": texts.get(row["key"], "")}
-        for row in rows
-    ]
+    keys = [row["key"] for row in rows]
+    number = read_reranker(connection, reranker, generation).generation
+    texts = read_texts(connection, reranker, keys, number)
     return Explanation(
         reranker=reranker,
         generation=number,
@@ -100,42 +86,33 @@ def explanation(
         times=first.get("times", {}),
         degraded=first.get("degraded", False),
         reason=first.get("reason"),
-        documents=documents,
+        documents=[_document(row, texts.get(row["key"], "")) for row in rows],
     )
 
 
-def _texts(
-    connection: psycopg.Connection[Any], reranker: str, generation: int | None, keys: list[str]
-) -> tuple[int, dict[str, str]]:
-    """The generation's number, and by key the texts that it is made of."""
-    cursor = connection.cursor(row_factory=tuple_row)
-    [(number, source, column, of_type, expression)] = cursor.execute(
-        "SELECT g.number, r.source::text, r.key_column::text, r.key_type::text, g.text_expression"
-        " FROM pgrerank._reranker(%s) r JOIN pgrerank.generations g"
-        " ON g.reranker = r.name AND g.number = coalesce(%s, r.generation)",
-        (reranker, generation),
-    ).fetchall()
-    query = sql.SQL(
-        "SELECT {key}::text, coalesce(({text}), '') FROM {source} WHERE {key} = ANY (%s::{type}[])"
-    ).format(
-        key=sql.Identifier(column),
-        text=sql.SQL(expression),
-        source=sql.SQL(source),
-        type=sql.SQL(of_type),
+def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
+    return ExplainedDocument(
+        key=row["key"],
+        text=text,
+        score=row["score"],
+        rank=row["rank"],
+        stage=row["stage"],
+        scores={stage: row[f"{stage}_score"] for stage in STAGES},
+        ranks={stage: row[f"{stage}_rank"] for stage in STAGES},
+        alignment=row["alignment"],
     )
-    return number, dict(cursor.execute(query, (keys,)).fetchall())
 
 
 def time_parts(found: Explanation) -> list[tuple[str, str, float]]:
     """The stages that took time, in their order: stage, name, milliseconds; then the rest."""
-    names = {"encode_query": "encoding the query", **STAGES}
+    names = {"encode_query": "encoding the query"} | _LABELS
     times = found["times"]
     parts = [(stage, name, times[stage]) for stage, name in names.items() if times.get(stage)]
     rest = times.get("total", 0) - sum(ms for _, _, ms in parts)
     return [*parts, ("rest", "the rest", rest)] if rest > 0 else parts
 
 
-def milliseconds(value: float) -> str:
+def shown_time(value: float) -> str:
     """A time as people want to read it."""
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
@@ -157,12 +134,12 @@ def stages(found: Explanation) -> dict[str, str]:
     documents = found["documents"]
     names = {
         stage: name
-        for stage, name in STAGES.items()
-        if any(_rank(document, stage) is not None for document in documents)
+        for stage, name in _LABELS.items()
+        if any(document["ranks"][stage] is not None for document in documents)
     }
     if any(document["stage"] == "fulltext" for document in documents):
         names["recall"] = "full text"
-    elif "recall" in names and all(document["recall_score"] is None for document in documents):
+    elif "recall" in names and all(document["scores"]["recall"] is None for document in documents):
         names["recall"] = "as given"
     return names
 
@@ -171,13 +148,7 @@ def steps(document: ExplainedDocument, through: Mapping[str, str]) -> Iterator[S
     """A document's ranks and scores after these stages; None for a stage that left it out."""
     before: int | None = None
     for stage in through:
-        rank = _rank(document, stage)
+        rank = document["ranks"][stage]
         change = before - rank if rank is not None and before is not None else 0
-        score: float | None = document[f"{stage}_score"]  # type: ignore[literal-required]
-        yield Step(stage, rank, score, change)
+        yield Step(stage, rank, document["scores"][stage], change)
         before = before if rank is None else rank
-
-
-def _rank(document: ExplainedDocument, stage: str) -> int | None:
-    rank: int | None = document[f"{stage}_rank"]  # type: ignore[literal-required]
-    return rank

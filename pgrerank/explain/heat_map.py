@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pgrerank.errors import SettingsError
 from pgrerank.explain.explanation import (
-    STAGES,
     Alignment,
     ExplainedDocument,
     Explanation,
     Step,
-    milliseconds,
+    shown_time,
     stages,
     steps,
     time_parts,
 )
 from pgrerank.explain.stretches import Heat, Stretch, answers, outside, stretches
+from pgrerank.stages import STAGES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,7 +55,7 @@ def heat_map(found: Explanation) -> str:
         style=style,
         style_hash=f"sha256-{digest}",
         times=times,
-        total=milliseconds(found["times"].get("total", 0)),
+        total=shown_time(found["times"].get("total", 0)),
         stages=through,
         aligned=bool(aligned),
         levels=_LEVELS,
@@ -95,7 +95,7 @@ def _times(found: Explanation) -> list[_Part]:
     made, begin = [], 0.0
     for stage, name, ms in parts:
         width = 100 * ms / whole
-        made.append(_Part(stage, name, milliseconds(ms), round(begin, 2), round(width, 2)))
+        made.append(_Part(stage, name, shown_time(ms), round(begin, 2), round(width, 2)))
         begin += width
     return made
 
@@ -139,7 +139,7 @@ def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) 
         key=document["key"],
         beginning=flat if len(flat) <= _BEGINNING else flat[:_BEGINNING] + "…",
         steps=list(steps(document, through)),
-        maxsim_score=document["maxsim_score"],
+        maxsim_score=document["scores"]["maxsim"],
         answers=answered,
         total=sum(answer.score for answer in answered),
         pieces=list(_pieces(stretches(text, alignment), alignment, heat))

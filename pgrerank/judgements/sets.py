@@ -1,14 +1,17 @@
-"""Judgements: in files, in the database by the name of a set, and of what users clicked."""
+"""Judgements in the database, by the name of a set; and those of what users clicked."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
 
+from pgrerank.catalog import read_reranker
 from pgrerank.errors import EvaluationError
+from pgrerank.judgements.files import read_beir, read_json_lines
 from pgrerank.judgements.lines import normal
 from pgrerank.judgements.types import Judgements
 
@@ -82,6 +85,18 @@ def load_set(connection: Connection, name: str) -> Judgements:
     return Judgements({query: text for query, text, _, _ in rows}, qrels)
 
 
+def find(connection: Connection, name: str, split: str = "test") -> Judgements:
+    """Judgements by what a user calls them.
+
+    That is a BEIR folder, of which `split` is read, a JSON lines file, or a set in the database.
+    Raises EvaluationError for a name of none of these, or a malformed file.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return read_beir(path, split)
+    return read_json_lines(path) if path.exists() else load_set(connection, name)
+
+
 def list_sets(connection: Connection) -> list[QrelsSet]:
     """The sets in the database, by name."""
     return _sets(connection)
@@ -137,16 +152,12 @@ def missing_keys(connection: Connection, reranker: str, judgements: Judgements) 
     Raises psycopg.Error for a reranker that doesn't exist.
     """
     keys = sorted({key for documents in judgements.qrels.values() for key in documents})
-    row = connection.execute(
-        "SELECT source::text, key_column::text FROM pgrerank._reranker(%s)", (reranker,)
-    ).fetchone()
-    assert row is not None
-    table, column = row
+    judged = read_reranker(connection, reranker)
     missing = connection.execute(
         sql.SQL(
             "SELECT k FROM unnest(%s::text[]) WITH ORDINALITY u (k, place)"
             " WHERE NOT EXISTS (SELECT FROM {table} d WHERE d.{key}::text = k) ORDER BY place"
-        ).format(table=sql.SQL(table), key=sql.Identifier(column)),
+        ).format(table=sql.SQL(judged.table), key=sql.Identifier(judged.key_column)),
         (keys,),
     ).fetchall()
     return Missing(len(missing), len(keys), [key for (key,) in missing[:_EXAMPLES]])

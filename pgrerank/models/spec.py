@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 Kind = Literal["embedding", "late_interaction", "cross_encoder"]
 Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx"]
 Role = Literal["query", "document"]
+
+LOADERS: Mapping[Kind, tuple[Loader, ...]] = {
+    "embedding": ("sentence_transformer",),
+    "late_interaction": ("multi_vector_encoder", "sentence_transformer"),
+    "cross_encoder": ("cross_encoder", "onnx"),
+}
+"""Which loaders make models of a kind; the first is the default."""
 Span = tuple[int, int]
 
 

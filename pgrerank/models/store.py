@@ -9,14 +9,7 @@ from typing import cast
 
 from pgrerank.errors import ModelError
 from pgrerank.models.source import locate
-from pgrerank.models.spec import Encoder, ModelSpec, Reranker
-
-_KINDS = {
-    "sentence_transformer": ("embedding", "late_interaction"),
-    "multi_vector_encoder": ("late_interaction",),
-    "cross_encoder": ("cross_encoder",),
-    "onnx": ("cross_encoder",),
-}
+from pgrerank.models.spec import LOADERS, Encoder, ModelSpec, Reranker
 
 
 def load_encoder(spec: ModelSpec) -> Encoder:
@@ -80,15 +73,15 @@ def _check_kind(spec: ModelSpec, wanted: tuple[str, ...]) -> None:
         raise ModelError(
             f"model {spec.name}: expected a model of kind {' or '.join(wanted)}, not {spec.kind}"
         )
-    if spec.loader not in _KINDS:
+    known = sorted({loader for loaders in LOADERS.values() for loader in loaders})
+    if spec.loader not in known:
         raise ModelError(
-            f"model {spec.name}: there is no loader {spec.loader!r}; there are {', '.join(_KINDS)}"
+            f"model {spec.name}: there is no loader {spec.loader!r}; there are {', '.join(known)}"
         )
-    if spec.kind not in _KINDS[spec.loader]:
-        fitting = [loader for loader, kinds in _KINDS.items() if spec.kind in kinds]
+    if spec.loader not in LOADERS[spec.kind]:
         raise ModelError(
             f"model {spec.name}: loader {spec.loader} makes no {spec.kind};"
-            f" use {' or '.join(fitting)}"
+            f" use {' or '.join(LOADERS[spec.kind])}"
         )
 
 

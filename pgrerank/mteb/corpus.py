@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from pgrerank.catalog import call
 from pgrerank.errors import EvaluationError
 from pgrerank.worker.backfill import backfill
 
@@ -66,10 +67,6 @@ def load(
     raises psycopg.Error.
     """
     table = sql.Identifier(name)
-    given = [
-        sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(settings[key]))
-        for key in settings
-    ]
     with connection.transaction():
         connection.execute(
             "SELECT pgrerank.drop_reranker(name) FROM pgrerank.rerankers WHERE name = %s", (name,)
@@ -82,11 +79,7 @@ def load(
             for document in documents:
                 copy.write_row(document)
         connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(version)))
-        connection.execute(
-            sql.SQL("SELECT pgrerank.create_reranker({0}, {0}, {1})").format(
-                sql.Literal(name), sql.SQL(", ").join(given)
-            )
-        )
+        call(connection, "create_reranker", {"reranker": name, "source": name, **settings})
 
 
 def encode(dsn: str, reranker: str, on_progress: Callable[[int, int], None]) -> None:

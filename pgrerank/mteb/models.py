@@ -7,15 +7,15 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from mteb.models import ModelMeta
-from psycopg.rows import dict_row
 
 from pgrerank import __version__
-from pgrerank.errors import EvaluationError
+from pgrerank.catalog import read_model
 from pgrerank.install import schema
 from pgrerank.models import Kind
 from pgrerank.worker.child import worker_process
@@ -33,12 +33,12 @@ def model_meta(
     """Name, revision and settings, by which mteb keeps results apart.
 
     The name is made of the models'; the revision is pgrerank's version and a digest of what is
-    registered under these names. Raises EvaluationError for a model that is not registered.
+    registered under these names. Raises ModelError for a model that is not registered.
     """
     wanted = {kind: name for kind, name in models.items() if name is not None}
     with psycopg.connect(dsn, autocommit=True) as connection:
         schema.check_version(schema.installed_version(connection), connection.info.dbname)
-        registered = [_registered(connection, kind, name) for kind, name in wanted.items()]
+        registered = [asdict(read_model(connection, name, kind)) for kind, name in wanted.items()]
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     return ModelMeta.create_empty(
         overwrites={
@@ -47,22 +47,6 @@ def model_meta(
             "model_type": [_TYPES[kind] for kind in wanted],
             "experiment_kwargs": dict(settings) if settings else None,
         }
-    )
-
-
-def _registered(connection: psycopg.Connection[Any], kind: Kind, name: str) -> dict[str, Any]:
-    cursor = connection.cursor(row_factory=dict_row)
-    rows = cursor.execute(
-        "SELECT name, kind, loader, source, revision, options FROM pgrerank.models"
-        " WHERE kind = %s ORDER BY name",
-        (kind,),
-    ).fetchall()
-    for row in rows:
-        if row["name"] == name:
-            return row
-    there = ", ".join(row["name"] for row in rows) or "none"
-    raise EvaluationError(
-        f"no model {name!r} of kind {kind} is registered, there is {there}: pgrerank models add"
     )
 
 

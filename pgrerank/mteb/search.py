@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pgrerank.catalog import call_statement
 from pgrerank.errors import EvaluationError
 from pgrerank.mteb import corpus as tables
 from pgrerank.mteb.models import answering, model_meta
@@ -175,13 +176,8 @@ def ordered(rows: Iterable[tuple[str, float | None, str]]) -> dict[str, float]:
 def _ask(
     connection: psycopg.Connection[Any], reranker: str, call: Mapping[str, Any]
 ) -> list[tuple[str, float | None, str]]:
-    given = [sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in call]
-    return connection.execute(
-        sql.SQL("SELECT id, score, stage FROM pgrerank.{}({}) ORDER BY rank").format(
-            sql.Identifier(f"{reranker}_search"), sql.SQL(", ").join(given)
-        ),
-        call,
-    ).fetchall()
+    statement, values = call_statement(f"{reranker}_search", call, select="id, score, stage")
+    return connection.execute(statement + sql.SQL(" ORDER BY rank"), values).fetchall()
 
 
 def _documents(corpus: CorpusDatasetType) -> Iterator[tables.Document]:

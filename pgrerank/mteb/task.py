@@ -13,18 +13,13 @@ import psycopg
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
-from psycopg import sql
 
+from pgrerank.catalog import read_texts
 from pgrerank.errors import EvaluationError
 from pgrerank.judgements import load_set
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
-
-_SOURCE = """
-SELECT r.source::text, r.key_column::text, g.text_expression FROM pgrerank.rerankers r
-JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation) WHERE r.name = %s"""
-_DOCUMENTS = "SELECT {key}::text, coalesce(({text}), '') FROM {source} ORDER BY 1"
 
 
 class _OwnTask(AbsTaskRetrieval):
@@ -74,19 +69,12 @@ def retrieval_task(
 
 
 def _read_documents(connection: psycopg.Connection[Any], reranker: str) -> list[tuple[str, str]]:
-    row = connection.execute(_SOURCE, (reranker,)).fetchone()
-    if row is None:
-        raise EvaluationError(f"there is no reranker {reranker!r}; see: pgrerank status")
-    source, key, text = row
-    documents = connection.execute(
-        sql.SQL(_DOCUMENTS).format(
-            key=sql.Identifier(key), text=sql.SQL(text), source=sql.SQL(source)
-        )
-    ).fetchall()
+    try:
+        documents = sorted(read_texts(connection, reranker).items())
+    except psycopg.errors.UndefinedObject as error:
+        raise EvaluationError(f"there is no reranker {reranker!r}; see: pgrerank status") from error
     if not documents:
-        raise EvaluationError(
-            f"reranker {reranker!r}: its table {source} has no document to search"
-        )
+        raise EvaluationError(f"reranker {reranker!r}: its table has no document to search")
     return documents
 
 

@@ -31,21 +31,21 @@ class CreateReranker(_Call):
     """pgrerank.create_reranker over a table; `settings` are its further arguments by name."""
 
     def __init__(self, name: str, source: FromClause, settings: Mapping[str, Any]) -> None:
-        super().__init__("create_reranker", {"name": name, "source": source, **settings})
+        super().__init__("create_reranker", {"reranker": name, "source": source, **settings})
 
 
 class AlterReranker(_Call):
     """pgrerank.alter_reranker; what `settings` leaves out stays as it is."""
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        super().__init__("alter_reranker", {"name": name, **settings})
+        super().__init__("alter_reranker", {"reranker": name, **settings})
 
 
 class DropReranker(_Call):
     """pgrerank.drop_reranker; with `if_exists`, one that is not there is no error."""
 
     def __init__(self, name: str, *, if_exists: bool = False) -> None:
-        super().__init__("drop_reranker", {"name": name})
+        super().__init__("drop_reranker", {"reranker": name})
         self.if_exists = if_exists
 
 
@@ -78,7 +78,7 @@ def _render(element: _Call, compiler: DDLCompiler, **_: Any) -> str:
     )
     statement = f"SELECT {rendered(call)}"
     if isinstance(element, DropReranker) and element.if_exists:
-        name = rendered(_literal(element.arguments["name"], compiler))
+        name = rendered(_literal(element.arguments["reranker"], compiler))
         statement += f" FROM pgrerank.rerankers WHERE name = {name}"
     return statement
 

@@ -30,6 +30,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine
 
 from pgrerank.sqlalchemy.declaration import Reranker, rerankers, table_of
+from pgrerank.stages import columns as stage_columns
 
 __all__ = ["Search", "search"]
 
@@ -39,14 +40,7 @@ COLUMNS: dict[str, type[TypeEngine[Any]]] = {
     "stage": Text,
     "degraded": Boolean,
     "reason": Text,
-    "recall_score": REAL,
-    "recall_rank": Integer,
-    "maxsim_bit_score": REAL,
-    "maxsim_bit_rank": Integer,
-    "maxsim_score": REAL,
-    "maxsim_rank": Integer,
-    "cross_encoder_score": REAL,
-    "cross_encoder_rank": Integer,
+    **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
 }
 """What NAME_search returns beside the key."""
 
@@ -62,6 +56,8 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "query_tokens": LargeBinary(),
     "recall": Text(),
     "timeout": Interval(),
+    "blend": JSONB(),
+    "generation": Integer(),
     "strict": Boolean(),
 }
 """What it takes, but for `keys`, whose type is the source's."""
@@ -118,6 +114,8 @@ def search(
     query_tokens: bytes | None = None,
     recall: str | None = None,
     timeout: timedelta | None = None,
+    blend: Mapping[str, float] | None = None,
+    generation: int | None = None,
     strict: bool | None = None,
 ) -> Search:
     """Search by the reranker over a mapped class or table, which must be named if there are more.
@@ -143,6 +141,8 @@ def search(
         "query_tokens": query_tokens,
         "recall": recall,
         "timeout": timeout,
+        "blend": None if blend is None else dict(blend),
+        "generation": generation,
         "strict": strict,
     }
     arguments: dict[str, Any] = {"query": null()} | {

@@ -19,6 +19,7 @@ from transformers import (
 from pgrerank.errors import TrainingError
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
 from pgrerank.models.loading import has_amx, quiet
+from pgrerank.models.spec import LOADERS
 from pgrerank.training import card
 from pgrerank.training.adapters import add_adapters, merge_adapters
 from pgrerank.training.callbacks import KeepLoss, Progress, Report
@@ -28,11 +29,6 @@ from pgrerank.training.rows import FORMS, samples
 from pgrerank.training.run import Folder, Settings
 from pgrerank.training.triples import Triple, split
 
-_LOADERS = {
-    "embedding": "sentence_transformer",
-    "late_interaction": "multi_vector_encoder",
-    "cross_encoder": "cross_encoder",
-}
 _EVALUATIONS = 4
 """Looks at the held-out queries in an epoch."""
 
@@ -74,7 +70,7 @@ def fine_tune(
         merge_adapters(model)
     model.eval()
     report = folder.asked | {
-        "loader": _LOADERS[settings.kind],
+        "loader": LOADERS[settings.kind][0],
         "loss": settings.loss or next(iter(LOSSES[settings.kind])),
         "rows": len(rows),
         "held_out_queries": len(evaluator.samples),
@@ -103,7 +99,7 @@ def _loss(settings: Settings) -> Loss:
 
 
 def _load(settings: Settings, recipe: Recipe) -> Any:
-    loader: Any = settings.base_loader or _LOADERS[settings.kind]
+    loader: Any = settings.base_loader or LOADERS[settings.kind][0]
     spec = ModelSpec("base", settings.kind, loader, settings.base, settings.revision)
     model = recipe.load(spec)
     if settings.max_tokens is not None:
@@ -188,7 +184,7 @@ def _share_of_positives(rows: Any) -> float:
 
 def _check(settings: Settings, folder: Path) -> None:
     """The saved model must be one that a worker can load."""
-    loader: Any = _LOADERS[settings.kind]
+    loader: Any = LOADERS[settings.kind][0]
     spec = ModelSpec("trained", settings.kind, loader, str(folder))
     if settings.kind == "cross_encoder":
         load_reranker(spec)

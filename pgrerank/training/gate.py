@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg import sql
 
+from pgrerank import catalog
 from pgrerank.errors import TrainingError, TriplesError
 from pgrerank.evaluation import Comparison, compare, measure_queries
-from pgrerank.models import ModelSpec, ModelStore
-from pgrerank.training.sources import Source, read_source, recall, registered
+from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker, Role
+from pgrerank.training.sources import recall, recall_encoder
 from pgrerank.training.triples import Triple, normal
 
 Progress = Callable[[int, int], None]
@@ -80,8 +80,8 @@ def judge(
     """
     if not held_out:
         raise TriplesError("there are no held-out queries to compare on")
-    source = read_source(connection, reranker)
-    present = source.models[model.kind]
+    source = catalog.read_reranker(connection, reranker)
+    present = source.model(model.kind)
     if present is None:
         raise TrainingError(
             f"reranker {reranker} has no {model.kind} model to compare with: register the new one"
@@ -94,8 +94,8 @@ def judge(
     )
     total = 2 * len(held_out)
     orders = []
-    for turn, spec in enumerate((registered(connection, present), model)):
-        score = _scorer(spec, held_out)
+    for turn, spec in enumerate((catalog.read_model(connection, present), model)):
+        score = _scorer(spec, [triple.query for triple in held_out])
         orders.append(_order(held_out, pools, score, turn, on_progress, total))
     qrels = {
         str(place): {normal(text): 1 for text in triple.pos}
@@ -124,69 +124,80 @@ def _order(
     return order
 
 
-def _scorer(spec: ModelSpec, held_out: Sequence[Triple]) -> Scores:
-    queries = [triple.query for triple in held_out]
-    store = ModelStore()
-    if spec.kind == "cross_encoder":
-        reranker = store.reranker(spec)
-        return lambda place, texts: reranker.score([(queries[place], text) for text in texts])
-    encoder = store.encoder(spec)
-    kept: dict[str, Any] = {}
-    if spec.kind == "embedding":
-        made = encoder.encode(queries, role="query", embeddings=True, tokens=False).embeddings
-        assert made is not None
-        vectors = made
+class _CrossEncoded:
+    """Scores texts by a cross-encoder."""
 
-        def by_embedding(place: int, texts: Sequence[str]) -> NDArray[np.float32]:
-            # All queries share one pool, so it is encoded once.
-            if "pool" not in kept:
-                parts = [
-                    encoder.encode(
-                        texts[start : start + _BATCH],
-                        role="document",
-                        embeddings=True,
-                        tokens=False,
-                    ).embeddings
-                    for start in range(0, len(texts), _BATCH)
-                ]
-                kept["pool"] = np.concatenate([part for part in parts if part is not None])
-            found: NDArray[np.float32] = kept["pool"] @ vectors[place]
-            return found
+    def __init__(self, reranker: Reranker, queries: Sequence[str]) -> None:
+        self._reranker, self._queries = reranker, queries
 
-        return by_embedding
-    tokens = encoder.encode(queries, role="query", embeddings=False, tokens=True).tokens
-    assert tokens is not None
-    query_tokens = tokens
+    def __call__(self, place: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._reranker.score([(self._queries[place], text) for text in texts])
 
-    def by_maxsim(place: int, texts: Sequence[str]) -> NDArray[np.float32]:
-        missing = [text for text in dict.fromkeys(texts) if text not in kept]
-        if missing:
-            found = encoder.encode(missing, role="document", embeddings=False, tokens=True).tokens
-            kept.update(zip(missing, found or [], strict=True))
+
+class _Embedded:
+    """Scores texts by the inner product of embeddings; all queries share one pool of texts."""
+
+    def __init__(self, encoder: Encoder, queries: Sequence[str]) -> None:
+        self._encoder = encoder
+        self._queries = self._encode(queries, "query")
+        self._pool: NDArray[np.float32] | None = None
+
+    def __call__(self, place: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        if self._pool is None:
+            self._pool = self._encode(texts, "document")
+        scores: NDArray[np.float32] = self._pool @ self._queries[place]
+        return scores
+
+    def _encode(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        parts = [
+            self._encoder.encode(
+                texts[start : start + _BATCH], role=role, embeddings=True, tokens=False
+            ).embeddings
+            for start in range(0, len(texts), _BATCH)
+        ]
+        return np.concatenate([part for part in parts if part is not None])
+
+
+class _MaxSim:
+    """Scores texts by MaxSim; a text's token vectors are kept for the other queries."""
+
+    def __init__(self, encoder: Encoder, queries: Sequence[str]) -> None:
+        self._encoder = encoder
+        self._queries = self._encode(queries, "query")
+        self._tokens: dict[str, NDArray[np.float32]] = {}
+
+    def __call__(self, place: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        missing = [text for text in dict.fromkeys(texts) if text not in self._tokens]
+        self._tokens.update(zip(missing, self._encode(missing, "document"), strict=True))
+        query = self._queries[place]
         return np.array(
             [
-                (query_tokens[place] @ kept[text].T).max(axis=1).sum() if len(kept[text]) else 0.0
-                for text in texts
+                (query @ tokens.T).max(axis=1).sum() if len(tokens) else 0.0
+                for tokens in (self._tokens[text] for text in texts)
             ],
             np.float32,
         )
 
-    return by_maxsim
+    def _encode(self, texts: Sequence[str], role: Role) -> list[NDArray[np.float32]]:
+        if not texts:
+            return []
+        return self._encoder.encode(texts, role=role, embeddings=False, tokens=True).tokens or []
+
+
+def _scorer(spec: ModelSpec, queries: Sequence[str]) -> Scores:
+    store = ModelStore()
+    if spec.kind == "cross_encoder":
+        return _CrossEncoded(store.reranker(spec), queries)
+    return (_Embedded if spec.kind == "embedding" else _MaxSim)(store.encoder(spec), queries)
 
 
 def _sample(
-    connection: psycopg.Connection[Any], source: Source, held_out: Sequence[Triple]
+    connection: psycopg.Connection[Any], source: catalog.Reranker, held_out: Sequence[Triple]
 ) -> list[list[str]]:
+    """One pool for all queries: documents in an order that says nothing of them, and the judged."""
     rows = connection.execute(
-        sql.SQL(
-            "SELECT content FROM (SELECT ({text}) AS content FROM {source} d"
-            " ORDER BY md5({key}::text) LIMIT %s) s WHERE content ~ '\\S'"
-        ).format(
-            text=sql.SQL(source.text_expression),
-            source=sql.SQL(source.table),
-            key=sql.Identifier(source.key_column),
-        ),
-        (DOCUMENTS,),
+        "SELECT content FROM pgrerank.texts(%s) WHERE content ~ '\\S' ORDER BY md5(key) LIMIT %s",
+        (source.name, DOCUMENTS),
     ).fetchall()
     judged = [text for triple in held_out for text in (*triple.pos, *triple.neg)]
     pool = list(dict.fromkeys([*(text for (text,) in rows), *judged]))
@@ -194,9 +205,12 @@ def _sample(
 
 
 def _recalled(
-    connection: psycopg.Connection[Any], source: Source, held_out: Sequence[Triple], depth: int
+    connection: psycopg.Connection[Any],
+    source: catalog.Reranker,
+    held_out: Sequence[Triple],
+    depth: int,
 ) -> list[list[str]]:
-    encoder = source.encoder(connection)
+    encoder = recall_encoder(connection, source)
     vectors = encoder.encode(
         [triple.query for triple in held_out], role="query", embeddings=True, tokens=False
     ).embeddings

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from pgrerank import catalog
 from pgrerank.errors import TriplesError
 from pgrerank.models import Encoder, Reranker, load_reranker
-from pgrerank.training.sources import Candidate, Source, read_source, recall, registered
+from pgrerank.training.sources import Candidate, recall, recall_encoder
 from pgrerank.training.triples import Triple, normal
 
 Progress = Callable[[int, int], None]
@@ -64,9 +65,11 @@ class _Models(NamedTuple):
     cross_encoder: Reranker | None
 
 
-def _cross_encoder(connection: psycopg.Connection[Any], source: Source) -> Reranker | None:
-    name = source.models["cross_encoder"]
-    return None if name is None else load_reranker(registered(connection, name))
+def _cross_encoder(
+    connection: psycopg.Connection[Any], source: catalog.Reranker
+) -> Reranker | None:
+    name = source.model("cross_encoder")
+    return None if name is None else load_reranker(catalog.read_model(connection, name))
 
 
 def mine(
@@ -84,12 +87,12 @@ def mine(
     carry its scores, for distillation. Raises psycopg.Error for a reranker that does not exist,
     TrainingError for one without an embedding model, ModelError when a model can't be loaded.
     """
-    source = read_source(connection, reranker)
-    models = _Models(source.encoder(connection), _cross_encoder(connection, source))
-    if guards.margin is not None and source.distance != "cosine":
+    source = catalog.read_reranker(connection, reranker)
+    models = _Models(recall_encoder(connection, source), _cross_encoder(connection, source))
+    distance = source.settings["distance"]
+    if guards.margin is not None and distance != "cosine":
         raise TriplesError(
-            f"reranker {reranker} recalls by {source.distance}: a margin is one of cosines;"
-            " leave it out"
+            f"reranker {reranker} recalls by {distance}: a margin is one of cosines; leave it out"
         )
     joined = _join(triples)
     mined = Mined()
@@ -109,7 +112,7 @@ def mine(
 
 def _mine_one(
     connection: psycopg.Connection[Any],
-    source: Source,
+    source: catalog.Reranker,
     models: _Models,
     triple: Triple,
     vector: list[float],

@@ -14,10 +14,10 @@ from enum import Enum
 from typing import Protocol
 
 from pgrerank.errors import RequestError
+from pgrerank.wire import messages
 from pgrerank.wire.startup import Gate, admit
 from pgrerank.wire.stream import Stream
 from pgrerank.wire.types import ConnectionLostError, FatalError, Handler, Rows, Session
-from pgrerank.worker import wire_messages as messages
 
 log = logging.getLogger("pgrerank.wire.server")
 

@@ -13,12 +13,12 @@ import ssl
 
 from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
+from pgrerank.wire import messages
 from pgrerank.wire.connection import Connection, Rules
 from pgrerank.wire.scram import ScramVerifier
 from pgrerank.wire.startup import Gate
 from pgrerank.wire.stream import Stream
 from pgrerank.wire.types import FatalError, Handler, Rows, Session
-from pgrerank.worker import wire_messages as messages
 
 __all__ = ["Handler", "RequestError", "Rows", "Session", "WireServer", "WireServerError"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgrerank.errors import ProtocolError
+from pgrerank.wire import messages
 from pgrerank.wire.scram import MECHANISM, ProofRejectedError, ScramVerifier
 from pgrerank.wire.stream import Stream
 from pgrerank.wire.types import FatalError
-from pgrerank.worker import wire_messages as messages
 
 log = logging.getLogger("pgrerank.wire.server")
 

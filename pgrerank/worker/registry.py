@@ -1,27 +1,16 @@
-"""Which models there are: written to the database, read from it, loaded when first used."""
+"""The registered models, loaded when they are first used."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
+from psycopg.rows import class_row
 
-from pgrerank.errors import ModelError, RequestError
-from pgrerank.models import (
-    Encoder,
-    Kind,
-    Loader,
-    ModelSpec,
-    ModelStore,
-    Reranker,
-    load_encoder,
-    load_reranker,
-)
+from pgrerank.catalog import MODELS
+from pgrerank.errors import RequestError
+from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker
 
 TTL = 5.0
 """Seconds for which the list of models is taken as current."""
@@ -73,67 +62,6 @@ class Registry:
 async def read_specs(dsn: str) -> list[ModelSpec]:
     """All registered models, in order of their names."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-        cursor = connection.cursor(row_factory=dict_row)
-        await cursor.execute("SELECT * FROM pgrerank.models ORDER BY name")
-        return [_spec(row) for row in await cursor.fetchall()]
-
-
-def _spec(row: dict[str, Any]) -> ModelSpec:
-    fields = ("name", "kind", "loader", "source", "revision", "options")
-    return ModelSpec(**{field: row[field] for field in fields})
-
-
-_LOADERS: dict[str, Loader] = {
-    "embedding": "sentence_transformer",
-    "late_interaction": "multi_vector_encoder",
-    "cross_encoder": "cross_encoder",
-}
-
-
-def model_spec(
-    name: str,
-    kind: Kind,
-    source: str,
-    *,
-    loader: Loader | None = None,
-    revision: str | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> ModelSpec:
-    """A model as it would be registered; raises ModelError for an unknown kind."""
-    if kind not in _LOADERS:
-        raise ModelError(f"model {name}: kind is {kind!r}, wanted one of {', '.join(_LOADERS)}")
-    return ModelSpec(name, kind, loader or _LOADERS[kind], source, revision, options or {})
-
-
-def register_model(
-    connection: psycopg.Connection[Any],
-    name: str,
-    kind: Kind,
-    source: str,
-    *,
-    loader: Loader | None = None,
-    revision: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    measures: Mapping[str, Any] | None = None,
-) -> ModelSpec:
-    """Load a model once, to see that it can be and to learn its dimensions, and register it.
-
-    Raises ModelError when it can't be loaded, psycopg.Error when it can't be registered.
-    """
-    spec = model_spec(name, kind, source, loader=loader, revision=revision, options=options)
-    dims = None
-    if kind == "cross_encoder":
-        max_tokens = load_reranker(spec).max_tokens
-    else:
-        encoder = load_encoder(spec)
-        max_tokens = encoder.max_tokens
-        dims = encoder.embedding_dims if kind == "embedding" else encoder.token_dims
-    connection.execute(
-        "SELECT pgrerank.register_model(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (
-            *(name, kind, source, dims, spec.loader, revision, max_tokens),
-            Jsonb(dict(spec.options)),
-            Jsonb(dict(measures or {})),
-        ),
-    )
-    return spec
+        cursor = connection.cursor(row_factory=class_row(ModelSpec))
+        await cursor.execute(MODELS)
+        return await cursor.fetchall()

@@ -1,0 +1,227 @@
+"""What the database says of rerankers and models, and calls of its functions by named arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row, tuple_row
+from psycopg.types.json import Jsonb
+
+from pgrerank.errors import CatalogError, ModelError
+from pgrerank.models import Kind, Loader, ModelSpec, load_encoder, load_reranker
+from pgrerank.models.spec import LOADERS
+
+__all__ = [
+    "Reranker",
+    "call",
+    "call_statement",
+    "fetch_one",
+    "model_spec",
+    "read_model",
+    "read_models",
+    "read_reranker",
+    "read_texts",
+    "register_model",
+]
+
+Connection = psycopg.Connection[Any]
+Database = Connection | psycopg.AsyncConnection[Any]
+
+MODELS: LiteralString = (
+    "SELECT name, kind, loader, source, revision, options FROM pgrerank.models ORDER BY name"
+)
+"""All registered models; a row has the fields of a ModelSpec."""
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A reranker, as of one of its generations.
+
+    `settings` are named as the arguments of `pgrerank.create_reranker`; `table` is the source,
+    quoted where it must be.
+    """
+
+    name: str
+    table: str
+    key_column: str
+    key_type: str
+    generation: int
+    settings: Mapping[str, Any]
+
+    def model(self, kind: Kind) -> str | None:
+        """The name of its model of this kind, None where it has none."""
+        name: str | None = self.settings[f"{kind}_model"]
+        return name
+
+    @property
+    def search(self) -> sql.Identifier:
+        """Its search function."""
+        return sql.Identifier("pgrerank", f"{self.name}_search")
+
+
+def call_statement(
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    select: LiteralString = "*",
+    casts: Mapping[str, str] | None = None,
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """The statement and values of a call of pgrerank.FUNCTION, for a connection of either kind.
+
+    Arguments that are None are left out, so that the function's defaults hold; dicts become jsonb.
+    `casts` names types by argument.
+    """
+    values = {
+        name: Jsonb(value) if isinstance(value, dict) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
+    types = casts or {}
+    named = [
+        sql.SQL("{} => {}{}").format(
+            sql.Identifier(name),
+            sql.Placeholder(name),
+            sql.SQL(f"::{types[name]}" if name in types else ""),
+        )
+        for name in values
+    ]
+    statement = sql.SQL("SELECT {} FROM {}({})").format(
+        sql.SQL(select), sql.Identifier("pgrerank", function), sql.SQL(", ").join(named)
+    )
+    return statement, values
+
+
+def call(
+    connection: Connection, function: str, arguments: Mapping[str, Any]
+) -> psycopg.Cursor[Any]:
+    """Call pgrerank.FUNCTION with the named arguments that are not None."""
+    return connection.execute(*call_statement(function, arguments))
+
+
+def fetch_one(cursor: psycopg.Cursor[Any]) -> Any:
+    """The next row of a statement that always has one; raises CatalogError where there is none."""
+    row = cursor.fetchone()
+    if row is None:
+        raise CatalogError("the database returned no row where there is always one")
+    return row
+
+
+def read_reranker(connection: Connection, name: str, generation: int | None = None) -> Reranker:
+    """The reranker of that name, as of the generation in use or the one given.
+
+    Raises psycopg.errors.UndefinedObject where there is no such reranker or generation.
+    """
+    rows = (
+        connection.cursor(row_factory=class_row(Reranker))
+        .execute(
+            "SELECT r.name, r.source::text AS table, r.key_column::text AS key_column,"
+            " r.key_type::text AS key_type, coalesce(%(generation)s, r.generation) AS generation,"
+            " pgrerank.settings(r.name, coalesce(%(generation)s, r.generation)) AS settings"
+            " FROM pgrerank.rerankers r WHERE r.name = %(name)s",
+            {"name": name, "generation": generation},
+        )
+        .fetchall()
+    )
+    if not rows:
+        connection.execute("SELECT pgrerank.settings(%s)", (name,))  # says which there are
+    return rows[0]
+
+
+def read_texts(
+    connection: Connection,
+    reranker: str,
+    keys: Sequence[str] | None = None,
+    generation: int | None = None,
+) -> dict[str, str]:
+    """By key, the texts that a generation is made of, as the role may read them.
+
+    Those of `keys`, or of all documents; a generation of None is the one in use.
+    """
+    cursor = connection.cursor(row_factory=tuple_row)
+    cursor.execute(
+        "SELECT key, content FROM pgrerank.texts(%s, %s, %s)",
+        (reranker, None if keys is None else list(keys), generation),
+    )
+    return dict(cursor.fetchall())
+
+
+def read_models(connection: Connection) -> list[ModelSpec]:
+    """All registered models, in order of their names."""
+    return connection.cursor(row_factory=class_row(ModelSpec)).execute(MODELS).fetchall()
+
+
+def read_model(connection: Connection, name: str, kind: Kind | None = None) -> ModelSpec:
+    """The registered model of that name, and of that kind if one is given.
+
+    Raises ModelError, saying which there are.
+    """
+    models = [spec for spec in read_models(connection) if kind in (None, spec.kind)]
+    for spec in models:
+        if spec.name == name:
+            return spec
+    of_kind = "" if kind is None else f" of kind {kind}"
+    raise ModelError(
+        f"no model {name!r}{of_kind} is registered, there is"
+        f" {', '.join(spec.name for spec in models) or 'none'}: pgrerank models add"
+    )
+
+
+def model_spec(
+    name: str,
+    kind: str,
+    source: str,
+    *,
+    loader: Loader | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """A model as it would be registered; raises ModelError for an unknown kind."""
+    if kind not in LOADERS:
+        raise ModelError(f"model {name}: kind is {kind!r}, expected one of {', '.join(LOADERS)}")
+    known: Kind = kind  # type: ignore[assignment]
+    return ModelSpec(name, known, loader or LOADERS[known][0], source, revision, options or {})
+
+
+def register_model(
+    connection: Connection,
+    name: str,
+    kind: Kind,
+    source: str,
+    *,
+    loader: Loader | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    measures: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """Load a model once, to see that it can be and to learn its dimensions, and register it.
+
+    Raises ModelError when it can't be loaded, psycopg.Error when it can't be registered.
+    """
+    spec = model_spec(name, kind, source, loader=loader, revision=revision, options=options)
+    dims = None
+    if kind == "cross_encoder":
+        max_tokens = load_reranker(spec).max_tokens
+    else:
+        encoder = load_encoder(spec)
+        max_tokens = encoder.max_tokens
+        dims = encoder.embedding_dims if kind == "embedding" else encoder.token_dims
+    call(
+        connection,
+        "register_model",
+        {
+            "name": name,
+            "kind": kind,
+            "source": source,
+            "dims": dims,
+            "loader": spec.loader,
+            "revision": revision,
+            "max_tokens": max_tokens,
+            "options": dict(spec.options),
+            "measures": dict(measures or {}),
+        },
+    )
+    return spec

@@ -15,6 +15,7 @@ __all__ = [
     "Recommendation",
     "Shown",
     "Tuning",
+    "tuning_of",
 ]
 
 
@@ -140,3 +141,8 @@ class Evaluation(TypedDict):
     tuning: Tuning | None
     warnings: list[str]
     per_query: list[QueryFound]
+
+
+def tuning_of(evaluation: Evaluation) -> Tuning:
+    """What was found of sizes and weights; nothing where only the orders were measured."""
+    return evaluation["tuning"] or Tuning(depth={}, recommendations=[], blend=None, warnings=[])

@@ -1,17 +1,17 @@
-"""Which token of a document answers which of the query's: MaxSim's maxima, with words to them."""
+"""Which document token best matches each query token."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.models import Encoder, ReadableTokens, Role
-from pgrerank.worker.lanes import Lane
+from pgrerank.worker.encoding import read_tokens
+from pgrerank.worker.lanes import Lanes
 
 _CHUNK_ELEMENTS = 1 << 20  # 4 MB of float32, for a query or a document of any length
 _DIGITS = 4
@@ -21,8 +21,7 @@ async def align(
     encoder: Encoder,
     query: str,
     documents: Sequence[str],
-    encode_lane: Lane,
-    maxsim_lane: Lane,
+    lanes: Lanes,
     timeout: float,
 ) -> dict[str, Any]:
     """Answer `align`: the query's tokens, and for each document an `alignment` with them.
@@ -34,22 +33,18 @@ async def align(
     deadline = time.monotonic() + timeout
 
     async def read(texts: Sequence[str], role: Role) -> list[ReadableTokens]:
-        return await encode_lane.submit(
-            ("align", id(encoder), role),
-            texts,
-            partial(encoder.encode_readable, role=role),
-            timeout=deadline - time.monotonic(),
-        )
+        remaining = deadline - time.monotonic()
+        return await read_tokens(lanes.encode, encoder, role, texts, timeout=remaining)
 
-    [asked] = await read([query], "query")
-    answers = await maxsim_lane.submit(
+    [query_tokens] = await read([query], "query")
+    answers = await lanes.maxsim.submit(
         "align",
-        [(asked, document) for document in await read(documents, "document")],
+        [(query_tokens, document) for document in await read(documents, "document")],
         lambda pairs: [alignment(*pair) for pair in pairs],
         size=lambda pair: len(pair[1].texts),
         timeout=deadline - time.monotonic(),
     )
-    return {"query": asked.texts, "documents": answers}
+    return {"query": query_tokens.texts, "documents": answers}
 
 
 def alignment(query: ReadableTokens, document: ReadableTokens) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import psycopg
-
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
+from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.registry import Registry
+from pgrerank.worker.session import open_session
 
 POLL = 0.25
 """Seconds between two looks at documents that other workers have claimed."""
@@ -29,7 +28,7 @@ async def backfill(
     psycopg.Error for an unknown reranker or a lost connection; ModelError for a bad model is
     recorded with the documents instead, as in a worker.
     """
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+    async with await open_session(dsn, "backfill") as connection:
         cursor = await connection.execute(
             "SELECT pgrerank.enqueue(%s, %s)", (reranker, retry_failed)
         )
@@ -47,7 +46,7 @@ async def backfill(
 
         lane = Lane("encode")
         ingest = Ingest(
-            dsn, Registry(dsn), lane, Projections(dsn), only=reranker, after_claim=pending
+            dsn, Models(dsn), lane, Projections(dsn), only=reranker, after_claim=pending
         )
         try:
             await ingest.drain()

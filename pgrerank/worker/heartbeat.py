@@ -7,6 +7,8 @@ import logging
 
 import psycopg
 
+from pgrerank.worker.session import open_session
+
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.05
@@ -21,9 +23,7 @@ async def beat(dsn: str, begun: asyncio.Event | None = None) -> None:
     """
     while True:
         try:
-            async with await psycopg.AsyncConnection.connect(
-                dsn, autocommit=True, application_name="pgrerank heartbeat"
-            ) as connection:
+            async with await open_session(dsn, "heartbeat") as connection:
                 tick = None
                 while True:
                     cursor = await connection.execute("SELECT pgrerank.heartbeat(%s)", (tick,))

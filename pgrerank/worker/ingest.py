@@ -6,23 +6,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg.rows import namedtuple_row
+from psycopg.rows import class_row
 
 from pgrerank.errors import PgrerankError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, pack_parts
-from pgrerank.worker.document import Document
-from pgrerank.worker.encoding import Vectors, encode
-from pgrerank.worker.lanes import SLICE, Lane
+from pgrerank.worker.claim import Claim, Document
+from pgrerank.worker.encoding import Vectors, encode_texts
+from pgrerank.worker.lanes import Lane
+from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.registry import Registry
 from pgrerank.worker.session import connect
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Ingest:
     def __init__(
         self,
         dsn: str,
-        registry: Registry,
+        models: Models,
         lane: Lane,
         projections: Projections,
         *,
@@ -49,7 +48,7 @@ class Ingest:
         after_claim: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._dsn = dsn
-        self._registry = registry
+        self._models = models
         self._lane = lane
         self._projections = projections
         self._only = only
@@ -87,126 +86,98 @@ class Ingest:
     async def _drain(self) -> None:
         async with await connect(self._dsn, "ingest") as connection:
             try:
-                while not self.stopping.is_set() and (documents := await self._claim(connection)):
-                    await self._process(connection, documents)
+                while not self.stopping.is_set() and (claim := await self._claim(connection)):
+                    await self._process(connection, claim)
                     if self._after_claim is not None:
                         await self._after_claim()
             except PgrerankError as error:
                 await connection.execute("SELECT pgrerank.release(%s)", (str(error),))
                 raise
 
-    async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> list[Document]:
-        cursor = connection.cursor(row_factory=namedtuple_row)
+    async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim | None:
+        cursor = connection.cursor(row_factory=class_row(Claim))
         await cursor.execute("SELECT * FROM pgrerank.claim(%s, %s)", (CLAIM, self._only))
-        return [Document(*row) for row in await cursor.fetchall()]
+        return await cursor.fetchone()
 
-    async def _process(
-        self, connection: psycopg.AsyncConnection[Any], documents: list[Document]
-    ) -> None:
-        settled = [document for document in documents if document.settled]
-        if settled:
+    async def _process(self, connection: psycopg.AsyncConnection[Any], claim: Claim) -> None:
+        if encoded := [document for document in claim.documents if document.is_encoded]:
             await connection.execute(
-                "SELECT pgrerank.settle(%s, %s, %s, %s)",
-                (*settled[0][:2], [d.key for d in settled], [d.ticket for d in settled]),
+                "SELECT pgrerank.finish(%s, %s, %s, %s)",
+                (
+                    *(claim.reranker, claim.generation),
+                    [document.key for document in encoded],
+                    [document.ticket for document in encoded],
+                ),
             )
-        if unsettled := [document for document in documents if not document.settled]:
-            encoders = await self._encoders(unsettled[0])
-            reduction = await self._reduction(connection, unsettled[0], encoders)
-            await self._encode_and_store(connection, unsettled, encoders, reduction)
-
-    async def _encoders(self, document: Document) -> dict[str, Encoder]:
-        names = {
-            "embedding": document.embedding_model,
-            "late_interaction": document.late_interaction_model,
-        }
-        return {
-            kind: await self._registry.encoder(name, kind)
-            for kind, name in names.items()
-            if name is not None
-        }
+        if waiting := [document for document in claim.documents if not document.is_encoded]:
+            encoders = {
+                kind: await self._models.encoder(name, kind) for kind, name in claim.models.items()
+            }
+            reduction = await self._reduction(connection, claim, encoders)
+            await self._encode_and_store(connection, claim, waiting, encoders, reduction)
 
     async def _reduction(
         self,
         connection: psycopg.AsyncConnection[Any],
-        document: Document,
+        claim: Claim,
         encoders: dict[str, Encoder],
     ) -> Reduction:
-        if document.token_dims is None:
-            return Reduction(document.token_pool)
+        if claim.token_dims is None:
+            return Reduction(claim.token_pool)
         matrix = await self._projections.of_generation(
-            connection, document, encoders["late_interaction"], self._lane
+            connection, claim, encoders["late_interaction"], self._lane
         )
-        return Reduction(document.token_pool, matrix)
+        return Reduction(claim.token_pool, matrix)
 
     async def _encode_and_store(
         self,
         connection: psycopg.AsyncConnection[Any],
-        documents: list[Document],
+        claim: Claim,
+        documents: Sequence[Document],
         encoders: dict[str, Encoder],
         reduction: Reduction,
     ) -> None:
         """All of them, or, where that fails, each alone: the one at fault is put aside."""
         try:
             vectors = await self._encode(documents, encoders, reduction)
-            await _store(connection, documents, vectors)
+            await _store(connection, claim, documents, vectors)
         except psycopg.OperationalError:
             raise
         except Exception as error:
             if len(documents) > 1:
                 for document in documents:
-                    await self._encode_and_store(connection, [document], encoders, reduction)
+                    await self._encode_and_store(connection, claim, [document], encoders, reduction)
             else:
-                await _fail(connection, documents[0], error)
+                await _fail(connection, claim, documents[0], error)
 
     async def _encode(
         self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction
     ) -> list[Vectors]:
-        """Slice by slice, shortest first, so that a search waits for no more than a slice."""
-        vectors: dict[str, Vectors] = {d.key: Vectors(None, None) for d in documents}
-        wanted = sorted(
-            (d for d in documents if d.content and d.content.strip()),
-            key=lambda d: len(d.content or ""),
+        """The vectors of each; none for a document without text."""
+        texts = {d.key: d.content for d in documents if d.content and d.content.strip()}
+        vectors = await encode_texts(
+            self._lane, encoders, "document", list(texts.values()), reduction, urgent=False
         )
-        for start in range(0, len(wanted), SLICE):
-            part = wanted[start : start + SLICE]
-            made = await self._encode_slice([d.content for d in part], encoders, reduction)
-            vectors.update(zip((d.key for d in part), made, strict=True))
-        return [vectors[document.key] for document in documents]
-
-    async def _encode_slice(
-        self, texts: Sequence[str | None], encoders: dict[str, Encoder], reduction: Reduction
-    ) -> list[Vectors]:
-        """One forward pass a checkpoint, whether it makes embeddings, token vectors or both."""
-        nothing = [Vectors(None, None)] * len(texts)
-        made = {"embedding": nothing, "late_interaction": nothing}
-        for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
-            kinds = [kind for kind, other in encoders.items() if other is encoder]
-            wants = ("embedding" in kinds, "late_interaction" in kinds)
-            run = partial(encode, encoder, "document", *wants, reduction)
-            kind = ("document", id(encoder), wants, reduction.kind)
-            made |= dict.fromkeys(kinds, await self._lane.submit(kind, texts, run, urgent=False))
-        return [
-            Vectors(one.embedding, other.tokens)
-            for one, other in zip(made["embedding"], made["late_interaction"], strict=True)
-        ]
+        by_key = dict(zip(texts, vectors, strict=True))
+        return [by_key.get(document.key, Vectors(None, None)) for document in documents]
 
 
 async def _store(
     connection: psycopg.AsyncConnection[Any],
+    claim: Claim,
     documents: Sequence[Document],
     vectors: Sequence[Vectors],
 ) -> None:
-    first = documents[0]
     await connection.execute(
         "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %b, %s, %b)",
         (
-            *documents[0][:2],
+            *(claim.reranker, claim.generation),
             [document.key for document in documents],
             [document.ticket for document in documents],
             [document.content_hash for document in documents],
             [None if v.embedding is None else _vector_text(v.embedding) for v in vectors],
-            *_parts(documents, vectors, DType(first.token_precision)),
-            *(_parts(documents, vectors, DType.BIT) if first.token_bits else ([], [])),
+            *_parts(documents, vectors, DType(claim.token_precision)),
+            *(_parts(documents, vectors, DType.BIT) if claim.token_bits else ([], [])),
         ),
     )
 
@@ -230,12 +201,15 @@ def _vector_text(vector: NDArray[np.float32]) -> str:
 
 
 async def _fail(
-    connection: psycopg.AsyncConnection[Any], document: Document, error: Exception
+    connection: psycopg.AsyncConnection[Any], claim: Claim, document: Document, error: Exception
 ) -> None:
-    log.warning(
-        "reranker %s, key %s: %s: %s", document.reranker, document.key, type(error).__name__, error
-    )
+    reason = f"{type(error).__name__}: {error}"
+    log.warning("reranker %s, key %s: %s", claim.reranker, document.key, reason)
     await connection.execute(
         "SELECT pgrerank.fail(%s, %s, %s, %s, %s)",
-        (*document[:4], f"{type(error).__name__}: {error}".replace("\0", "")),
+        (
+            *(claim.reranker, claim.generation),
+            *(document.key, document.ticket),
+            reason.replace("\0", ""),
+        ),
     )

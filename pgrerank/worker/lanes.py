@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgrerank.errors import RequestError
 
 log = logging.getLogger(__name__)
 
 SLICE = 16
-"""Items a model is given at once; between slices, work that nobody waits for is dropped."""
+"""Items that a model is given at once. Between slices, work that nobody waits for is dropped, and
+urgent work goes before the rest of what is not."""
 
 
 @dataclass(eq=False)
@@ -29,16 +31,33 @@ class Job:
     run: Callable[[list[Any]], Sequence[Any]]
     size: Callable[[Any], int]
     deadline: float
+    urgent: bool
     dropped: bool = False
     future: Future[list[Any]] = field(default_factory=Future)
+    results: dict[int, Any] = field(default_factory=dict)
 
-    def is_wanted(self) -> bool:
-        """Whether somebody still waits for it; an expired one is told so."""
-        if not (self.dropped or self.future.done()) and time.monotonic() >= self.deadline:
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not (self.dropped or self.future.done())
+
+    @property
+    def places(self) -> list[int]:
+        """The places of the items that have no result yet."""
+        return [place for place in range(len(self.items)) if place not in self.results]
+
+    def expire(self) -> None:
+        """Tell who waits that it is too late, if it is."""
+        if self.wanted and time.monotonic() >= self.deadline:
             self.future.set_exception(
                 RequestError("the deadline passed before the work was done", sqlstate="PGR02")
             )
-        return not (self.dropped or self.future.done())
+
+    def finish(self) -> None:
+        """Hand over the results, if somebody still waits for them."""
+        self.expire()
+        if self.wanted:
+            self.future.set_result([self.results[place] for place in range(len(self.items))])
 
 
 class Lane:
@@ -66,7 +85,7 @@ class Lane:
         run: Callable[[list[Any]], Sequence[Any]],
         *,
         size: Callable[[Any], int] = len,
-        timeout: float = float("inf"),
+        timeout: float = math.inf,
         urgent: bool = True,
     ) -> list[Any]:
         """Results of `run` for `items`, in their order.
@@ -75,7 +94,7 @@ class Lane:
         Raises RequestError at once when the queue is full (53300), and when the timeout passes
         (PGR02). If the awaiting task is cancelled, what has not run yet is dropped.
         """
-        job = Job(kind, items, run, size, time.monotonic() + timeout)
+        job = Job(kind, items, run, size, time.monotonic() + timeout, urgent)
         with self._wake:
             if self._closed or len(self._queues[not urgent]) >= self.capacity:
                 raise RequestError(
@@ -102,7 +121,6 @@ class Lane:
                 self._run(jobs)
             except Exception as error:
                 self._recover(jobs, error)
-            self.done += len(jobs)
 
     def _next_batch(self) -> list[Job] | None:
         with self._wake:
@@ -118,25 +136,39 @@ class Lane:
             return batch
 
     def _run(self, jobs: list[Job]) -> None:
-        results: dict[Job, list[Any]] = {job: [None] * len(job.items) for job in jobs}
-        work = [(job, place) for job in jobs for place in range(len(job.items))]
+        """Run a batch slice by slice; what urgent work interrupts goes back to where it was."""
+        work = [(job, place) for job in jobs for place in job.places]
         work.sort(key=lambda item: item[0].size(item[0].items[item[1]]))
-        for part in _sliced(work):
-            wanted = [(job, place) for job, place in part if job.is_wanted()]
-            if wanted and not self._closed:
-                outcome = jobs[0].run([job.items[place] for job, place in wanted])
-                for (job, place), result in zip(wanted, outcome, strict=True):
-                    results[job][place] = result
+        for start in range(0, len(work), SLICE):
+            if not jobs[0].urgent and self._queues[0]:
+                self._put_back(jobs)
+                return
+            self._run_slice(jobs, work[start : start + SLICE])
         for job in jobs:
-            if job.is_wanted():
-                job.future.set_result(results[job])
+            job.finish()
+        self.done += len(jobs)
+
+    def _run_slice(self, jobs: list[Job], part: list[tuple[Job, int]]) -> None:
+        for job in jobs:
+            job.expire()
+        wanted = [(job, place) for job, place in part if job.wanted]
+        if wanted and not self._closed:
+            outcome = jobs[0].run([job.items[place] for job, place in wanted])
+            for (job, place), result in zip(wanted, outcome, strict=True):
+                job.results[place] = result
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        with self._wake:
+            self._queues[1].extendleft(job for job in reversed(jobs) if job.wanted)
 
     def _recover(self, jobs: list[Job], error: Exception) -> None:
         """One caller's bad item must not fail the others that shared its batch."""
         if len(jobs) == 1:
             log.warning("lane %s: %s: %s", self.name, type(error).__name__, error)
-            if jobs[0].is_wanted():
+            jobs[0].expire()
+            if jobs[0].wanted:
                 jobs[0].future.set_exception(error)
+            self.done += 1
             return
         for job in jobs:
             try:
@@ -145,5 +177,19 @@ class Lane:
                 self._recover([job], own)
 
 
-def _sliced(work: list[tuple[Job, int]]) -> Sequence[Sequence[tuple[Job, int]]]:
-    return [work[start : start + SLICE] for start in range(0, len(work), SLICE)]
+class Lanes(NamedTuple):
+    """The lanes of a worker."""
+
+    encode: Lane
+    maxsim: Lane
+    cross_encode: Lane
+
+    @classmethod
+    def start(cls, *, capacity: int = 64) -> Lanes:
+        """Start one of each, for so many waiting requests."""
+        return cls(*(Lane(name, capacity=capacity) for name in cls._fields))
+
+    def close(self) -> None:
+        """End all of them."""
+        for lane in self:
+            lane.close()

@@ -14,11 +14,11 @@ from pgrerank.errors import WorkerError
 from pgrerank.wire.server import WireServer
 from pgrerank.worker.heartbeat import beat
 from pgrerank.worker.ingest import Ingest
-from pgrerank.worker.lanes import Lane
+from pgrerank.worker.lanes import Lanes
+from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.registry import Registry
 from pgrerank.worker.scoring import Scorer
-from pgrerank.worker.session import connect
+from pgrerank.worker.session import connect, open_session
 from pgrerank.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -43,19 +43,14 @@ async def run_worker(
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     with contextlib.suppress(psycopg.OperationalError):  # one that is down may come up yet
         await (await connect(settings.dsn, "start")).close()
-    registry = Registry(settings.dsn)
+    models = Models(settings.dsn)
     projections = Projections(settings.dsn)
-    scorer = Scorer(
-        settings.dsn,
-        registry,
-        Lane("encode", capacity=settings.queue),
-        projections,
-        capacity=settings.queue,
-    )
-    ingest = Ingest(settings.dsn, registry, scorer.lanes[0], projections)
+    lanes = Lanes.start(capacity=settings.queue)
+    scorer = Scorer(settings.dsn, models, lanes, projections)
+    ingest = Ingest(settings.dsn, models, lanes.encode, projections)
     try:
         if settings.preload:
-            await registry.preload()
+            await models.preload()
         async with contextlib.AsyncExitStack() as running:
             port = await _serve(settings, scorer, running) if settings.serve else None
             tasks = [asyncio.create_task(ingest.run())] if settings.ingest else []
@@ -65,7 +60,7 @@ async def run_worker(
             ingest.stopping.set()
             await asyncio.gather(*tasks)
     finally:
-        await asyncio.to_thread(scorer.close)
+        await asyncio.to_thread(lanes.close)
 
 
 async def _serve(
@@ -96,7 +91,7 @@ async def _serve(
 
 
 async def _register(settings: WorkerSettings, port: int) -> None:
-    async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as connection:
+    async with await open_session(settings.dsn, "register") as connection:
         await connection.execute(
             "SELECT pgrerank.set_worker(%s, %s, %s, %s::jsonb)",
             (

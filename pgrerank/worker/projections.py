@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from pgrerank.errors import RequestError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction, SecondMoment
 from pgrerank.tokens import DType, pack, unpack
-from pgrerank.worker.document import Document
-from pgrerank.worker.encoding import encode
-from pgrerank.worker.lanes import SLICE, Lane
+from pgrerank.worker.claim import Claim
+from pgrerank.worker.encoding import encode_texts
+from pgrerank.worker.lanes import Lane
+from pgrerank.worker.session import open_session
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,7 @@ class Projections:
     async def get(self, md5: str) -> Matrix:
         """The projection of that name. Raises RequestError where no generation has it."""
         if md5 not in self._matrices:
-            async with await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True
-            ) as connection:
+            async with await open_session(self._dsn, "projections") as connection:
                 cursor = await connection.execute(
                     "SELECT matrix FROM pgrerank.projections WHERE md5(matrix) = %s LIMIT 1", (md5,)
                 )
@@ -54,18 +52,18 @@ class Projections:
     async def of_generation(
         self,
         connection: psycopg.AsyncConnection[Any],
-        document: Document,
+        claim: Claim,
         encoder: Encoder,
         lane: Lane,
     ) -> Matrix:
-        """The projection of a claimed document's generation, fitted on a sample if need be.
+        """The projection of the claimed generation, fitted on a sample if need be.
 
         Where two workers fit one at the same time, the first is kept and both go by it.
         """
-        if document.projection is not None:
-            return await self.get(document.projection)
-        assert document.token_dims is not None
-        generation = (document.reranker, document.generation)
+        if claim.projection is not None:
+            return await self.get(claim.projection)
+        assert claim.token_dims is not None
+        generation = (claim.reranker, claim.generation)
         async with self._fitting:
             cursor = await connection.execute(
                 "SELECT projection FROM pgrerank.generations WHERE (reranker, number) = (%s, %s)",
@@ -78,8 +76,8 @@ class Projections:
                 "SELECT * FROM pgrerank.sample_texts(%s, %s)", generation
             )
             texts = [text for [text] in await cursor.fetchall()]
-            moment, documents = await _moment(texts, encoder, document.token_pool, lane)
-            packed = pack(moment.projection(document.token_dims), DType.FLOAT16)
+            moment, documents = await _moment(texts, encoder, claim.token_pool, lane)
+            packed = pack(moment.projection(claim.token_dims), DType.FLOAT16)
             cursor = await connection.execute(
                 "SELECT pgrerank.keep_projection(%s, %s, %s, %s)", (*generation, packed, documents)
             )
@@ -95,22 +93,30 @@ class Projections:
 
 
 async def _moment(
-    texts: list[str], encoder: Encoder, factor: int, lane: Lane
+    texts: list[str], encoder: Encoder, pool: int, lane: Lane
 ) -> tuple[SecondMoment, int]:
-    """Of the texts' token vectors, and of how many texts: one that can't be encoded is left out."""
+    """The second moment of the texts' token vectors, and the number of texts in it.
+
+    Texts that can't be encoded are skipped.
+    """
     assert encoder.token_dims is not None
     moment = SecondMoment(encoder.token_dims)
-    run = partial(encode, encoder, "document", False, True, Reduction(factor))
-    kind = ("sample", id(encoder), factor)
     documents = 0
-    slices = [texts[start : start + SLICE] for start in range(0, len(texts), SLICE)]
-    while slices:
-        part = slices.pop()
+    parts = [texts]
+    while parts:
+        part = parts.pop()
         try:
-            vectors = await lane.submit(kind, part, run, urgent=False)
+            vectors = await encode_texts(
+                lane,
+                {"late_interaction": encoder},
+                "document",
+                part,
+                Reduction(pool),
+                urgent=False,
+            )
         except Exception as error:
             if len(part) > 1:
-                slices += [[text] for text in part]
+                parts += [[text] for text in part]
             else:
                 log.warning("a text of the sample can't be encoded: %s", error)
             continue

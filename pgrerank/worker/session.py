@@ -11,15 +11,23 @@ from pgrerank.errors import WorkerError
 from pgrerank.install import schema
 
 
+async def open_session(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
+    """An autocommit session that says what it is for.
+
+    It checks nothing: what a search asks for is answered also while the schema is newer.
+    """
+    return await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, application_name=f"pgrerank {purpose}"
+    )
+
+
 async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
     """An autocommit session whose schema fits this worker.
 
     Raises InstallError where it does not, WorkerError where a pooler is in between, and
     psycopg.OperationalError when none can be had.
     """
-    connection = await psycopg.AsyncConnection.connect(
-        dsn, autocommit=True, application_name=f"pgrerank {purpose}"
-    )
+    connection = await open_session(dsn, purpose)
     try:
         await _check_direct(connection)
         schema.check_version(await _version(connection), connection.info.dbname)

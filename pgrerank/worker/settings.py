@@ -1,4 +1,4 @@
-"""What a worker is told at its start, checked."""
+"""A worker's settings, checked at its start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import secrets
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pgrerank.errors import SettingsError
 
@@ -33,28 +32,41 @@ def worker_settings(
     password: str | None,
     *,
     tls: tuple[Path, Path | None] | None = None,
-    **flags: Any,
+    ingest: bool = True,
+    serve: bool = True,
+    preload: bool = False,
+    register: bool = False,
+    queue: int = 64,
 ) -> WorkerSettings:
     """Settings from what the command line was given. Raises SettingsError."""
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 65536):
         raise SettingsError(f"--listen is {listen!r}: HOST:PORT wanted, such as 127.0.0.1:6432")
-    if flags["register"] and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
+    if register and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
         raise SettingsError(
             f"--register can't write {host}: Postgres needs an address that it can reach; "
             "call pgrerank.set_worker(host, port, password)"
         )
-    if not (flags["ingest"] or flags["serve"]):
+    if not (ingest or serve):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
-    if flags["serve"] and not password:
-        if not flags["register"]:
+    if serve and not password:
+        if not register:
             raise SettingsError(
                 "no password: set PGRERANK_WORKER_PASSWORD to the one in the database's user "
                 "mapping, or give --register to write a fresh one there"
             )
         password = secrets.token_urlsafe(24)
     return WorkerSettings(
-        dsn, host.strip("[]"), int(port), password, _context(*tls) if tls else None, **flags
+        dsn=dsn,
+        host=host.strip("[]"),
+        port=int(port),
+        password=password,
+        tls=_context(*tls) if tls else None,
+        ingest=ingest,
+        serve=serve,
+        preload=preload,
+        register=register,
+        queue=queue,
     )
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pgrerank.evaluation.report.style import COLOURS, RUNS, figure, legend
 from pgrerank.evaluation.report.tables import Runs
-from pgrerank.evaluation.result import Evaluation
+from pgrerank.evaluation.result import Evaluation, tuning_of
 
 __all__ = ["SETTINGS", "depth_figure"]
 
@@ -25,7 +25,9 @@ def depth_figure(runs: Runs, titles: Sequence[str]) -> Figure:
 
     A ring marks the recommended size.
     """
-    settings = list(dict.fromkeys(name for run in runs.values() for name in run["depth"]))
+    settings = list(
+        dict.fromkeys(name for run in runs.values() for name in tuning_of(run)["depth"])
+    )
     drawn = figure(len(settings) * 3.4 + 0.2 * len(titles))
     ratios = [2.0, 1.1] * len(settings)
     every = list(drawn.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0])
@@ -39,7 +41,9 @@ def depth_figure(runs: Runs, titles: Sequence[str]) -> Figure:
 def _setting(above: Axes, below: Axes, runs: Runs, setting: str) -> None:
     for name, run in runs.items():
         _curves(above, below, run, setting, RUNS.get(name, COLOURS["blue"]))
-    sizes = sorted({p["size"] for run in runs.values() for p in run["depth"].get(setting, [])})
+    sizes = sorted(
+        {p["size"] for run in runs.values() for p in tuning_of(run)["depth"].get(setting, [])}
+    )
     for axes in (above, below):
         axes.grid()
         axes.tick_params(length=0)
@@ -47,7 +51,9 @@ def _setting(above: Axes, below: Axes, runs: Runs, setting: str) -> None:
             _size_axis(axes, sizes)
     above.set_title(setting, pad=8)
     if any(
-        found["setting"] == setting for run in runs.values() for found in run["recommendations"]
+        found["setting"] == setting
+        for run in runs.values()
+        for found in tuning_of(run)["recommendations"]
     ):
         above.set_title("ring: recommended", loc="right", fontsize=9, color=COLOURS["muted"])
     above.set_ylabel(next(iter(runs.values()))["measures"][0])
@@ -60,8 +66,10 @@ def _setting(above: Axes, below: Axes, runs: Runs, setting: str) -> None:
 
 
 def _curves(above: Axes, below: Axes, run: Evaluation, setting: str, colour: str) -> None:
-    points = run["depth"].get(setting, [])
-    chosen = {found["value"] for found in run["recommendations"] if found["setting"] == setting}
+    points = tuning_of(run)["depth"].get(setting, [])
+    chosen = {
+        found["value"] for found in tuning_of(run)["recommendations"] if found["setting"] == setting
+    }
     for axes, values in (
         (above, [point["quality"] for point in points]),
         (below, [point["ms"] for point in points]),

@@ -13,6 +13,7 @@ from pgrerank.evaluation.report import numbers
 from pgrerank.evaluation.report.contrast import Contrast, steps
 from pgrerank.evaluation.report.shown import groups
 from pgrerank.evaluation.report.tables import Runs, measure_names, run_title
+from pgrerank.evaluation.result import tuning_of
 
 _SETTING_COLUMNS = 120
 
@@ -53,6 +54,7 @@ def _environment() -> jinja2.Environment:
         "p": numbers.probability,
         "spoken": numbers.spoken,
         "setting": _setting,
+        "tuning": tuning_of,
     }
     return environment
 

@@ -17,6 +17,7 @@ from pgrerank.evaluation.report.numbers import clipped
 from pgrerank.evaluation.report.style import lay_out, styled
 from pgrerank.evaluation.report.svg import inline_svg, write_png
 from pgrerank.evaluation.report.tables import Runs, run_title
+from pgrerank.evaluation.result import tuning_of
 
 _TITLE_COLUMNS = 46
 
@@ -43,7 +44,7 @@ def plots(runs: Runs, found: Contrast, folder: Path) -> Iterator[Plot]:
         "latency": ("Latency by stage", lambda: latency_figure(runs, titles)),
         "queries": ("Gains and losses by query", lambda: queries_figure(found, measure, fonts)),
     }
-    if any(run["depth"] for run in runs.values()):
+    if any(tuning_of(run)["depth"] for run in runs.values()):
         drawn["depth"] = ("Depth curves", lambda: depth_figure(runs, titles))
     for name, (description, draw) in drawn.items():
         yield _plot(name, description, draw, fonts, folder)

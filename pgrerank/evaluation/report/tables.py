@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pgrerank.evaluation.report.contrast import Contrast
-from pgrerank.evaluation.result import Evaluation
+from pgrerank.evaluation.result import Evaluation, tuning_of
 
 Runs = Mapping[str, Evaluation]
 """One evaluation by the name ``""``, or two by ``A`` and ``B``."""
@@ -39,7 +39,7 @@ def write_depth(runs: Runs, file: Path) -> None:
         [
             {"run": name, "setting": setting, **point}
             for name, run in runs.items()
-            for setting, points in run["depth"].items()
+            for setting, points in tuning_of(run)["depth"].items()
             for point in points
         ],
         file,

@@ -10,7 +10,7 @@ from pgrerank.errors import SettingsError
 from pgrerank.evaluation.report import tables
 from pgrerank.evaluation.report.contrast import Contrast, contrast
 from pgrerank.evaluation.report.read import FILE
-from pgrerank.evaluation.result import Evaluation
+from pgrerank.evaluation.result import Evaluation, tuning_of
 
 _FILES = (
     *("report.html", FILE, "other.json", "stages.csv", "depth.csv", "queries.csv"),
@@ -49,7 +49,7 @@ def _write_numbers(runs: tables.Runs, found: Contrast, folder: Path) -> Iterator
     yield folder / "stages.csv"
     tables.write_queries(runs, found, folder / "queries.csv")
     yield folder / "queries.csv"
-    if any(run["depth"] for run in runs.values()):
+    if any(tuning_of(run)["depth"] for run in runs.values()):
         tables.write_depth(runs, folder / "depth.csv")
         yield folder / "depth.csv"
 

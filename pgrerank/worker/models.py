@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psycopg
 from psycopg.rows import class_row
 
 from pgrerank.catalog import MODELS
 from pgrerank.errors import RequestError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker
+from pgrerank.worker.session import open_session
 
 TTL = 5.0
 """Seconds for which the list of models is taken as current."""
 
 
-class Registry:
+class Models:
     """Models by their registered name. Loading happens in a thread, once for each checkpoint."""
 
     def __init__(self, dsn: str) -> None:
@@ -61,7 +61,7 @@ class Registry:
 
 async def read_specs(dsn: str) -> list[ModelSpec]:
     """All registered models, in order of their names."""
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+    async with await open_session(dsn, "models") as connection:
         cursor = connection.cursor(row_factory=class_row(ModelSpec))
         await cursor.execute(MODELS)
         return await cursor.fetchall()

@@ -1,0 +1,52 @@
+"""What `pgrerank.claim` gives a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Document(NamedTuple):
+    """A claimed document; `is_encoded` says that nothing is to be done: it has gone, or is done."""
+
+    key: str
+    ticket: int
+    content: str | None
+    content_hash: bytes
+    is_encoded: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Documents of one generation, and what is to be stored of them; as the SQL type `claimed`."""
+
+    reranker: str
+    generation: int
+    embedding_model: str | None
+    late_interaction_model: str | None
+    token_precision: str
+    token_dims: int | None
+    token_pool: int
+    token_bits: bool
+    projection: str | None
+    keys: Sequence[str]
+    tickets: Sequence[int]
+    contents: Sequence[str | None]
+    content_hashes: Sequence[bytes]
+    are_encoded: Sequence[bool]
+
+    @property
+    def documents(self) -> list[Document]:
+        """The claimed documents."""
+        columns = (self.keys, self.tickets, self.contents, self.content_hashes, self.are_encoded)
+        return [Document(*values) for values in zip(*columns, strict=True)]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The names of the models that encode them, by kind."""
+        names = {
+            "embedding": self.embedding_model,
+            "late_interaction": self.late_interaction_model,
+        }
+        return {kind: name for kind, name in names.items() if name is not None}

@@ -1,0 +1,63 @@
+"""What Postgres may ask a worker; docs/reference/protocol.md tells it to people."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from pgrerank.errors import RequestError
+
+__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "MaxSim", "parse"]
+
+
+class _Call(msgspec.Struct, frozen=True, tag_field="call"):
+    """A request names itself in the field `call`."""
+
+
+class Encode(_Call, frozen=True, tag="encode"):
+    """Encode a query by the models named, and reduce its token vectors by the projection."""
+
+    text: str
+    embedding: str | None = None
+    late_interaction: str | None = None
+    projection: str | None = None
+
+
+class MaxSim(_Call, frozen=True, tag="maxsim"):
+    """Score documents; all are packed token vectors in hexadecimal."""
+
+    query: str
+    documents: list[str]
+
+
+class CrossEncode(_Call, frozen=True, tag="cross_encode"):
+    """Score documents by a cross-encoder."""
+
+    model: str
+    query: str
+    documents: list[str]
+
+
+class Align(_Call, frozen=True, tag="align"):
+    """Say which token of each document answers which of the query's."""
+
+    model: str
+    query: str
+    documents: list[str]
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A request with the id that its answer repeats, and its deadline in milliseconds."""
+
+    request: Encode | MaxSim | CrossEncode | Align
+    id: Any = None
+    timeout_ms: Annotated[float, msgspec.Meta(gt=0)] = 60_000
+
+
+def parse(statement: str) -> Envelope:
+    """Read a request; raises RequestError, saying what is wrong and where in it."""
+    try:
+        return msgspec.json.decode(statement, type=Envelope)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise RequestError(f"the request is malformed: {error}", sqlstate="22023") from error

@@ -155,7 +155,7 @@ def contestants(
 
     def kernel_over(precision: str) -> Contestant:
         return in_database(
-            f"SELECT * FROM pgrerank._score_by_kernel('{parts_of(precision)}', 'bigint',"
+            f"SELECT * FROM pgrerank._maxsim_by_kernel('{parts_of(precision)}', 'bigint',"
             " %s::text[], %b)",
             (packed,),
         )
@@ -185,7 +185,7 @@ def contestants(
     made["SQL over vector[], cosine"] = over_arrays("sql_cosine")
     made["SQL over vector[], inner product"] = over_arrays("sql_inner_product")
     made["worker, with its fetch"] = in_database(
-        f"SELECT * FROM pgrerank._score_by_worker('{parts_of('int8')}', 'bigint',"
+        f"SELECT * FROM pgrerank._maxsim_by_worker('{parts_of('int8')}', 'bigint',"
         " %s::text[], %b, clock_timestamp() + interval '5 min')",
         (packed,),
     )

@@ -31,7 +31,7 @@ from pgrerank.worker.heartbeat import beat
 
 PASSWORD = "benchmark"
 TIMEOUT_MS = 300
-CALL = "SELECT pgrerank._call(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
+CALL = "SELECT pgrerank._ask_worker(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
 BLOCKING = (
     "SELECT * FROM request, dblink('blocking',"
     ' format(\'{"id": 1, "request": %s}\', pgrerank_request)) r (answer jsonb)'
@@ -112,7 +112,7 @@ def set_up(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
 def outage(dsn: str, open_session: psycopg.Connection, calls: int) -> dict[str, float]:
     """Worst time of calls with a deadline, in an open session and in new ones."""
     call = (
-        'SELECT pgrerank._call(\'{"call": "cross_encode", "documents": []}\','
+        'SELECT pgrerank._ask_worker(\'{"call": "cross_encode", "documents": []}\','
         f" clock_timestamp() + interval '{TIMEOUT_MS} ms')"
     )
 

@@ -11,7 +11,7 @@ import psycopg
 
 CLAIM = 64
 STORE = (
-    "SELECT pgrerank._store_parts(r, g, %s, %s, %s, %b) FROM pgrerank.rerankers r"
+    "SELECT pgrerank._store_tokens(r, g, %s, %s, %s, %b) FROM pgrerank.rerankers r"
     " JOIN pgrerank.generations g ON (g.reranker, g.number) = (r.name, r.generation)"
     " WHERE r.name = %s"
 )

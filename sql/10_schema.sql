@@ -25,6 +25,19 @@ BEGIN
 END
 $$;
 
+-- Ends an upgrade of another version than this one; what an upgrade begins with.
+CREATE OR REPLACE FUNCTION _expect_version(_version text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF schema_version() <> _version THEN
+        PERFORM _raise('object_not_in_prerequisite_state', format(
+            'the schema pgrerank is of version %s: this script upgrades %s', schema_version(), _version));
+    END IF;
+END
+$$;
+
 -- Whom pgrerank's functions belong to; side tables and the mapping to the worker are theirs.
 CREATE OR REPLACE FUNCTION _owner() RETURNS regrole
 LANGUAGE sql STABLE

@@ -50,12 +50,12 @@ GRANT SELECT ON rerankers, generations TO PUBLIC;
 --   per_call     whether one search may be given another value
 --   holds        what must be true of it (x) to be stored; wanted says so in words
 CREATE OR REPLACE FUNCTION _settings() RETURNS TABLE (
-    setting text, type text, preset text, kept_in text, alterable boolean, cleared_by jsonb, per_call boolean,
+    place bigint, setting text, type text, preset text, kept_in text, alterable boolean, cleared_by jsonb, per_call boolean,
     refers_to text, holds text, wanted text, comment text)
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    VALUES
+    SELECT row_number() OVER (), s.* FROM (VALUES
         ('text_columns', 'text[]', NULL, 'generations', true, NULL::jsonb, false, NULL, NULL, NULL,
             'The columns that a document''s text is made of; NULL where text_expression was given'),
         ('text_expression', 'text', NULL, 'generations', true, NULL, false, NULL, NULL, NULL,
@@ -106,6 +106,7 @@ AS $$
         ('log_retention', 'interval', $x$'30 days'$x$, 'rerankers', true, NULL, false, NULL,
             $x$x BETWEEN '1 minute' AND '10 years'$x$, '1 minute to 10 years',
             'How long it remembers them')
+    ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 
 -- Each setting's column. The preset is for rows of an older version; create_reranker has it from above. What is there
@@ -119,6 +120,7 @@ BEGIN
         WHERE NOT EXISTS (
             SELECT FROM pg_attribute a
             WHERE a.attrelid = format('pgrerank.%I', d.kept_in)::regclass AND a.attname = d.setting)
+        ORDER BY d.place
     LOOP
         EXECUTE format('ALTER TABLE %I ADD COLUMN %I %s %s', s.kept_in, s.setting, s.type,
             concat_ws(' ', 'DEFAULT ' || s.preset, 'REFERENCES ' || s.refers_to));
@@ -154,12 +156,12 @@ BEGIN
         $body$ $sql$, (
         SELECT string_agg(format('(%L, %2$s.%1$I::text, (SELECT %3$s FROM (SELECT %2$s.%1$I) v (x)), %4$L)',
             s.setting, CASE s.kept_in WHEN 'rerankers' THEN '_reranker' ELSE '_generation' END, s.holds, s.wanted),
-            E',\n                ')
+            E',\n                ' ORDER BY s.place)
         FROM (
-            SELECT 'name' AS setting, 'rerankers' AS kept_in, 'x ~ ''^[a-z_][a-z0-9_]{0,39}$''' AS holds,
+            SELECT 0 AS place, 'name' AS setting, 'rerankers' AS kept_in, 'x ~ ''^[a-z_][a-z0-9_]{0,39}$''' AS holds,
                 'a lower-case letter or _, then up to 39 more of these or digits' AS wanted
             UNION ALL
-            SELECT s.setting, s.kept_in, s.holds, s.wanted FROM _settings() s WHERE s.holds IS NOT NULL) s));
+            SELECT s.place, s.setting, s.kept_in, s.holds, s.wanted FROM _settings() s WHERE s.holds IS NOT NULL) s));
 END
 $do$;
 

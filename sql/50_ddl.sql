@@ -17,14 +17,14 @@ DECLARE
 BEGIN
     PERFORM _define_function('create_reranker',
         'reranker text, source regclass, ' || string_agg(
-            format('%I %s DEFAULT %s', s.setting, s.type, coalesce(s.preset, 'NULL')), ', '),
+            format('%I %s DEFAULT %s', s.setting, s.type, coalesce(s.preset, 'NULL')), ', ' ORDER BY s.place),
         'void',
-        format(body, '_create_reranker', 'reranker, source', string_agg(format('%1$L, %1$I', s.setting), ', ')))
+        format(body, '_create_reranker', 'reranker, source', string_agg(format('%1$L, %1$I', s.setting), ', ' ORDER BY s.place)))
     FROM _settings() s;
     PERFORM _define_function('alter_reranker',
-        'reranker text, ' || string_agg(format('%I %s DEFAULT NULL', s.setting, s.type), ', '),
+        'reranker text, ' || string_agg(format('%I %s DEFAULT NULL', s.setting, s.type), ', ' ORDER BY s.place),
         'void',
-        format(body, '_alter_reranker', 'reranker', string_agg(format('%1$L, %1$I', s.setting), ', ')))
+        format(body, '_alter_reranker', 'reranker', string_agg(format('%1$L, %1$I', s.setting), ', ' ORDER BY s.place)))
     FROM _settings() s WHERE s.alterable;
 END
 $do$;
@@ -238,25 +238,29 @@ BEGIN
     END IF;
     SELECT * INTO broken FROM (VALUES
         (embedding.name IS NULL AND _reranker.embedding_column IS NULL,
-            'has neither embedding_model nor embedding_column: recall needs one', NULL),
+            'invalid_parameter_value',
+            ' has neither embedding_model nor embedding_column: recall needs one', NULL),
         (late_interaction.name IS NULL
             AND (_generation.token_dims IS NOT NULL OR _generation.token_pool > 1 OR _generation.token_bits),
-            'has no late_interaction_model: token_dims, token_pool and maxsim_bit_top want one', NULL),
+            'invalid_parameter_value',
+            ' has no late_interaction_model: token_dims, token_pool and maxsim_bit_top want one', NULL),
         (_generation.token_dims NOT BETWEEN 8 AND late_interaction.dims,
-            format('has token_dims %s, wanted 8 to %s, the dimensions of model "%s"',
+            'invalid_parameter_value',
+            format(': token_dims is %s, wanted 8 to %s, the dimensions of model "%s"',
                 _generation.token_dims, late_interaction.dims, late_interaction.name), NULL),
         (_generation.token_bits AND _generation.token_precision = 'bit',
-            'has token_precision bit: maxsim_bit_top would score the same bits twice',
+            'invalid_parameter_value',
+            ' has token_precision bit: maxsim_bit_top would score the same bits twice',
             'Leave maxsim_bit_top out, or choose token_precision int8.'),
         (column_dims <> embedding.dims,
-            format('has embedding_column %s.%s of %s dimensions, and model "%s" of %s',
-                _reranker.source, quote_ident(_reranker.embedding_column), column_dims, embedding.name, embedding.dims),
+            'datatype_mismatch',
+            format(' can''t use column %s.%s: it has %s dimensions, model "%s" has %s', _reranker.source,
+                quote_ident(_reranker.embedding_column), column_dims, embedding.name, embedding.dims),
             'Name the model that made the column''s vectors, or leave embedding_column out.')
-    ) rules (is_broken, message, hint)
+    ) rules (is_broken, code, message, hint)
     WHERE rules.is_broken LIMIT 1;
     IF FOUND THEN
-        PERFORM _raise('invalid_parameter_value',
-            format('reranker "%s" %s', _reranker.name, broken.message), broken.hint);
+        PERFORM _raise(broken.code, format('reranker "%s"%s', _reranker.name, broken.message), broken.hint);
     END IF;
 END
 $$;

@@ -216,6 +216,27 @@ EXCEPTION WHEN OTHERS OR query_canceled THEN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION ping_worker(timeout interval DEFAULT '3 seconds') RETURNS interval
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+BEGIN
+    IF 'pgrerank' <> ALL (coalesce(dblink_get_connections(), '{}')) THEN
+        PERFORM _await_heartbeat(started + timeout);
+        PERFORM _connect();
+    END IF;
+    IF _exchange('PING', started + timeout) IS NULL THEN
+        PERFORM _disconnect();
+        PERFORM _raise('PGR01', 'the connection to the worker broke');
+    END IF;
+    RETURN clock_timestamp() - started;
+END
+$$;
+COMMENT ON FUNCTION ping_worker IS
+    'How long the worker takes to answer, a connection included where there is none; an error where it does not';
+
 -- Takes the scores out of an answer, one for each document; anything else is refused.
 CREATE OR REPLACE FUNCTION _scores(_answer jsonb, _documents int) RETURNS real[]
 LANGUAGE plpgsql IMMUTABLE

@@ -3,8 +3,6 @@
 -- SECURITY INVOKER: the caller's grants and row-level security decide what is read.
 
 DO $do$
-DECLARE
-    column_of_stage record;
 BEGIN
     IF to_regtype('pgrerank.scored') IS NULL THEN
         CREATE TYPE scored AS (stage text, key text, score real, rank int);
@@ -12,35 +10,14 @@ BEGIN
     IF to_regtype('pgrerank.search_call') IS NULL THEN
         CREATE TYPE search_call AS (
             query text, top_k int, filter jsonb, stages text[], keys text[], query_embedding vector, query_tokens bytea,
-            recall text, strict boolean, generation int, settings jsonb);
+            recall text, "strict" boolean, generation int, settings jsonb);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             pool text[], scores scored[], first_stage text, reason text, times jsonb);
     END IF;
-    -- What a search returns: these, and two columns for each stage.
-    IF to_regtype('pgrerank.ranked') IS NULL THEN
-        CREATE TYPE ranked AS (key text, score real, rank int, stage text, degraded boolean, reason text);
-    END IF;
-    FOR column_of_stage IN
-        SELECT s.stage || c.suffix AS name, c.type
-        FROM _stages() s CROSS JOIN (VALUES (1, '_score', 'real'), (2, '_rank', 'int')) c (place, suffix, type)
-        WHERE NOT EXISTS (
-            SELECT FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid
-            WHERE t.reltype = 'pgrerank.ranked'::regtype AND a.attname = s.stage || c.suffix)
-        ORDER BY s.place, c.place
-    LOOP
-        EXECUTE format('ALTER TYPE ranked ADD ATTRIBUTE %I %s', column_of_stage.name, column_of_stage.type);
-    END LOOP;
 END
 $do$;
-COMMENT ON TYPE scored IS
-    'What a stage said of a document; the stage "blend" stands for the blended score after the stage before it';
-COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
-COMMENT ON TYPE search_outcome IS
-    'What became of a search: keys in their last order, what every stage said, what made the pool, why it is degraded, '
-    'milliseconds by stage';
-COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Attributes of a composite type as a list of columns.
 CREATE OR REPLACE FUNCTION _attributes(_type regtype, OUT names text[], OUT columns text)
@@ -52,6 +29,27 @@ AS $$
     FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid
     WHERE t.reltype = _type AND a.attnum > 0 AND NOT a.attisdropped
 $$;
+
+-- What a search returns: these columns, and two for each stage. With other stages than before the type is made anew, and
+-- with it the internal functions that name it, below and in later files.
+DO $do$
+DECLARE
+    columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, ' || (
+        SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
+BEGIN
+    IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
+        DROP TYPE IF EXISTS ranked CASCADE;
+        EXECUTE format('CREATE TYPE ranked AS (%s)', columns);
+    END IF;
+END
+$do$;
+COMMENT ON TYPE scored IS
+    'What a stage said of a document; the stage "blend" stands for the blended score after the stage before it';
+COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
+COMMENT ON TYPE search_outcome IS
+    'What became of a search: keys in their last order, what every stage said, what made the pool, why it is degraded, '
+    'milliseconds by stage';
+COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.
 CREATE OR REPLACE FUNCTION _milliseconds(_since timestamptz) RETURNS numeric

@@ -335,7 +335,7 @@ AS $$
     SELECT row_number() OVER (), a.* FROM (
         VALUES ('query', 'text', NULL), ('top_k', 'int', '10'), ('filter', 'jsonb', 'NULL')
         UNION ALL
-        SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call
+        (SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call ORDER BY s.place)
         UNION ALL
         VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('query_embedding', 'vector', 'NULL'),
             ('query_tokens', 'bytea', 'NULL'), ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'),
@@ -354,7 +354,7 @@ AS $$
         format('ROW(%s)::pgrerank.search_call', (
             SELECT string_agg(CASE c.name
                 WHEN 'settings' THEN (
-                    SELECT format('jsonb_build_object(%s)', string_agg(format('%1$L, %1$s', s.setting), ', '))
+                    SELECT format('jsonb_build_object(%s)', string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
                     FROM _settings() s WHERE s.per_call)
                 WHEN 'keys' THEN 'keys::text[]'
                 ELSE c.name END, ', ' ORDER BY c.place)

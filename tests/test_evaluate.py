@@ -16,11 +16,13 @@ from pgrerank.errors import EvaluationError, SettingsError
 from pgrerank.evaluation import measure, measure_queries
 from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.evaluate import evaluate, search_all
-from pgrerank.evaluation.pools import Pool, pool_of
+from pgrerank.evaluation.pools import Pool, Sizes, pool_of
+from pgrerank.evaluation.result import Tuning
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.judgements import Judgements, save_set
+from pgrerank.stages import STAGES
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
@@ -107,32 +109,6 @@ def test_each_order_is_measured_as_searches_return_it(asked):
     assert all(shown["text"] for shown in first["top"]["+ MaxSim"])
 
 
-def test_in_sql_the_figures_are_the_same(asked):
-    rows = asked.execute("SELECT * FROM pgrerank.evaluate('documents', 'dev')").fetchall()
-    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
-    assert [row[0] for row in rows] == ["exact_recall", "recall", "maxsim", "cross_encoder"]
-    for (stage, queries, measured, *times, _against, gain, p, better, worse), order in zip(
-        rows, found["orders"], strict=True
-    ):
-        assert (stage, queries) == (order["stage"], 12)
-        assert measured == pytest.approx(order["measures"], abs=1e-6)
-        assert all(spent > 0 for spent in times)
-        assert (better, worse) == (order["better"], order["worse"])
-        if gain is not None:
-            assert (gain, p) == pytest.approx((order["gain"], order["p"]), abs=1e-5)
-
-
-def test_sql_names_unknown_sets_rerankers_and_measures(asked):
-    call = "SELECT * FROM pgrerank.evaluate(%s, %s, measures => %s)"
-    for arguments, message in (
-        (("documents", "none", ["AP"]), r'no judgements in set "none"'),
-        (("none", "dev", ["AP"]), r'reranker "none" does not exist'),
-        (("documents", "dev", ["gain@ten"]), r"gain@ten"),
-    ):
-        with pytest.raises(psycopg.Error, match=message):
-            asked.execute(call, arguments)
-
-
 @pytest.mark.parametrize("blend", BLENDS)
 def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked, blend):
     variant, queries = Variant("documents", timeout="20 s"), judged().queries
@@ -143,10 +119,10 @@ def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked
     for candidates, maxsim_top in ((40, 40), (40, 7), (12, 5)):
         for query, text in queries.items():
             found = search(asked, text, top_k=10, candidates=candidates, maxsim_top=maxsim_top)
-            assert pools[query].order(candidates, maxsim_top, blend)[:10] == found
+            assert pools[query].order(Sizes(candidates, maxsim_top), blend)[:10] == found
     for query, text in queries.items():
         found = search(asked, text, top_k=10, candidates=40, stages=["recall", "maxsim"])
-        assert pools[query].order(40, 0, blend)[:10] == found
+        assert pools[query].order(Sizes(40, 0), blend)[:10] == found
 
 
 def test_a_blended_search_is_ordered_by_its_score(asked):
@@ -183,41 +159,74 @@ def test_a_blend_that_is_none_is_refused(asked, blend):
 
 def test_tuning_finds_sizes_and_a_blend_and_writes_them(asked):
     searched = search_all(asked, Variant("documents"), judged())
-    found = evaluate(asked, searched, qrels="dev")
-    tune(asked, searched, found, max_candidates=40, max_maxsim_top=20)
-    depth = found["depth"]
+    tuning = tune(asked, searched, max_candidates=40, max_maxsim_top=20)
+    evaluation = evaluate(asked, searched, qrels="dev", tuning=tuning)
+    depth = tuning["depth"]
     assert [point["size"] for point in depth["candidates"]] == [10, 20, 30, 40]
     assert [point["size"] for point in depth["maxsim_top"]] == [0, 5, 10, 20]
-    quality = {order["name"]: order["measures"]["nDCG@10"] for order in found["orders"]}
+    quality = {order["name"]: order["measures"]["nDCG@10"] for order in evaluation["orders"]}
     by_size = {point["size"]: point["quality"] for point in depth["maxsim_top"]}
     assert by_size[0] == pytest.approx(quality["+ MaxSim"])
     assert by_size[5] == pytest.approx(quality["+ cross-encoder"])
     assert all(point["ms"] > 0 for points in depth.values() for point in points)
-    blend = found["blend"]
+    blend = tuning["blend"]
     assert blend["plain"] == pytest.approx(quality["+ cross-encoder"])
     assert blend["quality"] >= blend["cross_validated"]
-    found["blend"]["p"], found["blend"]["cross_validated"] = 0.01, blend["plain"] + 0.1
-    found["recommendations"] = [
-        {"setting": "maxsim_top", "value": 10, "gain_kept": 1, "time_share": 0.5, "text": ""}
-    ]
-    chosen = apply(asked, found)
+    better = Tuning(
+        depth=depth,
+        recommendations=[
+            {"setting": "maxsim_top", "value": 10, "gain_kept": 1, "time_share": 0.5, "text": ""}
+        ],
+        blend={**blend, "p": 0.01, "cross_validated": blend["plain"] + 0.1},
+        warnings=[],
+    )
+    chosen = apply(asked, {**evaluation, "tuning": better})
     assert chosen == {"maxsim_top": 10, "blend": blend["weights"]}
     assert asked.execute(
         "SELECT candidates, maxsim_top, blend FROM pgrerank.rerankers"
     ).fetchone() == (20, 10, blend["weights"])
 
 
+@pytest.fixture
+def asked_with_bits(asked):
+    asked.execute("SELECT pgrerank.alter_reranker('documents', maxsim_bit_top => 6)")
+    wait_for(asked, "pending = 0 AND next_generation IS NULL")
+    yield asked
+    asked.execute("SELECT pgrerank.alter_reranker('documents', maxsim_bit_top => 0)")
+    wait_for(asked, "pending = 0 AND next_generation IS NULL")
+
+
+def test_tuning_measures_the_stages_that_the_reranker_runs(asked_with_bits):
+    """Bits choose what MaxSim scores, in the curves as in the search itself."""
+    asked = asked_with_bits
+    searched = search_all(asked, Variant("documents"), judged())
+    assert searched.traces["q0"].stages == ["recall", "maxsim_bit", "maxsim", "cross_encoder"]
+    tuning = tune(asked, searched, max_candidates=40, max_maxsim_top=20)
+    evaluation = evaluate(asked, searched, qrels="dev", tuning=tuning)
+    quality = {order["name"]: order["measures"]["nDCG@10"] for order in evaluation["orders"]}
+    by_size = {point["size"]: point["quality"] for point in tuning["depth"]["maxsim_top"]}
+    assert by_size[0] == pytest.approx(quality["+ MaxSim"])
+    assert by_size[5] == pytest.approx(quality["+ cross-encoder"])
+    wide = search_all(asked, Variant("documents", candidates=40), judged())
+    run = {query: trace.order("cross_encoder") for query, trace in wide.traces.items()}
+    values = measure_queries(judged().qrels, run, ["nDCG@10"])["nDCG@10"].values()
+    by_candidates = {point["size"]: point["quality"] for point in tuning["depth"]["candidates"]}
+    assert by_candidates[40] == pytest.approx(sum(values) / len(values))
+
+
 def test_a_blend_that_chance_may_have_made_is_not_written(asked):
     searched = search_all(asked, Variant("documents"), judged())
-    found = evaluate(asked, searched, qrels="dev")
-    found["blend"] = {
+    evaluation = evaluate(asked, searched, qrels="dev")
+    blend = {
         "weights": {"recall": 1},
         "quality": 1,
         "cross_validated": 0.9,
         "plain": 0.8,
         "p": 0.3,
     }
-    assert apply(asked, found) == {}
+    tuning = Tuning(depth={}, recommendations=[], blend=blend, warnings=[])
+    assert apply(asked, {**evaluation, "tuning": tuning}) == {}
+    assert apply(asked, evaluation) == {}
 
 
 def test_a_stage_that_hurts_is_named(asked):
@@ -246,9 +255,11 @@ def test_variants_are_written_short():
 
 
 def test_an_unknown_generation_is_named(asked):
-    with pytest.raises(psycopg.errors.UndefinedObject, match=r"no generation 9") as raised:
-        search_all(asked, Variant("documents", 9), judged())
-    assert raised.value.diag.message_hint == "There are: 1."
+    with pytest.raises(psycopg.errors.UndefinedObject, match=r"no generation 99") as raised:
+        search_all(asked, Variant("documents", 99), judged())
+    numbers = asked.execute("SELECT number FROM pgrerank.generations ORDER BY 1").fetchall()
+    known = ", ".join(str(number) for (number,) in numbers)
+    assert raised.value.diag.message_hint == f"There are: {known}."
 
 
 def test_without_a_worker_nothing_is_measured(db, source):
@@ -315,7 +326,7 @@ def test_judgements_are_the_owners(asked, asked_dsn, make_role):
         psycopg.connect(make_conninfo(asked_dsn, user=role, password=role)) as other,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
-        other.execute("SELECT * FROM pgrerank.evaluate('documents', 'dev')")
+        other.execute("SELECT * FROM pgrerank.qrels")
 
 
 def test_ef_search_is_a_setting(asked):
@@ -342,22 +353,6 @@ def test_texts_are_cross_encoded_in_their_order(asked):
         asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{a,NULL}')")
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        {},
-        {"qrels": 3, "traces": {}, "measures": ["AP"]},
-        {"qrels": {"q": {"d": 1}}, "traces": {"q": {"exact": {}}}, "measures": ["AP"]},
-        {"qrels": {}, "traces": {}, "measures": ["AP"]},
-        {"qrels": {"q": {"d": "x"}}, "traces": {}, "measures": ["AP"]},
-    ],
-)
-def test_the_worker_refuses_malformed_searches(asked, request_):
-    call = json.dumps({"call": "evaluate", **request_})
-    with pytest.raises(psycopg.Error, match=r"refused: .*(malformed|nothing to)"):
-        asked.execute("SELECT pgrerank._call(%s, clock_timestamp() + interval '20 s')", (call,))
-
-
 def test_weights_are_found_where_a_blend_is_better():
     """Recall knows half of the answers, MaxSim the other half: only both together know all."""
     chance = np.random.default_rng(5)
@@ -370,12 +365,13 @@ def test_weights_are_found_where_a_blend_is_better():
         recall[4] += 1.5
         maxsim[4] += 1.5
         keys = [f"d{place}" for place in range(30)]
-        pools[f"q{number}"] = Pool(keys, recall, maxsim, np.full(30, np.nan))
+        unknown = dict.fromkeys(STAGES, np.full(30, np.nan))
+        pools[f"q{number}"] = Pool(keys, unknown | {"recall": recall, "maxsim": maxsim})
         qrels[f"q{number}"] = {keys[place]: 1 for place in answers}
-    found = find_weights(pools, qrels, ["recall", "maxsim"], (30, 0), "nDCG@10")
+    found = find_weights(pools, qrels, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10")
     assert 0.3 <= found["weights"]["recall"] <= 0.7
     assert found["cross_validated"] > found["plain"] + 0.1
     assert found["p"] < 0.01
     few = {query: qrels[query] for query in list(qrels)[:9]}
     with pytest.raises(EvaluationError, match="9 judged queries are too few"):
-        find_weights(pools, few, ["recall", "maxsim"], (30, 0), "nDCG@10")
+        find_weights(pools, few, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10")

@@ -99,7 +99,8 @@ def _explain(connection: psycopg.Connection[Any], **arguments: Any) -> list[dict
 def _align(connection: psycopg.Connection[Any], query: str, *documents: str) -> Any:
     request = {"call": "align", "model": "tokens", "query": query, "documents": documents}
     [row] = connection.execute(
-        "SELECT pgrerank._call(%s, clock_timestamp() + '20 s') AS answer", (json.dumps(request),)
+        "SELECT pgrerank._ask_worker(%s, clock_timestamp() + '20 s') AS answer",
+        (json.dumps(request),),
     ).fetchall()
     return row["answer"]
 
@@ -164,7 +165,7 @@ def test_what_can_t_be_aligned_is_refused(connection: psycopg.Connection[Any]) -
     ):
         with pytest.raises(psycopg.Error, match=message):
             connection.execute(
-                "SELECT pgrerank._call(%s, clock_timestamp() + '20 s')",
+                "SELECT pgrerank._ask_worker(%s, clock_timestamp() + '20 s')",
                 (json.dumps({"call": "align", **request}),),
             )
     assert _align(connection, "cat")["documents"] == []

@@ -39,7 +39,8 @@ def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
     assert (row["query"], row["reranker"], row["generation"]) == ("a  pool 数据库", "documents", 1)
     assert row["arguments"] == {"top_k": 2, "filter": {"tenant": 1, "lang": None}, "candidates": 3}
     ranks = zip(
-        *(row[name] for name in ("keys", "recall_ranks", "maxsim_ranks", "cross_encoder_ranks")),
+        row["keys"],
+        *(row["ranks"][stage] for stage in ("recall", "maxsim", "cross_encoder")),
         strict=True,
     )
     assert [(int(key), *rest) for key, *rest in ranks] == found

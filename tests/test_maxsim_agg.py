@@ -38,7 +38,7 @@ def packed(documents) -> list[list[bytes]]:
 def db(make_database, pgrerank_template, packed) -> Iterator[psycopg.Connection]:
     """A table of parts: documents in random order, parts apart from one another."""
     with psycopg.connect(make_database(pgrerank_template), autocommit=True) as connection:
-        if not connection.execute("SELECT pgrerank._has_native()").fetchone()[0]:
+        if not connection.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]:
             pytest.skip("the server has no native kernel")
         connection.execute("CREATE TABLE parts (key int, tokens bytea)")
         rows = [(key, part) for key, parts in enumerate(packed) for part in parts]

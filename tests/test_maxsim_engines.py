@@ -66,7 +66,7 @@ Engine = NumPyEngine | NativeEngine
 @pytest.fixture(scope="module")
 def native_db(make_database, pgrerank_template) -> Iterator[psycopg.Connection]:
     with psycopg.connect(make_database(pgrerank_template), autocommit=True) as db:
-        if not db.execute("SELECT pgrerank._has_native()").fetchone()[0]:
+        if not db.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]:
             pytest.skip("the server has no native kernel")
         yield db
 

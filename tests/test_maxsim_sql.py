@@ -54,7 +54,7 @@ def without_kernel(make_database, make_role) -> Iterator[psycopg.Connection]:
 @pytest.fixture(scope="module")
 def with_kernel(make_database, pgrerank_template) -> Iterator[psycopg.Connection]:
     with psycopg.connect(make_database(pgrerank_template), autocommit=True) as db:
-        if not db.execute("SELECT pgrerank._has_native()").fetchone()[0]:
+        if not db.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]:
             pytest.skip("the server has no native kernel")
         yield db
 

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pgrerank
-from pgrerank.install import schema
+from pgrerank.install.scripts import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
@@ -25,7 +25,7 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"pgrerank/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")}
-    wanted |= {f"pgrerank/sql/upgrades/{p.name}" for p in (ROOT / "sql/upgrades").iterdir()}
+    wanted |= {f"pgrerank/sql/upgrades/{p.name}" for p in (ROOT / "sql/upgrades").glob("*.sql")}
     wanted |= {
         f"pgrerank/migrations/{path.relative_to(ROOT / 'migrations')}"
         for path in (ROOT / "migrations").rglob("*.py")
@@ -38,7 +38,7 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
     wanted = {name for name in wanted if not name.endswith((".o", ".so"))}
     assert wanted <= names
     assert not [name for name in names if "fuzz" in name]
-    assert {file.name for file in schema.sql_files()} <= {Path(name).name for name in wanted}
+    assert {file.name for file in SCRIPTS.numbered()} <= {Path(name).name for name in wanted}
 
 
 def test_the_core_imports_without_the_optional_packages():

@@ -81,10 +81,11 @@ def test_maxsim_scores_are_those_of_the_reference(search):
     rows = search(stages=["recall", "maxsim"], candidates=30, top_k=30)
     execute = search.connection.execute
     query = execute(
-        "SELECT tokens FROM pgrerank._encode_query(pgrerank._reranker('documents'), %s, NULL, NULL,"
+        "SELECT query_tokens FROM pgrerank.generations g, pgrerank._with_vectors(g,"
+        " jsonb_populate_record(NULL::pgrerank.search_call, jsonb_build_object('query', %s::text)),"
         " false, true, clock_timestamp() + '10 s')",
         (QUERY,),
-    ).fetchone()["tokens"]
+    ).fetchone()["query_tokens"]
     for row in rows:
         document = execute(
             "SELECT string_agg(tokens, '' ORDER BY part) AS tokens"

@@ -80,7 +80,7 @@ def maxsim_scores(db: psycopg.Connection, **arguments) -> dict[int, float]:
 @pytest.fixture(params=["kernel", "worker"])
 def engine(request, db):
     """What scores: the search must answer alike by either."""
-    has_kernel = db.execute("SELECT pgrerank._has_native()").fetchone()[0]
+    has_kernel = db.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]
     if request.param == "kernel" and not has_kernel:
         pytest.skip("the server has no native kernel")
     if request.param == "worker" and has_kernel:
@@ -313,8 +313,8 @@ def test_a_querys_own_token_vectors_must_be_of_the_stored_kind(db, source, token
     [
         ({"token_dims": 7}, "token_dims is 7, wanted 8 to 32"),
         ({"token_dims": 33}, 'token_dims is 33, wanted 8 to 32, the dimensions of model "tokens"'),
-        ({"token_pool": 0}, "token_pool is 0, wanted 1 to 16"),
-        ({"token_pool": 17}, "token_pool is 17, wanted 1 to 16"),
+        ({"token_pool": 0}, "token_pool is '0', wanted 1 to 16"),
+        ({"token_pool": 17}, "token_pool is '17', wanted 1 to 16"),
         ({"token_pool": None}, "token_pool is NULL, wanted 1 to 16"),
         ({"maxsim_bit_top": 0}, "maxsim_bit_top is '0', wanted 1 to 100000"),
         ({"maxsim_bit_top": 9, "token_precision": "bit"}, "would score the same bits twice"),

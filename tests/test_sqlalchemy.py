@@ -295,7 +295,7 @@ def test_ddl_is_rendered_with_literals():
     plain = postgresql.dialect(paramstyle="named")
     create = CreateReranker("x", DOCUMENTS.table, {"text_columns": ["it's"], "candidates": 5})
     assert str(create.compile(dialect=plain)) == (
-        "SELECT pgrerank.create_reranker(name => 'x', source => 'documents',"
+        "SELECT pgrerank.create_reranker(reranker => 'x', source => 'documents',"
         " text_columns => '{it''s}', candidates => 5)"
     )
     register = RegisterModel(**ODD.arguments)

@@ -123,10 +123,11 @@ def test_null_text_is_stored_without_vectors(db, source):
 
 def test_a_document_deleted_while_it_is_encoded_is_not_stored(db, source):
     source.create()
-    claimed = db.execute("SELECT key, ticket, content_hash FROM pgrerank.claim()").fetchall()
+    keys, tickets, hashes = db.execute(
+        "SELECT keys, tickets, content_hashes FROM pgrerank.claim()"
+    ).fetchone()
     db.execute("DELETE FROM documents WHERE id = 1")
     store = "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)"
-    keys, tickets, hashes = map(list, zip(*claimed, strict=True))
     nothing = [None] * 3
     db.execute(store, (keys, tickets, hashes, nothing))
     assert db.execute(
@@ -137,9 +138,10 @@ def test_a_document_deleted_while_it_is_encoded_is_not_stored(db, source):
 
 def test_a_document_changed_while_it_is_encoded_stays_pending(db, source):
     source.create()
-    claimed = db.execute("SELECT key, ticket, content_hash FROM pgrerank.claim()").fetchall()
+    keys, tickets, hashes = db.execute(
+        "SELECT keys, tickets, content_hashes FROM pgrerank.claim()"
+    ).fetchone()
     db.execute("UPDATE documents SET body = 'newer' WHERE id = 1")
-    keys, tickets, hashes = map(list, zip(*claimed, strict=True))
     nothing = [None] * 3
     db.execute(
         "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)",

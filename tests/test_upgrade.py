@@ -12,12 +12,11 @@ import pgrerank
 from pgrerank import embedded
 from pgrerank.errors import InstallError
 from pgrerank.install import extension, schema
+from pgrerank.install.scripts import SCRIPTS, Scripts, freeze
 from tests.helpers.sources import Source
-from tests.helpers.versions import dump, install_release, restore
+from tests.helpers.versions import NEXT, dump, next_release, restore
 from tests.helpers.workers import wait_for, worker
 
-UPGRADES = Path(__file__).parents[1] / "sql" / "upgrades"
-OLD = "0.1.0"
 VECTOR = "[" + ",".join(["0.1"] * 32) + "]"
 BY_VECTOR = "SELECT id FROM pgrerank.{}(NULL, query_embedding => %s) ORDER BY id"
 
@@ -53,8 +52,7 @@ def populate(connection: psycopg.Connection) -> None:
 
 def check_alive(connection: psycopg.Connection) -> None:
     """Whatever `populate` made goes on as if nothing had happened."""
-    source = Source.__new__(Source)
-    source.connection = connection
+    source = Source.of(connection)
     assert by_vector(connection) == [1, 2, 3]
     connection.execute("INSERT INTO documents (title) VALUES ('later')")
     connection.execute("DELETE FROM documents WHERE id = 1")
@@ -70,81 +68,119 @@ def check_alive(connection: psycopg.Connection) -> None:
         assert by_vector(connection, name) == [2, 3, 4, 5]
 
 
+@pytest.fixture(scope="module")
+def following(tmp_path_factory) -> Scripts:
+    return next_release(tmp_path_factory.mktemp("next") / "sql")
+
+
 def test_released_files_are_frozen():
+    releases = Path(str(SCRIPTS.folder)) / "releases"
+    sums = releases / "SHA256SUMS"
     frozen = dict(
-        reversed(line.split()) for line in (UPGRADES / "SHA256SUMS").read_text().splitlines()
+        reversed(line.split()) for line in (sums.read_text().splitlines() if sums.exists() else ())
     )
-    unreleased = {path.name for path in UPGRADES.glob(f"*--{schema.VERSION}.sql")}
-    assert {path.name for path in UPGRADES.glob("*.sql")} - unreleased == set(frozen) - unreleased
+    assert {path.name for path in releases.glob("*.sql")} == set(frozen)
     for name, digest in frozen.items():
-        assert hashlib.sha256((UPGRADES / name).read_bytes()).hexdigest() == digest, (
+        assert hashlib.sha256((releases / name).read_bytes()).hexdigest() == digest, (
             f"{name} is released and must not change: write an upgrade"
         )
+
+
+def test_a_release_is_frozen_once_and_makes_what_its_files_made(tmp_path, make_database):
+    path = freeze(SCRIPTS, tmp_path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / "SHA256SUMS").read_text() == f"{digest}  {path.name}\n"
+    with pytest.raises(InstallError, match="must not change"):
+        freeze(SCRIPTS, tmp_path)
+    first, second = make_database(), make_database()
+    with connect(first) as connection, connection.transaction():
+        for file in SCRIPTS.wrapped([path]):
+            connection.execute(file.read_bytes())
+    with connect(second) as connection:
+        schema.install(connection)
+    assert dump(first, "--schema-only") == dump(second, "--schema-only")
 
 
 def test_the_package_and_its_schema_have_one_version(db):
     [(version,)] = db.execute("SELECT pgrerank.schema_version()").fetchall()
     assert version == schema.VERSION == pgrerank.__version__
-    assert f"default_version = '{version}'" in extension.scripts()["pgrerank.control"]
+    assert f"default_version = '{version}'" in extension.extension_files()["pgrerank.control"]
 
 
-def test_upgraded_equals_fresh(make_database):
+def test_upgraded_equals_fresh(make_database, following):
     fresh, upgraded = make_database(), make_database()
     with connect(fresh) as connection:
-        schema.install(connection)
+        schema.install(connection, following)
         populate(connection)
     with connect(upgraded) as connection:
-        install_release(connection, OLD)
-        assert schema.installed_version(connection) == OLD
-        populate(connection)
-        assert schema.install(connection) == schema.VERSION
         schema.install(connection)
+        populate(connection)
+        assert schema.install(connection, following) == NEXT
+        assert schema.installed_version(connection) == NEXT
+        schema.install(connection, following)
     assert dump(upgraded, "--schema-only") == dump(fresh, "--schema-only")
 
 
-def test_an_upgrade_loses_nothing(empty_dsn):
+def test_an_upgrade_loses_nothing_and_is_run_once(empty_dsn, following):
     with connect(empty_dsn) as connection:
-        install_release(connection, OLD)
-        populate(connection)
-        claimed = connection.execute("SELECT key FROM pgrerank.claim(1)").fetchall()
-        before = status(connection)
         schema.install(connection)
-        assert status(connection) == before
-        assert (
-            len(claimed)
-            == connection.execute(
+        populate(connection)
+        connection.execute("SELECT pgrerank.claim(1)")
+        before = status(connection)
+        for _ in range(2):
+            schema.install(connection, following)
+            assert status(connection) == before
+            assert connection.execute(
                 "SELECT count(*) FROM pgrerank.pending WHERE claimed_by IS NOT NULL"
-            ).fetchone()[0]
-        )
+            ).fetchone() == (1,)
+        tops = connection.execute("SELECT DISTINCT maxsim_top, mood FROM pgrerank.rerankers")
+        assert tops.fetchall() == [(31, 7)]
         connection.execute("SELECT pgrerank.release()")
         check_alive(connection)
 
 
-def test_an_upgrade_reads_back_which_columns_a_text_was_made_of(empty_dsn):
+def test_what_an_upgrade_brings_is_there_for_rerankers_of_before(empty_dsn, following):
+    """A setting and a stage, each declared in one place."""
     with connect(empty_dsn) as connection:
-        install_release(connection, OLD)
-        populate(connection)
         schema.install(connection)
-        made_of = connection.execute(
-            "SELECT reranker, number, text_columns FROM pgrerank.generations ORDER BY 1, 2"
+        source = Source(connection)
+        source.create(late_interaction_model=None, cross_encoder_model=None)
+        source.encode_by_hand()
+        schema.install(connection, following)
+        keys = "SELECT id, stage, backwards_rank FROM pgrerank.documents_search('x', {})"
+        rows = connection.execute(keys.format("keys => '{1,2,3}', mood => 3")).fetchall()
+        assert rows == [(3, "backwards", 1), (2, "backwards", 2), (1, "backwards", 3)]
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="mood is '10', wanted 1 to"):
+            connection.execute(keys.format("mood => 10"))
+        connection.execute("SELECT pgrerank.alter_reranker('documents', mood => 4)")
+        settings = "SELECT pgrerank.settings('documents') -> 'mood'"
+        assert connection.execute(settings).fetchone() == (4,)
+        [(trace,)] = connection.execute(
+            "SELECT pgrerank.trace('documents', 'x', keys => '{1,2,3}')"
         ).fetchall()
-        assert made_of == [
-            ("documents", 1, ["title", "body"]),
-            ("odd", 1, ["title", 'Odd, "name']),
-            ("odd", 2, ["body"]),
-            ("written", 1, None),
-        ]
-        connection.execute("SELECT pgrerank.alter_reranker('odd', text_columns => '{body}')")
-        assert [row[:3] for row in status(connection)][1] == ("odd", 1, 2)
+        assert trace["scores"]["backwards"] == [3, 2, 1]
 
 
-def test_a_failed_upgrade_leaves_the_old_version(empty_dsn):
+def test_views_over_a_search_survive_another_installation(db, source):
+    source.create()
+    db.execute("CREATE VIEW mine AS SELECT id, rank FROM pgrerank.documents_search('x')")
+    schema.install(db)
+    assert db.execute("SELECT count(*) FROM pg_views WHERE viewname = 'mine'").fetchone() == (1,)
+
+
+def test_a_failed_upgrade_leaves_the_old_version(empty_dsn, following):
     with connect(empty_dsn) as connection:
-        install_release(connection, OLD)
-        connection.execute("ALTER TABLE pgrerank.generations ADD COLUMN text_columns int")
-        with pytest.raises(InstallError, match=r"text_columns.*already exists"):
-            schema.install(connection)
-        assert schema.installed_version(connection) == OLD
+        schema.install(connection)
+        connection.execute("ALTER TABLE pgrerank.feedback ADD COLUMN note int")
+        with pytest.raises(InstallError, match=r"note.*already exists"):
+            schema.install(connection, following)
+        assert schema.installed_version(connection) == schema.VERSION
+
+
+def test_no_upgrade_leads_from_an_unknown_version(db):
+    _pretend(db, "0.0.3")
+    with pytest.raises(InstallError, match=r"no upgrade leads from pgrerank 0\.0\.3 to"):
+        schema.install(db)
 
 
 def test_a_newer_schema_is_left_alone(db):
@@ -162,9 +198,10 @@ def _pretend(connection: psycopg.Connection, version: str) -> None:
 
 def test_a_worker_refuses_an_older_schema(empty_dsn, tmp_path):
     with connect(empty_dsn) as connection:
-        install_release(connection, OLD)
+        schema.install(connection)
+        _pretend(connection, "0.0.9")
     with (
-        pytest.raises(AssertionError, match=r"(?s)has pgrerank 0\.1\.0, this .*pgrerank install"),
+        pytest.raises(AssertionError, match=r"(?s)has pgrerank 0\.0\.9, this .*pgrerank install"),
         worker(empty_dsn, tmp_path),
     ):
         pass
@@ -201,22 +238,28 @@ def extended(server_dsn):
         pytest.skip("this server has no extension pgrerank: pgrerank extension install")
 
 
-def test_the_extension_upgraded_equals_the_extension_fresh(extended, make_database):
-    fresh, upgraded = make_database(), make_database()
-    with connect(fresh) as connection:
-        connection.execute("CREATE EXTENSION pgrerank CASCADE")
-        populate(connection)
-    with connect(upgraded) as connection:
-        connection.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
-        connection.execute(f"CREATE EXTENSION pgrerank VERSION '{OLD}'")
-        populate(connection)
-        before = status(connection)
-        connection.execute("ALTER EXTENSION pgrerank UPDATE")
-        assert status(connection) == before
-    assert _members(upgraded) == _members(fresh)
-    assert dump(upgraded, "--schema-only") == dump(fresh, "--schema-only")
-    with connect(upgraded) as connection:
-        check_alive(connection)
+def test_the_extension_upgraded_equals_the_extension_fresh(following):
+    with embedded.start(kernel=False) as server:
+        with connect(server.dsn) as connection:
+            [(folders,)] = connection.execute("SHOW extension_control_path").fetchall()
+        own = next(path for path in folders.split(":") if path != "$system")
+        extension.write(Path(own) / "extension", following)
+        fresh, upgraded = server.create_database("fresh"), server.create_database("upgraded")
+        with connect(fresh) as connection:
+            connection.execute("CREATE EXTENSION pgrerank CASCADE")
+            populate(connection)
+        with connect(upgraded) as connection:
+            connection.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+            connection.execute(f"CREATE EXTENSION pgrerank VERSION '{schema.VERSION}'")
+            populate(connection)
+            before = status(connection)
+            connection.execute("ALTER EXTENSION pgrerank UPDATE")
+            assert status(connection) == before
+            assert schema.installed_version(connection) == NEXT
+        assert _members(upgraded) == _members(fresh)
+        assert dump(upgraded, "--schema-only") == dump(fresh, "--schema-only")
+        with connect(upgraded) as connection:
+            check_alive(connection)
 
 
 def _members(dsn: str) -> list[tuple]:

@@ -7,23 +7,21 @@ from importlib.resources.abc import Traversable
 
 from alembic.operations import Operations
 
-from pgrerank.install.scripts import SCRIPTS, Scripts
+from pgrerank.install.scripts import SCRIPTS
 
 __all__ = ["run_install", "run_uninstall", "run_upgrade"]
 
 _QUOTE = "$pgrerank_migration$"
 
 
-def run_install(operations: Operations, version: str, scripts: Scripts = SCRIPTS) -> None:
+def run_install(operations: Operations, version: str) -> None:
     """Make a version of the schema. Raises InstallError for one that was never released."""
-    _run(operations, scripts.wrapped(scripts.release(version)))
+    _run(operations, SCRIPTS.wrapped(SCRIPTS.release(version)))
 
 
-def run_upgrade(
-    operations: Operations, since: str, version: str, scripts: Scripts = SCRIPTS
-) -> None:
+def run_upgrade(operations: Operations, since: str, version: str) -> None:
     """Upgrade from one version to another. Raises InstallError where no upgrade leads there."""
-    _run(operations, scripts.wrapped(scripts.upgrade(since, version)))
+    _run(operations, SCRIPTS.wrapped(SCRIPTS.upgrade(since, version)))
 
 
 def run_uninstall(operations: Operations) -> None:

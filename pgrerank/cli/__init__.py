@@ -2,12 +2,12 @@
 
 from pgrerank.cli import (  # noqa: F401 - for their commands
     deployment,
-    evaluating,
+    evaluate,
     explain,
-    measuring,
-    replaying,
+    measure,
+    replay,
     rerankers,
-    training,
+    train,
 )
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app

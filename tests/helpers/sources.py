@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg.rows import class_row
+
+from pgrerank.worker.claim import Claim
 
 ROWS = [
     ("Pools", "The connection pool is exhausted when no connection is given back."),
@@ -25,6 +28,13 @@ class Source:
         )
         with connection.cursor() as cursor:
             cursor.executemany("INSERT INTO documents (title, body) VALUES (%s, %s)", ROWS)
+
+    @classmethod
+    def of(cls, connection: psycopg.Connection[Any]) -> Source:
+        """The source that is there already."""
+        source = cls.__new__(cls)
+        source.connection = connection
+        return source
 
     def models(self, **folders: str) -> None:
         """Register models; without a folder the source does not exist and can't be loaded."""
@@ -56,15 +66,18 @@ class Source:
 
     def encode_by_hand(self, name: str = "documents") -> None:
         """Store made-up vectors for all that is pending, as a worker would."""
-        claimed = self.connection.execute(
-            "SELECT reranker, generation, key, ticket, content_hash FROM pgrerank.claim(1000, %s)"
-            " WHERE NOT settled",
-            (name,),
-        ).fetchall()
-        for reranker, generation, key, ticket, content_hash in claimed:
-            vector = [0.0] * 32
-            vector[int(content_hash[0]) % 32] = 1.0
-            self.connection.execute(
-                "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s)",
-                (reranker, generation, [key], [ticket], [content_hash], [str(vector)]),
-            )
+        cursor = self.connection.cursor(row_factory=class_row(Claim))
+        for claim in cursor.execute("SELECT * FROM pgrerank.claim(1000, %s)", (name,)).fetchall():
+            for document in claim.documents:
+                if document.is_encoded:
+                    continue
+                vector = [0.0] * 32
+                vector[int(document.content_hash[0]) % 32] = 1.0
+                self.connection.execute(
+                    "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s)",
+                    (
+                        *(claim.reranker, claim.generation),
+                        *([document.key], [document.ticket], [document.content_hash]),
+                        [str(vector)],
+                    ),
+                )

@@ -1,22 +1,67 @@
-"""Databases of older versions, and what two databases differ in."""
+"""Databases of another version, and what two databases differ in."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import psycopg
 
 from pgrerank.embedded.binaries import account, find
-from pgrerank.install import schema
+from pgrerank.install.scripts import SCRIPTS, Scripts, freeze
+
+NEXT = "9.0.0"
+"""A release that is made up of this version, as the next one would be."""
+
+_SETTING = """'How long it remembers them'),
+        ('mood', 'int', '7', 'rerankers', true, '0', true, NULL,
+            'x IS NULL OR x BETWEEN 1 AND 9', '1 to 9',
+            'A setting that this version does not have')"""
+_STAGE = """
+        ('backwards', NULL, NULL, false, true, 'has_text', 'backwards wants a query text'),
+        ('cross_encoder',"""
+_SCORE = """
+CREATE OR REPLACE FUNCTION _score_backwards(
+    _reranker rerankers, _generation generations, _call search_call, _keys text[],
+    _deadline timestamptz, OUT keys text[], OUT scores real[])
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT _keys, array_agg(k.place::real ORDER BY k.place)
+    FROM unnest(_keys) WITH ORDINALITY k (key, place)
+$$;
+"""
+_LAST = "created_at timestamptz NOT NULL DEFAULT now()"
+_ONCE = f"""
+SELECT _expect_version('{SCRIPTS.version}');
+UPDATE rerankers SET maxsim_top = maxsim_top + 1;
+ALTER TABLE feedback ADD COLUMN note text;
+"""
 
 
-def install_release(connection: psycopg.Connection, version: str) -> None:
-    """What `pgrerank install` of that release did."""
-    with connection.transaction():
-        for file in schema.wrapped(schema.released_files(version)):
-            connection.execute(file.read_bytes())
+def next_release(folder: Path) -> Scripts:
+    """The next release's files: a setting, a stage, a column more, and what is done once."""
+    shutil.copytree(str(SCRIPTS.folder), folder)
+    freeze(SCRIPTS, folder / "releases")
+    _edit(folder / "10_schema.sql", f"'{SCRIPTS.version}'", f"'{NEXT}'")
+    _edit(folder / "25_stages.sql", "\n        ('cross_encoder',", _STAGE)
+    _edit(folder / "30_rerankers.sql", "'How long it remembers them')", _SETTING)
+    _edit(
+        folder / "98_judging.sql",
+        "DEFAULT now()\n);\nCREATE INDEX",
+        "DEFAULT now(),\n    note text\n);\nCREATE INDEX",
+    )
+    (folder / "93_backwards.sql").write_text(_SCORE, "utf-8")
+    (folder / "upgrades" / f"{SCRIPTS.version}--{NEXT}.sql").write_text(_ONCE, "utf-8")
+    return Scripts(folder, NEXT)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1, f"{path.name}: {old!r}"
+    path.write_text(text.replace(old, new), "utf-8")
 
 
 def dump(dsn: str, *options: str) -> str:

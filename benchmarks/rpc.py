@@ -31,7 +31,9 @@ from pgrerank.worker.heartbeat import beat
 
 PASSWORD = "benchmark"
 TIMEOUT_MS = 300
-CALL = "SELECT pgrerank._ask_worker(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
+CALL = (
+    "SELECT pgrerank._ask_worker(pgrerank_request, clock_timestamp() + interval '5 s') FROM request"
+)
 BLOCKING = (
     "SELECT * FROM request, dblink('blocking',"
     ' format(\'{"id": 1, "request": %s}\', pgrerank_request)) r (answer jsonb)'

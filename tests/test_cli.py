@@ -74,7 +74,7 @@ def test_the_extension_is_put_where_pg_config_says(tmp_path):
     ok("extension", "write", str(tmp_path / "other"))
     for folder in ("extension", "other"):
         found = {path.name: path.read_text("utf-8") for path in (tmp_path / folder).iterdir()}
-        assert found == extension.scripts()
+        assert found == extension.extension_files()
     assert "can't write the extension" in refused("extension", "write", "/proc/nowhere")
 
 

@@ -21,9 +21,10 @@ from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
-from pgrerank.explain.explanation import STAGES, Explanation, explanation
+from pgrerank.explain.explanation import Explanation, explanation
 from pgrerank.explain.heat_map import heat_map
 from pgrerank.explain.stretches import Stretch, stretches
+from pgrerank.stages import STAGES
 from tests.helpers.workers import wait_for, worker
 
 QUERY = "no connection in the pool"
@@ -160,8 +161,11 @@ def test_a_document_with_the_query_s_words_is_answered_by_them(
 def test_what_can_t_be_aligned_is_refused(connection: psycopg.Connection[Any]) -> None:
     for request, message in (
         ({"model": "embedding", "query": "", "documents": []}, "of kind late_interaction"),
-        ({"model": "tokens", "query": "", "documents": [1]}, '"documents" is not a list of'),
-        ({"model": "tokens", "documents": []}, '"query" is NoneType'),
+        (
+            {"model": "tokens", "query": "", "documents": [1]},
+            r"got `int` - at `\$\.request\.documents\[0\]`",
+        ),
+        ({"model": "tokens", "documents": []}, "missing required field `query`"),
     ):
         with pytest.raises(psycopg.Error, match=message):
             connection.execute(
@@ -236,10 +240,10 @@ def test_the_arrows_say_how_far_a_stage_moved_a_document(explained_dsn: str) -> 
     found = json.loads(_ok(explained_dsn, "--json", "--stages", "recall,maxsim"))
     printed = _ok(explained_dsn, "--stages", "recall,maxsim", "--aligned", "0")
     for document in found["documents"]:
-        change = document["recall_rank"] - document["maxsim_rank"]
+        change = document["ranks"]["recall"] - document["ranks"]["maxsim"]
         arrow = f" {'▲' if change > 0 else '▼'}{abs(change)}" if change else ""
-        [line] = [li for li in printed.splitlines() if f"{document['maxsim_score']:.4f}" in li]
-        assert f"{document['maxsim_rank']}{arrow} " in line
+        [line] = [li for li in printed.splitlines() if f"{document['scores']['maxsim']:.4f}" in li]
+        assert f"{document['ranks']['maxsim']}{arrow} " in line
         assert change or not {"▲", "▼"} & set(line)
 
 
@@ -257,7 +261,8 @@ def test_the_command_s_options_are_those_of_the_call(explained_dsn: str) -> None
     assert {row["key"]: row["text"] for row in first["documents"]}["2"].startswith("Cats")
     assert first["documents"][0]["alignment"]["query"] == QUERY.split()
     blended = json.loads(_ok(explained_dsn, "--json", "--blend", '{"recall": 1}'))
-    recalled = [row["recall_rank"] for row in blended["documents"] if row["cross_encoder_rank"]]
+    ranks = [document["ranks"] for document in blended["documents"]]
+    recalled = [rank["recall"] for rank in ranks if rank["cross_encoder"]]
     assert recalled == sorted(recalled)
     refused = _run(explained_dsn, "--generation", "9")
     assert refused.exit_code == 1
@@ -384,7 +389,11 @@ def test_the_heat_map_shows_each_text_whole(browser: Browser, html_file: Path) -
     shown = page.locator(".document").evaluate_all("all => all.map(one => one.textContent)")
     assert sorted(shown) == sorted(body for _, body, _ in ROWS)
     headers = page.locator("th").all_inner_texts()
-    assert headers == ["#", "key, text", *(STAGES[name] for name in STAGES if name != "maxsim_bit")]
+    assert headers == [
+        "#",
+        "key, text",
+        *(s.label for s in STAGES.values() if s.name != "maxsim_bit"),
+    ]
     assert page.locator("tbody tr").count() == len(ROWS)
     assert page.locator(".legend li").last.inner_text().startswith("total ")
     page.close()
@@ -434,8 +443,8 @@ def test_special_tokens_stand_beside_the_text() -> None:
         "reason": None,
         "documents": [
             {
-                **{f"{stage}_{what}": None for stage in STAGES for what in ("score", "rank")},
-                "recall_rank": 1,
+                "scores": dict.fromkeys(STAGES),
+                "ranks": dict.fromkeys(STAGES) | {"recall": 1},
                 "key": "a\"b'<i>",
                 "text": "cat",
                 "score": None,

@@ -260,7 +260,7 @@ def test_chinese_japanese_and_korean_are_drawn_as_they_are(visit, folder):
 
 
 def test_what_no_font_has_is_named_by_its_id(tmp_path):
-    odd = evaluation(measures=["nDCG@10"], depth={})
+    odd = evaluation(measures=["nDCG@10"], tuning=None)
     odd["per_query"][0]["query"] = "what is \U00013000"  # a hieroglyph
     odd["per_query"][4] |= {"query": "\U00013001", "id": "\U00013002"}
     odd["per_query"][3]["query"] = "half a pair: \ud83d, and \x01"
@@ -310,7 +310,7 @@ def test_what_is_not_alike_is_not_compared(tmp_path, changed, message):
 def test_a_report_without_depth_blend_or_hnsw_leaves_no_file_of_an_earlier_one(tmp_path, visit):
     for name in ("depth.png", "depth.csv", "other.json", "mine.txt"):
         (tmp_path / name).write_text("of an earlier one")
-    bare = evaluation(depth={}, blend=None, hnsw=[], recommendations=[], warnings=[], degraded=0)
+    bare = evaluation(tuning=None, hnsw=[], warnings=[], degraded=0)
     write_report(bare, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
         *("report.html", "evaluation.json", "stages.csv", "queries.csv"),
@@ -342,7 +342,7 @@ def test_one_query_one_order_and_nothing_found(tmp_path, visit):
 def test_thousands_of_queries_make_a_small_page(tmp_path):
     many = evaluation(
         measures=["nDCG@10"],
-        depth={},
+        tuning=None,
         per_query=[
             found | {"id": f"{found['id']}-{number}"}
             for number in range(500)

@@ -19,8 +19,14 @@ from tests.helpers.evaluations import evaluation
         (lambda e: e["orders"][0].update(gain="x"), 'orders[0].gain is "x", a number is wanted'),
         (lambda e: e.update(generation=True), "generation is true, a whole number is wanted"),
         (lambda e: e.update(warnings="none"), 'warnings is "none", a list is wanted'),
-        (lambda e: e["depth"].update(candidates=[1]), "depth['candidates'][0] is 1, an object is"),
-        (lambda e: e["blend"].update(p=float("nan")), "blend.p is NaN, a number is wanted"),
+        (
+            lambda e: e["tuning"]["depth"].update(candidates=[1]),
+            "tuning.depth['candidates'][0] is 1, an object is",
+        ),
+        (
+            lambda e: e["tuning"]["blend"].update(p=float("nan")),
+            "tuning.blend.p is NaN, a number is wanted",
+        ),
         (lambda e: e["per_query"][2]["quality"].popitem(), "query q3 has no quality for + cross"),
         (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
         (lambda e: e["orders"][1]["measures"].pop("RR@10"), "order recall, HNSW has no RR@10"),

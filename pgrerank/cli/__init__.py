@@ -1,23 +1,26 @@
-"""The command line: arguments only; what they ask for is done elsewhere."""
+"""The command line: arguments and printing; what commands ask for is done elsewhere."""
 
-from pgrerank.cli import (  # noqa: F401 - for their commands
-    deployment,
-    evaluate,
-    explain,
-    measure,
-    replay,
-    rerankers,
-    train,
-)
+import typer
+
+from pgrerank.cli import deployment, evaluate, explain, measure, replay, rerankers, train
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app
 from pgrerank.cli.native import native_app
-from pgrerank.cli.options import app
 from pgrerank.cli.qrels import qrels_app
 
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="pgrerank",
+    help="Rerank inside Postgres: recall, MaxSim and cross-encoder in one SQL call.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (deployment, rerankers, explain, replay, evaluate, measure, train):
+    app.add_typer(module.app)
 app.add_typer(models_app, name="models")
 app.add_typer(extension_app, name="extension")
 app.add_typer(native_app, name="native")
 app.add_typer(qrels_app, name="qrels")
-
-__all__ = ["app"]

@@ -11,9 +11,11 @@ from typing import Annotated
 import psycopg
 import typer
 
-from pgrerank.cli.options import Dsn, app
+from pgrerank.cli.options import Dsn
 from pgrerank.install import schema
 from pgrerank.terminal import note, report_errors
+
+app = typer.Typer()
 
 
 @app.command(epilog="Example: pgrerank demo --keep")

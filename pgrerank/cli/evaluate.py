@@ -12,7 +12,7 @@ import psycopg
 import typer
 
 from pgrerank import judgements
-from pgrerank.cli.options import Dsn, Json, app
+from pgrerank.cli.options import Dsn, Json, Measures
 from pgrerank.evaluation.evaluate import Searched, evaluate, runs_of, search_all
 from pgrerank.evaluation.orders import MEASURES
 from pgrerank.evaluation.result import Evaluation, Milliseconds, Tuning
@@ -21,6 +21,8 @@ from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.judgements import Judgements
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
+
+app = typer.Typer()
 
 VariantText = Annotated[
     str,
@@ -41,10 +43,6 @@ Queries = Annotated[
 Report = Annotated[
     Path | None, typer.Option(help="Folder for report.html, plots, CSV and evaluation.json.")
 ]
-DEFAULT_MEASURES = ",".join(MEASURES)
-Measures = Annotated[
-    str, typer.Option(help="Of ir-measures, separated by commas; orders are compared by the first.")
-]
 
 
 @app.command(
@@ -56,7 +54,7 @@ def evaluate_command(
     qrels_name: Qrels,
     dsn: Dsn = "",
     split: Split = "test",
-    measures: Measures = DEFAULT_MEASURES,
+    measures: Measures = None,
     queries: Queries = None,
     compare: Annotated[
         str | None,
@@ -97,7 +95,7 @@ def tune_command(
     qrels_name: Qrels,
     dsn: Dsn = "",
     split: Split = "test",
-    measures: Measures = DEFAULT_MEASURES,
+    measures: Measures = None,
     queries: Queries = None,
     max_candidates: Annotated[
         int | None, typer.Option(min=10, help="Most candidates to look at; by default 200.")
@@ -152,10 +150,12 @@ def _judgements(
 
 
 def _search_all(
-    connection: psycopg.Connection[Any], variant: Variant, judged: Judgements, measures: str
+    connection: psycopg.Connection[Any],
+    variant: Variant,
+    judged: Judgements,
+    measures: list[str] | None,
 ) -> Searched:
-    names = [name.strip() for name in measures.split(",")]
-    return search_all(connection, variant, judged, measures=names, phase=_phase)
+    return search_all(connection, variant, judged, measures=measures or MEASURES, phase=_phase)
 
 
 def _evaluate(
@@ -189,7 +189,7 @@ def _other(
     name: str | None,
     judged: Judgements,
     qrels_name: str,
-    measures: str,
+    measures: list[str] | None,
 ) -> Evaluation | None:
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""The command that says why documents have their ranks."""
+"""The command `pgrerank explain`: why documents have their ranks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,39 @@ from rich.table import Table
 from rich.text import Text
 
 from pgrerank.catalog import call
-from pgrerank.cli.options import Dsn, Json, Name, app
+from pgrerank.cli.options import (
+    Blend,
+    Candidates,
+    Dsn,
+    Exact,
+    Filter,
+    Generation,
+    Json,
+    Keys,
+    MaxsimBitTop,
+    MaxsimTop,
+    Name,
+    Query,
+    Stages,
+    Strict,
+    Timeout,
+    TopK,
+    search_arguments,
+)
 from pgrerank.explain.explanation import (
     ExplainedDocument,
     Explanation,
     Step,
     explanation,
     shown_time,
-    stages,
+    stages_of,
     steps,
     time_parts,
 )
 from pgrerank.explain.stretches import Heat, Stretch, answers, stretches
 from pgrerank.terminal import console, note, report_errors
+
+app = typer.Typer()
 
 _SHADES = ("dim", "", "#c86400", "bold #c86400", "bold white on #c86400")
 """From cold to hot; to be read on a light terminal as on a dark one."""
@@ -41,74 +61,49 @@ _SHOWN_STRETCHES = 400
     epilog="Example: pgrerank explain documents 'why is my pool exhausted' --html why.html"
 )
 def explain(
+    context: typer.Context,
     name: Name,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Query,
     dsn: Dsn = "",
-    top_k: Annotated[int, typer.Option(help="Documents to explain.")] = 10,
+    top_k: TopK = 10,
     aligned: Annotated[
         int, typer.Option(help="Documents whose tokens the terminal shows.", min=0)
     ] = 3,
-    filter_: Annotated[
-        str | None, typer.Option("--filter", help='JSON, {"column": value, …}.')
-    ] = None,
-    candidates: Annotated[int | None, typer.Option(help="Documents that recall returns.")] = None,
-    maxsim_bit_top: Annotated[
-        int | None, typer.Option(help="Best by bits that MaxSim scores in full.")
-    ] = None,
-    maxsim_top: Annotated[int | None, typer.Option(help="Documents for the cross-encoder.")] = None,
-    stages_: Annotated[
-        str | None,
-        typer.Option("--stages", help="recall,maxsim_bit,maxsim,cross_encoder: these only."),
-    ] = None,
-    keys: Annotated[
-        str | None, typer.Option(help="Candidates in place of recall's, separated by commas.")
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")] = False,
-    generation: Annotated[
-        int | None, typer.Option(help="Another generation than the one in use.")
-    ] = None,
-    blend: Annotated[str | None, typer.Option(help="Weights of the stages' scores, JSON.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="Time limit, such as '500 ms'.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail rather than degrade.")] = False,
+    filter_: Filter = None,
+    candidates: Candidates = None,
+    maxsim_bit_top: MaxsimBitTop = None,
+    maxsim_top: MaxsimTop = None,
+    stages: Stages = None,
+    keys: Keys = None,
+    exact: Exact = False,
+    generation: Generation = None,
+    blend: Blend = None,
+    timeout: Timeout = None,
+    strict: Strict = False,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
 ) -> None:
-    """Why documents have their ranks: their way through the stages, and what their tokens answer.
+    """Say why documents have their ranks: their way through the stages, and which tokens match.
 
     As pgrerank.explain_search says in SQL, with the texts, and --html as a heat map.
     """
-    arguments: dict[str, Any] = dict(
-        reranker=name,
-        query=query,
-        top_k=top_k,
-        filter=filter_,
-        candidates=candidates,
-        maxsim_bit_top=maxsim_bit_top,
-        maxsim_top=maxsim_top,
-        stages=_listed(stages_),
-        keys=_listed(keys),
-        recall="exact" if exact else "hnsw",
-        generation=generation,
-        blend=blend,
-        timeout=timeout,
-        strict=strict,
-        alignments=bool(as_json or html or aligned),
-    )
+    alignments = bool(as_json or html or aligned)
+    arguments = {
+        **search_arguments(context.params),
+        "reranker": name,
+        "alignments": alignments,
+    }
     with report_errors():
-        found = _explained(dsn, arguments)
+        explained = _explained(dsn, arguments)
         if html is not None:
             from pgrerank.explain.heat_map import heat_map
 
-            html.write_text(heat_map(found), "utf-8")
+            html.write_text(heat_map(explained), "utf-8")
             note(f"the heat map is in {html}")
         if as_json:
-            sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(explained, ensure_ascii=False) + "\n")
         elif html is None:
-            _print(found, aligned)
-
-
-def _listed(given: str | None) -> list[str] | None:
-    return [one.strip() for one in given.split(",")] if given else None
+            _print(explained, aligned)
 
 
 def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
@@ -142,7 +137,7 @@ def _print(found: Explanation, aligned: int) -> None:
 
 
 def _ranks(found: Explanation) -> Table:
-    through = stages(found)
+    through = stages_of(found)
     table = Table(box=None, pad_edge=False, header_style="bold", expand=console.is_terminal)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("key", overflow="fold")

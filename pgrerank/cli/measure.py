@@ -9,16 +9,14 @@ import psycopg
 import typer
 
 from pgrerank import judgements
-from pgrerank.cli.options import Dsn, Json, app
-from pgrerank.errors import EvaluationError
+from pgrerank.cli.options import Dsn, Json, Measures
 from pgrerank.evaluation import compare, measure_queries
 from pgrerank.judgements import Qrels, Run
 from pgrerank.terminal import note, print_rows, report_errors
 
-Measures = Annotated[
-    str, typer.Option(help="Separated by commas; those that ir-measures knows, such as nDCG@10.")
-]
-DEFAULT = "nDCG@10,RR@10,AP,R@100,P@10,Judged@10"
+app = typer.Typer()
+
+DEFAULT = ("nDCG@10", "RR@10", "AP", "R@100", "P@10", "Judged@10")
 ByQuery = dict[str, dict[str, float]]
 
 
@@ -38,7 +36,7 @@ def measure(
     run: Annotated[Path, typer.Option(help="The run, in TREC's format.")],
     dsn: Dsn = "",
     split: Annotated[str, typer.Option(help="Of a BEIR folder.")] = "test",
-    measures: Measures = DEFAULT,
+    measures: Measures = None,
     against: Annotated[
         Path | None, typer.Option(help="Another run, to say what --run gains over it.")
     ] = None,
@@ -52,7 +50,7 @@ def measure(
     """
     with report_errors():
         judged = _qrels(qrels_name, split, dsn)
-        names = [name.strip() for name in measures.split(",")]
+        names = measures or DEFAULT
         values = measure_queries(judged, _read(run, judged), names)
         others = measure_queries(judged, _read(against, judged), names) if against else None
         table = _by_query(values, others) if by_query else _means(values, others)
@@ -60,21 +58,14 @@ def measure(
 
 
 def _qrels(name: str, split: str, dsn: str) -> Qrels:
+    """Judgements without queries serve here too: TREC's, in a file that is no .jsonl."""
     path = Path(name)
-    if path.is_dir():
-        return judgements.read_beir(path, split).qrels
+    if path.is_file() and path.suffix != ".jsonl":
+        return judgements.read_trec_qrels(path)
     if path.exists():
-        by_suffix = path.suffix == ".jsonl"
-        return (
-            judgements.read_json_lines(path).qrels
-            if by_suffix
-            else judgements.read_trec_qrels(path)
-        )
+        return judgements.read(path, split).qrels
     with psycopg.connect(dsn, autocommit=True) as connection:
-        try:
-            return judgements.load_set(connection, name).qrels
-        except EvaluationError as error:
-            raise EvaluationError(f"there is no file {name!r}, and {error}") from error
+        return judgements.find(connection, name, split).qrels
 
 
 def _read(path: Path, judged: Qrels) -> Run:

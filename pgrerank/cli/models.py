@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import psycopg
 import typer
 
 from pgrerank.catalog import call
-from pgrerank.cli.options import Dsn, Json, print_cursor
+from pgrerank.cli.options import Dsn, Json, json_object, print_cursor
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import note, report_errors
 
 models_app = typer.Typer(
     help="The registry of models: list, add, drop.", no_args_is_help=True, rich_markup_mode="rich"
 )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"{text!r} is not a JSON object")
-    return value
 
 
 @models_app.command("list", epilog="Example: pgrerank models list --json")
@@ -55,7 +44,7 @@ def add_model(
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
     options: Annotated[
         dict[str, Any] | None,
-        typer.Option(parser=_json_object, metavar="<json>", help="The loader's, as an object."),
+        typer.Option(parser=json_object, metavar="<json>", help="The loader's, as an object."),
     ] = None,
 ) -> None:
     """Load a model once, to learn its dimensions, and register it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +12,8 @@ import psycopg
 import typer
 
 from pgrerank.errors import KernelError
+from pgrerank.stages import STAGES
 from pgrerank.terminal import print_rows
-
-app = typer.Typer(
-    name="pgrerank",
-    help="Rerank inside Postgres: recall, MaxSim and cross-encoder in one SQL call.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 Dsn = Annotated[
     str,
@@ -30,6 +24,78 @@ PgConfig = Annotated[
     Path | None, typer.Option(help="The server's pg_config; by default that on the PATH.")
 ]
 Name = Annotated[str, typer.Argument(help="Name of the reranker.")]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parse an option that is a JSON object; raises BadParameter for anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is not a JSON object")
+    return value
+
+
+class Words(list[str]):
+    """An option's words; a plain list would be an option that may be given several times."""
+
+
+def comma_separated(text: str) -> Words:
+    """Parse an option that is a list of words with commas between them."""
+    return Words(word.strip() for word in text.split(","))
+
+
+def _object(*names: str, **options: Any) -> Any:
+    return typer.Option(*names, parser=json_object, metavar="<json>", **options)
+
+
+def _list(*names: str, **options: Any) -> Any:
+    return typer.Option(*names, parser=comma_separated, metavar="<words>", **options)
+
+
+# Settings of a reranker that one search may be given another value of.
+Candidates = Annotated[int | None, typer.Option(help="Documents that recall returns.")]
+MaxsimBitTop = Annotated[
+    int | None, typer.Option(help="Best by one bit a dimension that MaxSim scores in full.")
+]
+MaxsimTop = Annotated[int | None, typer.Option(help="Best so far that the cross-encoder scores.")]
+Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
+Blend = Annotated[
+    dict[str, Any] | None,
+    _object(help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {} for none."""),
+]
+
+# What else a search takes.
+Query = Annotated[str, typer.Argument(help="What to look for.")]
+TopK = Annotated[int, typer.Option(help="Documents to return.")]
+Filter = Annotated[dict[str, Any] | None, _object("--filter", help="""{"column": value, …}.""")]
+Stages = Annotated[
+    Words | None,
+    _list("--stages", help=f"These stages alone, of {', '.join(STAGES)}."),
+]
+Keys = Annotated[
+    Words | None, _list("--keys", help="Candidates in place of recall's, by their keys.")
+]
+Exact = Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")]
+Generation = Annotated[int | None, typer.Option(help="Another generation than the one in use.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than degrade.")]
+Measures = Annotated[
+    Words | None,
+    _list("--measures", help="Of ir-measures; orders are compared by the first."),
+]
+
+
+def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's options as the arguments of a search; those of them that it has."""
+    names = (
+        *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "timeout", "blend"),
+        *("stages", "keys", "generation", "strict"),
+    )
+    arguments = {name: parameters[name] for name in names if name in parameters}
+    arguments["filter"] = parameters.get("filter_")
+    arguments["recall"] = "exact" if parameters.get("exact") else None
+    return arguments
 
 
 def pg_config_path(given: Path | None) -> Path:

@@ -9,40 +9,48 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from pgrerank.cli.options import Dsn, Json, Name, app
-from pgrerank.errors import SettingsError
+from pgrerank import judgements
+from pgrerank.cli.options import (
+    Blend,
+    Candidates,
+    Dsn,
+    Generation,
+    Json,
+    MaxsimBitTop,
+    MaxsimTop,
+    Measures,
+    Name,
+    Stages,
+    Timeout,
+    search_arguments,
+)
 from pgrerank.evaluation.replay import Replay, logged
 from pgrerank.evaluation.replay import replay as ask_again
-from pgrerank.judgements import load_set
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
+
+app = typer.Typer()
 
 
 @app.command(epilog="Example: pgrerank replay documents --since '7 days' --maxsim-top 10")
 def replay(
+    context: typer.Context,
     name: Name,
     dsn: Dsn = "",
     since: Annotated[str, typer.Option(help="How far to look back.")] = "7 days",
     limit: Annotated[int, typer.Option(help="The newest so many searches.", min=1)] = 200,
-    candidates: Annotated[int | None, typer.Option(help="Documents that recall returns.")] = None,
-    maxsim_bit_top: Annotated[
-        int | None, typer.Option(help="Best by bits that MaxSim scores in full.")
-    ] = None,
-    maxsim_top: Annotated[int | None, typer.Option(help="Documents for the cross-encoder.")] = None,
-    stages: Annotated[
-        str | None, typer.Option(help="recall,maxsim_bit,maxsim,cross_encoder: these only.")
-    ] = None,
-    generation: Annotated[
-        int | None, typer.Option(help="Another generation than the one in use.")
-    ] = None,
-    blend: Annotated[
-        str | None, typer.Option(help='Weights by stage, JSON, {"maxsim": 1, …}; {} for none.')
-    ] = None,
+    candidates: Candidates = None,
+    maxsim_bit_top: MaxsimBitTop = None,
+    maxsim_top: MaxsimTop = None,
+    stages: Stages = None,
+    generation: Generation = None,
+    blend: Blend = None,
+    timeout: Timeout = None,
     qrels: Annotated[
-        str | None, typer.Option(metavar="SET", help="Measure those that this set judges.")
+        str | None,
+        typer.Option(metavar="SET|PATH", help="Measure those that these judgements judge."),
     ] = None,
-    measures: Annotated[
-        str, typer.Option(help="With --qrels: separated by commas.")
-    ] = "nDCG@10,RR@10",
+    split: Annotated[str, typer.Option(help="Of a BEIR folder.")] = "test",
+    measures: Measures = None,
     show: Annotated[int, typer.Option(help="How many to show that changed most.", min=0)] = 10,
     texts: Annotated[
         bool, typer.Option("--texts", help="Show what people typed, beside the searches' ids.")
@@ -52,45 +60,28 @@ def replay(
     """Ask the searches in the log again, with other settings, and say how the answers change.
 
     What is not named is as it was in each search, or as the reranker has it now. Run it without
-    any first: documents may have changed since. What people typed is not shown, in JSON neither,
-    unless --texts asks for it; a search's id is that in pgrerank.searches.
+    any first: documents may have changed since. Query texts are hidden, also in JSON, unless
+    --texts is given; a search's id is that in pgrerank.searches.
     """
-    settings: dict[str, Any] = dict(
-        candidates=candidates,
-        maxsim_bit_top=maxsim_bit_top,
-        maxsim_top=maxsim_top,
-        stages=stages.split(",") if stages else None,
-        generation=generation,
-    )
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        settings["blend"] = None if blend is None else _weights(blend)
-        judgements = None if qrels is None else load_set(connection, qrels)
+        judged = None if qrels is None else judgements.find(connection, qrels, split)
         searches = logged(connection, name, since=since, limit=limit)
         with work_progress("asking again", "searches") as progress:
-            found = ask_again(
+            replayed = ask_again(
                 connection,
                 name,
                 searches,
-                settings,
-                judgements=judgements,
-                measures=[one.strip() for one in measures.split(",")],
+                search_arguments(context.params),
+                judgements=judged,
+                measures=measures or ["nDCG@10", "RR@10"],
                 on_progress=progress,
             )
+        changed = _changed(replayed, show, texts=texts)
         if as_json:
-            answer = _summary(found) | {"most_changed": _changed(found, show, texts=texts)}
+            answer = _summary(replayed) | {"most_changed": changed}
             sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         else:
-            _print(found, _changed(found, show, texts=texts))
-
-
-def _weights(text: str) -> dict[str, Any]:
-    try:
-        weights = json.loads(text)
-    except ValueError as error:
-        raise SettingsError(f"--blend is {text!r}, which is not JSON: {error}") from error
-    if not isinstance(weights, dict):
-        raise SettingsError(f'--blend is {text!r}, wanted an object, such as {{"maxsim": 1}}')
-    return weights
+            _print(replayed, changed)
 
 
 def _summary(found: Replay) -> dict[str, Any]:

@@ -8,28 +8,44 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from pgrerank.catalog import call
-from pgrerank.cli.options import Dsn, Json, Name, app, print_cursor
+from pgrerank.catalog import call, call_statement, fetch_one, read_reranker
+from pgrerank.cli.options import (
+    Blend,
+    Candidates,
+    Dsn,
+    Exact,
+    Filter,
+    Generation,
+    Json,
+    Keys,
+    MaxsimBitTop,
+    MaxsimTop,
+    Name,
+    Query,
+    Stages,
+    Strict,
+    Timeout,
+    TopK,
+    Words,
+    comma_separated,
+    print_cursor,
+    search_arguments,
+)
 from pgrerank.terminal import document_progress, note, report_errors
 
-TextColumns = Annotated[str | None, typer.Option(help="Text columns, separated by commas.")]
+app = typer.Typer()
+
+TextColumns = Annotated[
+    Words | None,
+    typer.Option("--text", parser=comma_separated, metavar="<words>", help="Its text columns."),
+]
 TextExpression = Annotated[str | None, typer.Option(help="Or an immutable expression.")]
 EmbeddingModel = Annotated[str | None, typer.Option(help="Model for recall.")]
 LateInteractionModel = Annotated[str | None, typer.Option(help="Model for MaxSim.")]
 CrossEncoderModel = Annotated[str | None, typer.Option(help="Model for the head.")]
-Candidates = Annotated[int | None, typer.Option(help="Documents that recall returns.")]
-MaxsimBitTop = Annotated[
-    int | None, typer.Option(help="Score all by bits first, so many of them in full.")
-]
-MaxsimTop = Annotated[int | None, typer.Option(help="Documents that the cross-encoder scores.")]
 TokenPrecision = Annotated[str | None, typer.Option(help="float16, int8 or bit.")]
 TokenDims = Annotated[int | None, typer.Option(help="Project token vectors to so many dimensions.")]
 TokenPool = Annotated[int | None, typer.Option(help="Keep one token vector for so many.")]
-Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
-Blend = Annotated[
-    str | None,
-    typer.Option(help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {} for none."""),
-]
 LogSample = Annotated[
     float | None, typer.Option(help="Share of searches to remember, 0 to 1 (pgrerank.searches).")
 ]
@@ -45,10 +61,11 @@ GracePeriod = Annotated[
     " --cross-encoder-model ms-marco"
 )
 def create(
+    context: typer.Context,
     name: Name,
     source: Annotated[str, typer.Option(help="Source table.")],
     dsn: Dsn = "",
-    text: TextColumns = None,
+    text_columns: TextColumns = None,
     text_expression: TextExpression = None,
     embedding_model: EmbeddingModel = None,
     late_interaction_model: LateInteractionModel = None,
@@ -56,26 +73,28 @@ def create(
     embedding_column: Annotated[
         str | None, typer.Option(help="An embedding column that the source already has.")
     ] = None,
-    distance: Annotated[str, typer.Option(help="cosine, inner_product or l2.")] = "cosine",
-    candidates: Candidates = 100,
+    distance: Annotated[str | None, typer.Option(help="cosine, inner_product or l2.")] = None,
+    candidates: Candidates = None,
     maxsim_bit_top: MaxsimBitTop = None,
-    maxsim_top: MaxsimTop = 30,
-    token_precision: TokenPrecision = "int8",  # noqa: S107
+    maxsim_top: MaxsimTop = None,
+    token_precision: TokenPrecision = None,
     token_dims: TokenDims = None,
-    token_pool: TokenPool = 1,
-    timeout: Timeout = "5 s",
-    grace_period: GracePeriod = "1 day",
+    token_pool: TokenPool = None,
+    timeout: Timeout = None,
+    grace_period: GracePeriod = None,
     blend: Blend = None,
-    log_sample: LogSample = 0.0,
-    log_retention: LogRetention = "30 days",
+    log_sample: LogSample = None,
+    log_retention: LogRetention = None,
     text_search_config: Annotated[
-        str, typer.Option(help="How words are cut for the full-text fallback.")
-    ] = "simple",
+        str | None, typer.Option(help="How words are cut for the full-text fallback.")
+    ] = None,
 ) -> None:
-    """Create a reranker over a table (pgrerank.create_reranker)."""
-    settings = _settings(locals())
+    """Create a reranker over a table (pgrerank.create_reranker).
+
+    What is not named is as the database has it by default.
+    """
     with report_errors(), _connect(dsn) as connection:
-        call(connection, "create_reranker", settings)
+        call(connection, "create_reranker", _settings(context))
         note(f"reranker {name} is created; let a worker encode it, or: pgrerank backfill {name}")
 
 
@@ -84,9 +103,10 @@ def create(
     " --cross-encoder-model ''"
 )
 def alter(
+    context: typer.Context,
     name: Name,
     dsn: Dsn = "",
-    text: TextColumns = None,
+    text_columns: TextColumns = None,
     text_expression: TextExpression = None,
     embedding_model: EmbeddingModel = None,
     late_interaction_model: LateInteractionModel = None,
@@ -107,11 +127,17 @@ def alter(
 
     What is not named stays. '' takes a model out; 0 takes bits or the projection out.
     """
-    settings = _settings(locals())
     with report_errors(), _connect(dsn) as connection:
-        call(connection, "alter_reranker", settings)
-        [(following, pending)] = connection.execute(
-            "SELECT next_generation, pending FROM pgrerank.status WHERE reranker = %s", (name,)
+        call(connection, "alter_reranker", _settings(context))
+        following, pending = fetch_one(
+            connection.execute(
+                "SELECT max(g.number), (SELECT count(*) FROM pgrerank.pending p"
+                " WHERE (p.reranker, p.generation) = (r.name, max(g.number))"
+                " AND p.failed_at IS NULL) FROM pgrerank.rerankers r LEFT JOIN pgrerank.generations"
+                " g ON g.reranker = r.name AND g.number > r.generation AND g.retired_at IS NULL"
+                " WHERE r.name = %s GROUP BY r.name",
+                (name,),
+            )
         )
         note(
             f"reranker {name} is changed"
@@ -121,12 +147,10 @@ def alter(
         )
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """A command's options as arguments of the SQL function."""
-    settings = {key: value for key, value in given.items() if key not in ("dsn", "text")}
-    if given["text"]:
-        settings["text_columns"] = [column.strip() for column in given["text"].split(",")]
-    return settings
+def _settings(context: typer.Context) -> dict[str, Any]:
+    """A command's options as arguments of the SQL function; only `dsn` is none of them."""
+    given = {name: value for name, value in context.params.items() if name != "dsn"}
+    return {"reranker": given.pop("name"), **given}
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
@@ -140,7 +164,7 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
 def rollback(name: Name, dsn: Dsn = "") -> None:
     """Go back to the generation before, or give up the one being made."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        [(generation,)] = call(connection, "rollback_reranker", {"name": name}).fetchall()
+        [(generation,)] = call(connection, "rollback_reranker", {"reranker": name}).fetchall()
         note(f"reranker {name} uses generation {generation}")
 
 
@@ -148,7 +172,7 @@ def rollback(name: Name, dsn: Dsn = "") -> None:
 def drop(name: Name, dsn: Dsn = "") -> None:
     """Drop a reranker with its vectors; the source table stays."""
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        call(connection, "drop_reranker", {"name": name})
+        call(connection, "drop_reranker", {"reranker": name})
         note(f"reranker {name} is dropped")
 
 
@@ -182,39 +206,30 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """ --filter '{"lang": "en"}'"""
 )
 def search(
+    context: typer.Context,
     name: Name,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Query,
     dsn: Dsn = "",
-    top_k: Annotated[int, typer.Option(help="Documents to return.")] = 10,
-    filter_: Annotated[
-        str | None, typer.Option("--filter", help='JSON, {"column": value, …}.')
-    ] = None,
-    candidates: Annotated[int | None, typer.Option(help="Documents that recall returns.")] = None,
-    maxsim_bit_top: Annotated[
-        int | None, typer.Option(help="Best by bits that MaxSim scores in full.")
-    ] = None,
-    maxsim_top: Annotated[int | None, typer.Option(help="Documents for the cross-encoder.")] = None,
-    stages: Annotated[
-        str | None, typer.Option(help="recall,maxsim_bit,maxsim,cross_encoder: these only.")
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")] = False,
-    timeout: Annotated[str | None, typer.Option(help="Time limit, such as '500 ms'.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail rather than degrade.")] = False,
+    top_k: TopK = 10,
+    filter_: Filter = None,
+    candidates: Candidates = None,
+    maxsim_bit_top: MaxsimBitTop = None,
+    maxsim_top: MaxsimTop = None,
+    stages: Stages = None,
+    keys: Keys = None,
+    exact: Exact = False,
+    generation: Generation = None,
+    blend: Blend = None,
+    timeout: Timeout = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Search by a reranker, as pgrerank.NAME_search does."""
-    arguments: dict[str, Any] = dict(
-        query=query,
-        top_k=top_k,
-        filter=filter_,
-        candidates=candidates,
-        maxsim_bit_top=maxsim_bit_top,
-        maxsim_top=maxsim_top,
-        stages=stages.split(",") if stages else None,
-        recall="exact" if exact else "hnsw",
-        timeout=timeout,
-        strict=strict,
-    )
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SELECT pgrerank._reranker(%s)", (name,))
-        print_cursor(call(connection, f"{name}_search", arguments), as_json=as_json)
+        reranker = read_reranker(connection, name)
+        statement, values = call_statement(
+            f"{name}_search",
+            search_arguments(context.params),
+            casts={} if keys is None else {"keys": f"text[]::{reranker.key_type}[]"},
+        )
+        print_cursor(connection.execute(statement, values), as_json=as_json)

@@ -13,11 +13,13 @@ from typing import Annotated, Any, Literal, cast
 import psycopg
 import typer
 
-from pgrerank.cli.options import Dsn, Json, Name, app
+from pgrerank.cli.options import Dsn, Json, Name
 from pgrerank.errors import SettingsError, TrainingError
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import note, print_rows, report_errors, work_progress
 from pgrerank.training import read_beir, read_triples, split, write_triples
+
+app = typer.Typer()
 
 KindName = Literal["embedding", "late-interaction", "cross-encoder"]
 
@@ -94,6 +96,7 @@ def mine(
     " --base cross-encoder/ms-marco-MiniLM-L12-v2 --output tuned"
 )
 def train(
+    context: typer.Context,
     kind: Annotated[KindName, typer.Argument(help="What to train.")],
     data: Annotated[Path, typer.Argument(help="JSON lines file.")],
     base: Annotated[str, typer.Option(help="Hub name, folder, or package://PACKAGE/FOLDER.")],
@@ -125,11 +128,8 @@ def train(
 
     Run again after a kill, the same command goes on from the last checkpoint.
     """
-    settings = {
-        key: value
-        for key, value in locals().items()
-        if key not in ("kind", "data", "output", "loader", "as_json")
-    }
+    others = ("kind", "data", "output", "loader", "as_json")
+    settings = {name: value for name, value in context.params.items() if name not in others}
     with report_errors():
         report = _train(kind, data, output, loader, settings)
         before, after = (report[when]["nDCG@10"] for when in ("before", "after"))

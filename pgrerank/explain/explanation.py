@@ -17,7 +17,7 @@ __all__ = [
     "Step",
     "explanation",
     "shown_time",
-    "stages",
+    "stages_of",
     "steps",
     "time_parts",
 ]
@@ -126,7 +126,7 @@ class Step(NamedTuple):
     change: int
 
 
-def stages(found: Explanation) -> dict[str, str]:
+def stages_of(found: Explanation) -> dict[str, str]:
     """The stages that ranked any of the documents, with what people call them.
 
     In place of recall, full text or the caller's keys may have made the candidates.

@@ -19,7 +19,7 @@ from pgrerank.explain.explanation import (
     Explanation,
     Step,
     shown_time,
-    stages,
+    stages_of,
     steps,
     time_parts,
 )
@@ -43,7 +43,7 @@ def heat_map(found: Explanation) -> str:
     Raises SettingsError where Jinja is not installed.
     """
     environment = _environment()
-    times, heat, through = _times(found), Heat(found), stages(found)
+    times, heat, through = _times(found), Heat(found), stages_of(found)
     aligned = [document["alignment"] for document in found["documents"] if document["alignment"]]
     asked = min(max((len(one["query"]) for one in aligned), default=0), _HOVERED)
     style = environment.get_template("heat_map.css.jinja").render(

@@ -1,6 +1,7 @@
 """Queries, judgements and runs: in files, and in the database by the name of a set."""
 
 from pgrerank.judgements.files import (
+    read,
     read_beir,
     read_json_lines,
     read_queries,
@@ -35,6 +36,7 @@ __all__ = [
     "list_sets",
     "load_set",
     "missing_keys",
+    "read",
     "read_beir",
     "read_json_lines",
     "read_queries",

@@ -28,6 +28,11 @@ _FIELDS = ("id", "query", "qrels")
 _TRIPLE = ("id", "query", "pos", "neg", "pos_id", "neg_id", "pos_scores", "neg_scores")
 
 
+def read(path: Path, split: str = "test") -> Judgements:
+    """The judgements of a BEIR folder's split, or of a JSON lines file; raises as those do."""
+    return read_beir(path, split) if path.is_dir() else read_json_lines(path)
+
+
 def read_beir(folder: Path, split: str = "test") -> Judgements:
     """The judgements of a split of a BEIR folder; its corpus is not looked at.
 

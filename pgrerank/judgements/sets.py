@@ -11,7 +11,7 @@ from psycopg import sql
 
 from pgrerank.catalog import read_reranker
 from pgrerank.errors import EvaluationError
-from pgrerank.judgements.files import read_beir, read_json_lines
+from pgrerank.judgements.files import read
 from pgrerank.judgements.lines import normal
 from pgrerank.judgements.types import Judgements
 
@@ -86,15 +86,17 @@ def load_set(connection: Connection, name: str) -> Judgements:
 
 
 def find(connection: Connection, name: str, split: str = "test") -> Judgements:
-    """Judgements by what a user calls them.
+    """Judgements by what a user calls them: a path as `read` takes it, or a set in the database.
 
-    That is a BEIR folder, of which `split` is read, a JSON lines file, or a set in the database.
-    Raises EvaluationError for a name of none of these, or a malformed file.
+    Raises EvaluationError for a name that is neither, or a malformed file.
     """
     path = Path(name)
-    if path.is_dir():
-        return read_beir(path, split)
-    return read_json_lines(path) if path.exists() else load_set(connection, name)
+    if path.exists():
+        return read(path, split)
+    try:
+        return load_set(connection, name)
+    except EvaluationError as error:
+        raise EvaluationError(f"there is no file {name!r}, and {error}") from error
 
 
 def list_sets(connection: Connection) -> list[QrelsSet]:

@@ -25,7 +25,7 @@ QUERIES = {
 
 def evaluation(**changed: Any) -> Evaluation:
     found: dict[str, Any] = {
-        "pgrerank": "0.2.0",
+        "pgrerank": "0.1.0",
         "reranker": "documents",
         "generation": 3,
         "label": "as it is",
@@ -39,28 +39,31 @@ def evaluation(**changed: Any) -> Evaluation:
         "measures": ["nDCG@10", "RR@10"],
         "orders": orders(),
         "hnsw": [{"ef_search": size, "recall": 1 - 4 / size, "ms": spread(1)} for size in (10, 40)],
-        "depth": {
-            "candidates": [
-                {"size": size, "quality": 0.4 + size / 4000, "ms": size / 3}
-                for size in (10, 20, 30, 50, 100, 200, 500, 1000)
+        "tuning": {
+            "depth": {
+                "candidates": [
+                    {"size": size, "quality": 0.4 + size / 4000, "ms": size / 3}
+                    for size in (10, 20, 30, 50, 100, 200, 500, 1000)
+                ],
+                "maxsim_top": [{"size": s, "quality": 0.5, "ms": 9.0 + s} for s in (0, 10, 20)],
+            },
+            "recommendations": [
+                {
+                    "setting": "candidates",
+                    "value": 200,
+                    "gain_kept": 0.97,
+                    "time_share": 0.2,
+                    "text": "candidates 200 keeps 97% of the gain",
+                }
             ],
-            "maxsim_top": [{"size": s, "quality": 0.5, "ms": 9.0 + s} for s in (0, 10, 20)],
-        },
-        "recommendations": [
-            {
-                "setting": "candidates",
-                "value": 200,
-                "gain_kept": 0.97,
-                "time_share": 0.2,
-                "text": "candidates 200 keeps 97% of the gain",
-            }
-        ],
-        "blend": {
-            "weights": {"recall": 0.25, "cross_encoder": 0.75},
-            "quality": 0.61,
-            "cross_validated": 0.58,
-            "plain": 0.55,
-            "p": 0.04,
+            "blend": {
+                "weights": {"recall": 0.25, "cross_encoder": 0.75},
+                "quality": 0.61,
+                "cross_validated": 0.58,
+                "plain": 0.55,
+                "p": 0.04,
+            },
+            "warnings": [],
         },
         "warnings": ["2 of 6 searches were degraded: timeout <b>"],
         "per_query": [query(name) for name in QUERIES],

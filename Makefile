@@ -10,9 +10,10 @@ demo: .venv/ready  ## the main job on real text, with real models
 test: .venv/ready  ## all tests; ARGS="-k search" for some
 	$(BIN)/pytest -n 2 --dist loadscope $(ARGS)
 
-lint: .venv/ready  ## formatting, types, direction of imports
+lint: .venv/ready  ## formatting, spelling, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -224,8 +224,9 @@ def _matrices(blob: bytes) -> Iterator[tuple[Header, memoryview]]:
     rest = memoryview(blob)
     while True:
         header = parse_header(rest)
-        yield header, rest[_HEADER.size : header.size]
-        rest = rest[header.size :]
+        end = header.size
+        yield header, rest[_HEADER.size : end]
+        rest = rest[end:]
         if not rest:
             return
 

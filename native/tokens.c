@@ -25,21 +25,6 @@ float_of_bits(uint32_t bits)
 	return value;
 }
 
-/* IEEE 754 binary16 to binary32; exact. */
-float
-pgr_half_to_float(uint16_t half)
-{
-	uint32_t	sign = (uint32_t) (half & 0x8000) << 16;
-	uint32_t	exponent = (half >> 10) & 0x1f;
-	uint32_t	fraction = half & 0x3ff;
-
-	if (exponent == 0)
-		return (sign ? -1.0f : 1.0f) * ldexpf((float) fraction, -24);
-	if (exponent == 31)
-		return float_of_bits(sign | 0x7f800000 | fraction << 13);
-	return float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 static bool
 check_scale(const pgr_tokens *tokens, char *error)
 {

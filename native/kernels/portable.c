@@ -44,18 +44,6 @@ unpack_bit(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 	return true;
 }
 
-/* Exact, by a multiplication instead of branches: the exponent's bias changes from 15 to 127. */
-static float
-half_to_float(uint16_t half)
-{
-	uint32_t	bits = (uint32_t) (half & 0x7fff) << 13;
-	float		magnitude;
-
-	memcpy(&magnitude, &bits, sizeof magnitude);
-	magnitude *= 0x1p112f;
-	return half & 0x8000 ? -magnitude : magnitude;
-}
-
 static bool
 unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 {
@@ -70,7 +58,7 @@ unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 		{
 			uint16_t	half = (uint16_t) (halves[2 * i] | halves[2 * i + 1] << 8);
 
-			values[i] = half_to_float(half);
+			values[i] = pgr_half_to_float(half);
 			malformed |= (half & 0x7c00) == 0x7c00;
 		}
 	}

@@ -70,16 +70,15 @@ struct pgr_kernel
 #define PGR_NEON
 #endif
 
-extern const pgr_kernel pgr_kernel_portable;
-#if defined(__x86_64__)
-extern const pgr_kernel pgr_kernel_avx2;
-extern const pgr_kernel pgr_kernel_avx512;
-#if defined(__linux__)
 extern const pgr_kernel pgr_kernel_amx;
-#endif
-#elif defined(PGR_NEON)
+extern const pgr_kernel pgr_kernel_avx512;
+extern const pgr_kernel pgr_kernel_avx2;
 extern const pgr_kernel pgr_kernel_neon;
-#endif
+extern const pgr_kernel pgr_kernel_portable;
+
+/* Those of this architecture, the fastest first; NULL where there are fewer. The last runs on any machine. */
+#define PGR_KERNELS 4
+extern const pgr_kernel *const pgr_kernels[PGR_KERNELS];
 
 /* Before a loop of constant length whose array must stay in registers. */
 #if defined(__clang__)
@@ -94,8 +93,5 @@ pgr_no_bit_beyond(const uint8_t *row, uint32_t dims)
 {
 	return dims % 8 == 0 || row[dims / 8] >> (dims % 8) == 0;
 }
-
-/* The kernel of that name if this machine can run it, else NULL; without a name the fastest. */
-const pgr_kernel *pgr_kernel_find(const char *name);
 
 #endif

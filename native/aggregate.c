@@ -35,7 +35,10 @@ static void
 check_same_query(const State *state, uint32 count)
 {
 	if (state->count != count)
-		ereport(ERROR, (errcode(ERRCODE_DATA_EXCEPTION), errmsg("maxsim_agg: expected one query for a document, of %u vectors, not another of %u", state->count, count)));
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("maxsim_agg: expected one query for a document, of %u vectors, not another of %u",
+						state->count, count)));
 }
 
 PG_FUNCTION_INFO_V1(pgrerank_maxsim_add);

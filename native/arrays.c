@@ -47,7 +47,9 @@ vectors_of(struct varlena *given, Size element_bytes, uint32 dims)
 	int			count;
 
 	if (ARR_NDIM(array) > 1)
-		ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR), errmsg("expected an array of 1 dimension, not %d", ARR_NDIM(array))));
+		ereport(ERROR,
+				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+				 errmsg("expected an array of 1 dimension, not %d", ARR_NDIM(array))));
 	deconstruct_array(array, ARR_ELEMTYPE(array), -1, false, TYPALIGN_INT, &elements, &nulls, &count);
 	found.count = count;
 	found.vectors = palloc(sizeof(Vector *) * Max(count, 1));

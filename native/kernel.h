@@ -4,8 +4,8 @@
  * Sixteen query vectors lie across the lanes; of a document row each element (or group of elements) is broadcast to all
  * of them. So there are no horizontal sums, and the maximum over the document's rows is taken lane by lane.
  *
- * int8 and bit documents are scored in integers against a query of 8 bits a dimension with a scale for each of its vectors;
- * all kernels give the same integers. float16 documents are scored in float32.
+ * int8 and bit documents are scored in integers against a query of 8 bits a dimension with a scale for each of its
+ * vectors; all kernels give the same integers. float16 documents are scored in float32.
  */
 #ifndef PGR_KERNEL_H
 #define PGR_KERNEL_H

@@ -30,7 +30,8 @@ CREATE AGGREGATE maxsim_agg(query bytea, part bytea) (
     sfunc = _maxsim_add, stype = internal, sspace = 512, finalfunc = _maxsim_sum,
     combinefunc = _maxsim_combine, serialfunc = _maxsim_serialize, deserialfunc = _maxsim_deserialize, parallel = safe
 );
-COMMENT ON AGGREGATE maxsim_agg(bytea, bytea) IS 'MaxSim of a query''s and a document''s packed token vectors, the document''s in several parts';
+COMMENT ON AGGREGATE maxsim_agg(bytea, bytea) IS
+    'MaxSim of a query''s and a document''s packed token vectors, the document''s in several parts';
 
 CREATE FUNCTION maxsim_instructions() RETURNS text
 LANGUAGE c STABLE STRICT PARALLEL SAFE

@@ -165,8 +165,10 @@ lay_floats(pgr_query *query)
 	query->has_floats = true;
 }
 
-/* Fills a block of at most `most` rows up to a multiple of what the kernel takes, with copies of its last row: a maximum
- * doesn't mind. */
+/*
+ * Fills a block of at most `most` rows up to a multiple of what the kernel takes, with copies of its last row: a
+ * maximum doesn't mind.
+ */
 static uint32_t
 fill_block(const pgr_query *query, uint32_t rows, uint32_t most, size_t row_bytes)
 {
@@ -207,7 +209,10 @@ refuse_malformed(const pgr_tokens *matrix, char error[PGR_ERROR_BYTES])
 	return false;
 }
 
-/* Memory is slower than the arithmetic: ask for all that is to be read, so that it comes while the first rows are worked on. */
+/*
+ * Memory is slower than the arithmetic: ask for all that is to be read, so that it comes while the first rows are
+ * worked on.
+ */
 static void
 ask_for(const uint8_t *bytes, size_t size)
 {
@@ -237,9 +242,10 @@ raise_integers(pgr_query *query, const pgr_tokens *matrix, double *best, char er
 	}
 	for (uint32_t v = 0; v < query->count; v++)
 	{
-		double		found = (double) query->scales[v] * matrix->scale * ((int64_t) query->best_integers[v] - query->biases[v]);
+		int64_t		integer = (int64_t) query->best_integers[v] - query->biases[v];
+		double		product = (double) query->scales[v] * matrix->scale * integer;
 
-		best[v] = found > best[v] ? found : best[v];
+		best[v] = product > best[v] ? product : best[v];
 	}
 	return true;
 }

@@ -17,9 +17,9 @@ pgr_query  *pgr_query_init(void *memory, const pgr_kernel *kernel, uint32_t coun
 void		pgr_query_ready(pgr_query *query);
 
 /*
- * Scoring a document that comes in several matrices: the best products start at pgr_no_best, each matrix raises them, MaxSim
- * is their sum. best is double [query->count]. A matrix must have the query's dimensions. False with a message: for a malformed
- * one, or a score that float32 can't hold.
+ * Scoring a document that comes in several matrices: the best products start at pgr_no_best, each matrix raises them,
+ * MaxSim is their sum. best is double [query->count]. A matrix must have the query's dimensions. False with a message:
+ * for a malformed one, or a score that float32 can't hold.
  */
 void		pgr_no_best(const pgr_query *query, double *best);
 bool		pgr_raise_best(pgr_query *query, const pgr_tokens *matrix, double *best, char error[PGR_ERROR_BYTES]);
@@ -27,6 +27,7 @@ bool		pgr_sum_best(const double *best, uint32_t count, float *score, char error[
 
 /* The same with count rows given by a function which writes row number `row` of dims floats. */
 typedef void (*pgr_row_reader) (const void *rows, uint32_t row, float *values);
-void		pgr_raise_best_floats(pgr_query *query, pgr_row_reader read, const void *rows, uint32_t count, double *best);
+void		pgr_raise_best_floats(pgr_query *query, pgr_row_reader read, const void *rows, uint32_t count,
+								  double *best);
 
 #endif

@@ -53,7 +53,8 @@ pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *
 
 	if (size < PGR_HEADER_BYTES)
 	{
-		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected a header of %d bytes, not %zu", PGR_HEADER_BYTES, size);
+		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected a header of %d bytes, not %zu",
+				 PGR_HEADER_BYTES, size);
 		return false;
 	}
 	if (memcmp(bytes, "pgrt", 4) != 0)
@@ -80,7 +81,8 @@ pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *
 	tokens->rows = bytes + PGR_HEADER_BYTES;
 	if (tokens->dims < 1 || tokens->count < 1)
 	{
-		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected rows and dimensions, not %u by %u", tokens->count, tokens->dims);
+		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected rows and dimensions, not %u by %u",
+				 tokens->count, tokens->dims);
 		return false;
 	}
 	if (!check_scale(tokens, error))
@@ -89,7 +91,8 @@ pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *
 	wanted = PGR_HEADER_BYTES + (uint64_t) tokens->count * tokens->row_bytes;
 	if (size < wanted)
 	{
-		snprintf(error, PGR_ERROR_BYTES, "packed tokens: expected %llu bytes for %u rows of %u dimensions in %s, not %zu",
+		snprintf(error, PGR_ERROR_BYTES,
+				 "packed tokens: expected %llu bytes for %u rows of %u dimensions in %s, not %zu",
 				 (unsigned long long) wanted, tokens->count, tokens->dims, names[tokens->dtype], size);
 		return false;
 	}

@@ -32,18 +32,19 @@ typedef struct
 /*
  * All return false and write a message when a byte could not have come from pgrerank.tokens.pack.
  *
- * A document is one matrix or several, one after another. pgr_tokens_parse checks the header of the first and gives the bytes
- * that it takes with its rows; pgr_tokens_read writes all elements of a matrix: float [count][dims].
+ * A document is one matrix or several, one after another. pgr_tokens_parse checks the header of the first and gives the
+ * bytes that it takes with its rows; pgr_tokens_read writes all elements of a matrix: float [count][dims].
  */
-bool		pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *taken, char error[PGR_ERROR_BYTES]);
+bool		pgr_tokens_parse(const uint8_t *bytes, size_t size, pgr_tokens *tokens, size_t *taken,
+							 char error[PGR_ERROR_BYTES]);
 bool		pgr_tokens_read(const pgr_tokens *tokens, float *matrix, char error[PGR_ERROR_BYTES]);
 
 /* What is wrong with a matrix that a kernel refused. */
 void		pgr_tokens_malformed(const pgr_tokens *tokens, char error[PGR_ERROR_BYTES]);
 
 /*
- * IEEE 754 binary16 to binary32: exact, by a multiplication instead of branches, which changes the exponent's bias from 15
- * to 127. NaN becomes an infinity.
+ * IEEE 754 binary16 to binary32: exact, by a multiplication instead of branches, which changes the exponent's bias from
+ * 15 to 127. NaN becomes an infinity.
  */
 static inline float
 pgr_half_to_float(uint16_t half)

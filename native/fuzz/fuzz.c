@@ -24,7 +24,8 @@ copy(const uint8_t *bytes, size_t size)
 }
 
 static bool
-score(const pgr_kernel *kernel, const uint8_t *given, size_t given_size, const uint8_t *document, size_t size, float *found)
+score(const pgr_kernel *kernel, const uint8_t *given, size_t given_size, const uint8_t *document, size_t size,
+	  float *found)
 {
 	char		error[PGR_ERROR_BYTES];
 	uint64_t	count;
@@ -96,7 +97,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 		if (this_sound != sound || (sound && !isfinite(found)))
 		{
-			fprintf(stderr, "%s: sound %d, score %g; before it %d, %g\n", kernel->name, this_sound, found, sound, first);
+			fprintf(stderr, "%s: sound %d, score %g; before it %d, %g\n",
+					kernel->name, this_sound, found, sound, first);
 			abort();
 		}
 		if (sound && found != first && !has_floats(document, size))

@@ -57,8 +57,8 @@ raise_best(int32_t *best, const int32_t products[TILE][PGR_LANES])
 }
 
 /*
- * Products of 32 document rows and 32 query vectors: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 vectors. With fewer than 17 of
- * either, half of them stay at rest.
+ * Products of 32 document rows and 32 query vectors: tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 vectors. With fewer
+ * than 17 of either, half of them stay at rest.
  */
 ISA static inline __attribute__((always_inline)) void
 multiply(const pgr_query *query, const uint8_t *rows, const uint8_t *vectors, const bool lower, const bool right,

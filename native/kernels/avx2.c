@@ -52,7 +52,8 @@ unpack_int8(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 ISA static bool
 unpack_bit(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 {
-	const __m256i each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, (short) 0x8000);
+	const __m256i each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128,
+										   256, 512, 1024, 2048, 4096, 8192, 16384, (short) 0x8000);
 	const __m256i one = _mm256_set1_epi16(1);
 	uint32_t	row_bytes = (query->dims + 7) / 8;
 
@@ -97,7 +98,8 @@ unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query *query)
 			else
 				memcpy(&chunk, halves + 2 * (size_t) i, 2 * (query->dims - i));
 			floats = _mm256_cvtph_ps(chunk);
-			malformed = _mm256_or_ps(malformed, _mm256_cmp_ps(_mm256_and_ps(floats, magnitude), _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ));
+			malformed = _mm256_or_ps(malformed, _mm256_cmp_ps(_mm256_and_ps(floats, magnitude), _mm256_set1_ps(FLT_MAX),
+															  _CMP_NLE_UQ));
 			_mm256_store_ps(values + i, floats);
 		}
 	}

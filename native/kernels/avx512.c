@@ -45,7 +45,8 @@ pgr_avx512_unpack_float16(const uint8_t *stored, uint32_t rows, const pgr_query 
 
 		for (uint32_t i = 0; i < query->dims; i += 16)
 		{
-			__m256i		chunk = _mm256_maskz_loadu_epi16((__mmask16) pgr_first_lanes(query->dims - i), halves + 2 * (size_t) i);
+			__m256i		chunk = _mm256_maskz_loadu_epi16((__mmask16) pgr_first_lanes(query->dims - i),
+														 halves + 2 * (size_t) i);
 			__m512		floats = _mm512_cvtph_ps(chunk);
 
 			malformed |= _mm512_cmp_ps_mask(_mm512_abs_ps(floats), _mm512_set1_ps(FLT_MAX), _CMP_NLE_UQ);

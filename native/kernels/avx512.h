@@ -59,7 +59,8 @@ pgr_avx512_spread_bits(const uint8_t *stored, uint32_t rows, const pgr_query *qu
 				memcpy(&chunk, bits + i, 8);
 			else
 				memcpy(&chunk, bits + i, row_bytes - i);
-			_mm512_store_si512(values + 8 * (size_t) i, _mm512_mask_blend_epi8(chunk, _mm512_set1_epi8(unset), _mm512_set1_epi8(set)));
+			_mm512_store_si512(values + 8 * (size_t) i,
+							   _mm512_mask_blend_epi8(chunk, _mm512_set1_epi8(unset), _mm512_set1_epi8(set)));
 		}
 	}
 	return true;

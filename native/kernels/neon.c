@@ -127,7 +127,8 @@ best_integers(const pgr_query *query, uint32_t rows)
 					memcpy(&four, values + (size_t) i * query->width + 4 * (size_t) quad, sizeof four);
 					element = vreinterpretq_s8_s32(vdupq_n_s32(four));
 					for (int part = 0; part < 4; part++)
-						sums[i][part] = vdotq_s32(sums[i][part], vld1q_s8(vectors + (size_t) quad * 64 + 16 * part), element);
+						sums[i][part] = vdotq_s32(sums[i][part],
+												  vld1q_s8(vectors + (size_t) quad * 64 + 16 * part), element);
 				}
 			for (int i = 0; i < TILE; i++)
 				for (int part = 0; part < 4; part++)
@@ -155,7 +156,8 @@ best_floats(const pgr_query *query, uint32_t rows)
 			for (uint32_t i = 0; i < query->dims; i++)
 				for (int j = 0; j < TILE; j++)
 					for (int part = 0; part < 4; part++)
-						sums[j][part] = vfmaq_n_f32(sums[j][part], vld1q_f32(vectors + (size_t) i * PGR_LANES + 4 * part),
+						sums[j][part] = vfmaq_n_f32(sums[j][part],
+													vld1q_f32(vectors + (size_t) i * PGR_LANES + 4 * part),
 													values[(size_t) j * query->width + i]);
 			for (int j = 0; j < TILE; j++)
 				for (int part = 0; part < 4; part++)

@@ -333,7 +333,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT row_number() OVER (), a.* FROM (
-        VALUES ('query', 'text', NULL), ('top_k', 'int', '10'), ('filter', 'jsonb', 'NULL')
+        VALUES ('query', 'text', 'NULL'), ('top_k', 'int', '10'), ('filter', 'jsonb', 'NULL')
         UNION ALL
         (SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call ORDER BY s.place)
         UNION ALL

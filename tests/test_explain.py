@@ -203,7 +203,7 @@ def test_nobody_is_explained_what_they_can_t_see(explained_dsn: str, make_role: 
         assert {row["key"] for row in _explain(connection)} == {"4", "5", "6"}
         rows = _explain(connection, keys=["1", "2", "4"])
         assert [row["key"] for row in rows] == ["4"]
-        found = explanation(connection, "documents", QUERY, None, [{"key": "1"}, *rows])
+        found = explanation(connection, "documents", QUERY, None, [rows[0] | {"key": "1"}, *rows])
         assert [bool(document["text"]) for document in found["documents"]] == [False, True]
     asked = json.loads(_ok(dsn, "--json"))
     assert {document["key"] for document in asked["documents"]} == {"4", "5", "6"}

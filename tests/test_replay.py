@@ -194,6 +194,6 @@ def test_other_settings_are_tried_on_what_was_asked(db, dsn, source, tiny_models
         assert replayed(dsn, "--maxsim-top", "1", "--candidates", "3", "--generation", "1")
         _, error = run("replay", "documents", "--dsn", dsn, "--generation", "9", code=1)
         assert 'reranker "documents" has no generation 9' in error
-        for blend, message in (("{", "which is not JSON"), ("[1]", "wanted an object")):
-            _, error = run("replay", "documents", "--dsn", dsn, "--blend", blend, code=1)
+        for blend, message in (("{", "'{' is not JSON"), ("[1]", "'[1]' is not a JSON object")):
+            _, error = run("replay", "documents", "--dsn", dsn, "--blend", blend, code=2)
             assert message in error

@@ -27,7 +27,7 @@ from pgrerank.catalog import register_model
 from pgrerank.demo.models import MODELS, default_folder
 from pgrerank.evaluation.evaluate import evaluate, search_all
 from pgrerank.evaluation.report import write_report
-from pgrerank.evaluation.result import Evaluation
+from pgrerank.evaluation.result import Evaluation, tuning_of
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import tune
 from pgrerank.evaluation.variant import Variant
@@ -77,19 +77,21 @@ def measured(connection: psycopg.Connection, name: str, arguments: Any) -> Evalu
 
     searched = search_all(connection, variant, judged, phase=phase)
     command = f"python benchmarks/stages.py FOLDER/{name}" + (" --tune" if arguments.tune else "")
-    found = evaluate(connection, searched, qrels=name, command=command, phase=phase)
+    tuning = None
     if arguments.tune:
-        tune(
+        tuning = tune(
             connection,
             searched,
-            found,
             max_candidates=arguments.max_candidates,
             max_maxsim_top=arguments.max_maxsim_top,
             phase=phase,
         )
+    evaluation = evaluate(
+        connection, searched, qrels=name, command=command, tuning=tuning, phase=phase
+    )
     if arguments.report:
-        write_report(found, arguments.report / name)
-    return found
+        write_report(evaluation, arguments.report / name)
+    return evaluation
 
 
 def markdown(evaluations: list[Evaluation]) -> str:
@@ -113,8 +115,8 @@ def markdown(evaluations: list[Evaluation]) -> str:
 
 def advice(found: Evaluation) -> list[str]:
     """What tuning found, a line each."""
-    lines = [f"{found['reranker']}: {one['text']}" for one in found["recommendations"]]
-    blend = found["blend"]
+    lines = [f"{found['reranker']}: {one['text']}" for one in tuning_of(found)["recommendations"]]
+    blend = tuning_of(found)["blend"]
     if blend is not None:
         lines.append(
             f"{found['reranker']}: blend {blend['weights']}: {blend['plain']:.4f} without,"

@@ -111,27 +111,31 @@ AS $$
     LEFT JOIN unnest(_said) s ON s.key = c.key AND s.stage = _stage
 $$;
 
--- The first documents of a pool as a search returns them. A document's score is what was said of it last; its stage is
--- the last one that ranked it, and full text's or the caller's own order may have made the pool in place of recall.
-CREATE OR REPLACE FUNCTION _ranked(_outcome search_outcome, _top_k int) RETURNS SETOF ranked
-LANGUAGE sql STABLE ROWS 10
-SET search_path FROM CURRENT
-AS $$
-    SELECT r.*
-    FROM (
-        SELECT c.key, c.place,
-            (array_agg(s.score ORDER BY s.place DESC))[1] AS score,
-            (array_agg(s.stage ORDER BY s.place DESC) FILTER (WHERE s.stage <> 'blend'))[1] AS stage,
-            jsonb_object_agg(s.stage || '_score', s.score) || jsonb_object_agg(s.stage || '_rank', s.rank) AS by_stage
-        FROM unnest(_outcome.pool[:_top_k]) WITH ORDINALITY c (key, place)
-        JOIN unnest(_outcome.scores) WITH ORDINALITY s (stage, key, score, rank, place) ON s.key = c.key
-        GROUP BY c.key, c.place) c
-    CROSS JOIN jsonb_populate_record(NULL::ranked, c.by_stage || jsonb_build_object(
-        'key', c.key,
-        'score', c.score,
-        'rank', c.place,
-        'stage', CASE c.stage WHEN 'recall' THEN _outcome.first_stage ELSE c.stage END,
-        'degraded', _outcome.reason IS NOT NULL,
-        'reason', _outcome.reason)) r
-    ORDER BY c.place
-$$;
+-- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was said of it
+-- last; its stage is the last one that ranked it, and full text or the caller's own order may have made the pool in place
+-- of recall. It is written out of the stages, whose rows become columns here and nowhere else.
+DO $do$
+BEGIN
+    EXECUTE format($sql$
+        CREATE OR REPLACE FUNCTION _ranked(_outcome search_outcome, _top_k int) RETURNS SETOF ranked
+        LANGUAGE sql STABLE ROWS 10
+        SET search_path FROM CURRENT
+        AS $body$
+            SELECT d.key, d.score, d.place::int,
+                CASE d.stage WHEN 'recall' THEN _outcome.first_stage ELSE d.stage END,
+                _outcome.reason IS NOT NULL, _outcome.reason, %s
+            FROM (
+                SELECT c.key, c.place,
+                    (array_agg(s.score ORDER BY s.place DESC))[1] AS score,
+                    (array_agg(s.stage ORDER BY s.place DESC) FILTER (WHERE s.stage <> 'blend'))[1] AS stage, %s
+                FROM unnest(_outcome.pool[:_top_k]) WITH ORDINALITY c (key, place)
+                JOIN unnest(_outcome.scores) WITH ORDINALITY s (stage, key, score, rank, place) ON s.key = c.key
+                GROUP BY c.key, c.place) d
+            ORDER BY d.place
+        $body$ $sql$, (
+        SELECT string_agg(format('d.%s_score, d.%1$s_rank', s.stage), ', ' ORDER BY s.place) FROM _stages() s), (
+        SELECT string_agg(format('max(s.score) FILTER (WHERE s.stage = %1$L) AS %1$s_score, '
+            'max(s.rank) FILTER (WHERE s.stage = %1$L) AS %1$s_rank', s.stage), ', ' ORDER BY s.place)
+        FROM _stages() s));
+END
+$do$;

@@ -19,7 +19,7 @@ BEGIN
     EXCEPTION WHEN undefined_table THEN
         reranker := _reranker(_name);
     END;
-    IF jsonb_path_exists(_call.settings, '$.* ? (@ != null)') THEN
+    IF _overlay(_call.settings) <> '{}' THEN
         reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
         PERFORM _check_settings(reranker, _generation(_name, reranker.generation));
     END IF;

@@ -158,7 +158,7 @@ def test_a_bare_encoder_and_a_bare_classifier_can_be_loaded(saved: dict[str, Pat
         ("embedding", "multi_vector_encoder", "makes no embedding; use sentence_transformer"),
         ("embedding", "cross_encoder", "makes no embedding; use sentence_transformer"),
         ("embedding", "onnx", "makes no embedding"),
-        ("late_interaction", "onnx", "use sentence_transformer or multi_vector_encoder"),
+        ("late_interaction", "onnx", "use multi_vector_encoder or sentence_transformer"),
         ("cross_encoder", "sentence_transformer", "use cross_encoder or onnx"),
         ("embedding", "keras", "there is no loader 'keras'"),
         ("sparse", "sentence_transformer", "kind embedding or late_interaction, not sparse"),

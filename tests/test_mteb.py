@@ -11,7 +11,7 @@ import pytest
 
 from pgrerank.catalog import register_model
 from pgrerank.demo.models import MODELS
-from pgrerank.errors import EvaluationError, InstallError
+from pgrerank.errors import EvaluationError, InstallError, ModelError
 from pgrerank.evaluation import measure
 from pgrerank.judgements import read_beir
 from tests.helpers.workers import worker
@@ -328,9 +328,9 @@ def test_what_is_not_there_is_named(judged, dsn, empty_dsn):
         retrieval_task(judged, "documents", "owm")
     with pytest.raises(EvaluationError, match="no reranker 'typo'"):
         retrieval_task(judged, "typo", "own")
-    with pytest.raises(EvaluationError, match=r"'tokens' of kind embedding .* there is embedding"):
+    with pytest.raises(ModelError, match=r"'tokens' of kind embedding .* there is embedding"):
         PgrerankSearch(dsn, embedding_model="tokens")
-    with pytest.raises(EvaluationError, match="no model 'typo' of kind cross_encoder"):
+    with pytest.raises(ModelError, match="no model 'typo' of kind cross_encoder"):
         PgrerankCrossEncoder(dsn, "typo")
     with pytest.raises(InstallError, match="has no pgrerank: run pgrerank install"):
         PgrerankCrossEncoder(empty_dsn, "reranker")

@@ -14,7 +14,7 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from pgrerank.catalog import read_texts
+from pgrerank.catalog import read_reranker, read_texts
 from pgrerank.errors import EvaluationError
 from pgrerank.judgements import load_set
 
@@ -74,7 +74,8 @@ def _read_documents(connection: psycopg.Connection[Any], reranker: str) -> list[
     except psycopg.errors.UndefinedObject as error:
         raise EvaluationError(f"there is no reranker {reranker!r}; see: pgrerank status") from error
     if not documents:
-        raise EvaluationError(f"reranker {reranker!r}: its table has no document to search")
+        table = read_reranker(connection, reranker).table
+        raise EvaluationError(f"reranker {reranker!r}: its table {table} has no document to search")
     return documents
 
 

@@ -198,15 +198,6 @@ AS $$
     WHERE g.reranker = _reranker AND g.retired_at IS NULL ORDER BY g.number DESC LIMIT 1
 $$;
 
--- The query that yields a reranker's documents, (key, content), as a table expression to select from.
-CREATE OR REPLACE FUNCTION _documents(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT format('(SELECT %I AS key, (%s) AS content FROM %s)',
-        _reranker.key_column, _generation.text_expression, _reranker.source)
-$$;
-
 -- Names the text that a vector was made from; NULL counts as empty.
 CREATE OR REPLACE FUNCTION _content_hash(_content text) RETURNS bytea
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -1,4 +1,5 @@
 -- A generation's side tables: one with the embedding, lexemes and content hash, and one for each tier of token vectors.
+-- Beside them stands a view of the source: its documents, as this generation reads them.
 
 -- The side table of a generation, quoted and with its schema.
 CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int) RETURNS text
@@ -11,6 +12,30 @@ CREATE OR REPLACE FUNCTION _token_table(_reranker text, _generation int, _tier t
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation || '_' || _tier) $$;
+
+-- The view of a generation's documents: their key, and their text as content.
+CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_source') $$;
+
+-- It reads with the rights of whoever reads it, and follows a renamed table or column.
+CREATE OR REPLACE FUNCTION _create_documents_view(_reranker rerankers, _generation generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    documents text := _documents(_generation);
+BEGIN
+    EXECUTE format($sql$
+        CREATE VIEW %s WITH (security_invoker = true) AS SELECT s.%I AS key, (%s) AS content FROM %s s
+        $sql$, documents, _reranker.key_column, _generation.text_expression, _reranker.source);
+    EXECUTE format('GRANT SELECT ON %s TO PUBLIC', documents);
+    EXECUTE format('COMMENT ON VIEW %s IS %L', documents,
+        format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));
+    EXECUTE format('ALTER VIEW %s OWNER TO %s', documents, _owner());
+END
+$$;
 
 -- The tiers in which a generation keeps token vectors.
 CREATE OR REPLACE FUNCTION _tiers(_generation generations) RETURNS text[]
@@ -38,6 +63,7 @@ BEGIN
     IF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NOT NULL THEN
         dims := (_model(_generation.embedding_model, 'embedding')).dims;
     END IF;
+    PERFORM _create_documents_view(_reranker, _generation);
     EXECUTE format($sql$
         CREATE TABLE %s (
             key %s PRIMARY KEY,
@@ -51,7 +77,7 @@ BEGIN
             CASE _reranker.distance WHEN 'inner_product' THEN 'ip' ELSE _reranker.distance END);
     END IF;
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes)', side_table);
-    PERFORM _protect(side_table, _reranker, _generation,
+    PERFORM _protect(side_table, _generation,
         format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));
     FOREACH tier IN ARRAY _tiers(_generation) LOOP
         PERFORM _create_token_table(_reranker, _generation, tier);
@@ -72,15 +98,14 @@ BEGIN
         WITH (toast_tuple_target = 8160)
         $sql$, token_table, _reranker.key_type);
     EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', token_table);
-    PERFORM _protect(token_table, _reranker, _generation, format('Token vectors of reranker %s, generation %s, in %s',
+    PERFORM _protect(token_table, _generation, format('Token vectors of reranker %s, generation %s, in %s',
         _reranker.name, _generation.number, CASE _tier WHEN 'bits' THEN 'bit' ELSE _generation.token_precision END));
 END
 $$;
 
 -- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
 -- OFFSET 0 keeps the planner from hashing the whole source for it, and has it look up the keys that a search reads.
-CREATE OR REPLACE FUNCTION _protect(_table text, _reranker rerankers, _generation generations, _comment text)
-RETURNS void
+CREATE OR REPLACE FUNCTION _protect(_table text, _generation generations, _comment text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -89,30 +114,31 @@ BEGIN
     EXECUTE format($sql$
         CREATE POLICY visible_with_source ON %1$s FOR SELECT
         USING (EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
-        $sql$, _table, _documents(_reranker, _generation));
+        $sql$, _table, _documents(_generation));
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());
 END
 $$;
 
--- Drops the side tables that no generation has.
+-- Drops the side tables that no generation has, and then the views that their policies read.
 CREATE OR REPLACE FUNCTION _drop_stale_side_tables(_reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    stale regclass;
+    stale record;
 BEGIN
     FOR stale IN
-        SELECT c.oid FROM pg_class c
-        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'
-          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits)?$')
+        SELECT CASE c.relkind WHEN 'r' THEN 'TABLE' ELSE 'VIEW' END AS kind, c.oid::regclass AS name FROM pg_class c
+        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind IN ('r', 'v')
+          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits|_source)?$')
           AND NOT EXISTS (
             SELECT FROM generations g
-            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits)$', ''))
+            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits|source)$', ''))
+        ORDER BY kind
     LOOP
-        EXECUTE format('DROP TABLE IF EXISTS %s', stale);
+        EXECUTE format('DROP %s IF EXISTS %s', stale.kind, stale.name);
     END LOOP;
 END
 $$;

@@ -103,7 +103,7 @@ DECLARE
 BEGIN
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
         EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));
-        EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(target, generation, retry_failed));
+        EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(generation, retry_failed));
     END LOOP;
     RETURN (SELECT count(*) FROM pending p WHERE p.reranker = target.name AND p.failed_at IS NULL);
 END
@@ -121,8 +121,7 @@ AS $$
 $$;
 
 -- A query for the keys of documents whose vectors are missing or made from another text, and that are not enqueued.
-CREATE OR REPLACE FUNCTION _stale_keys_sql(_reranker rerankers, _generation generations, _retry_failed boolean)
-RETURNS text
+CREATE OR REPLACE FUNCTION _stale_keys_sql(_generation generations, _retry_failed boolean) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
@@ -133,6 +132,6 @@ AS $$
           AND NOT EXISTS (
             SELECT FROM pending p
             WHERE (p.reranker, p.generation, p.key) = (%3$s, d.key::text) AND (p.failed_at IS NULL OR NOT %4$L))
-        $sql$, _documents(_reranker, _generation), _side_table(_reranker.name, _generation.number),
-        format('%L, %s', _reranker.name, _generation.number), _retry_failed)
+        $sql$, _documents(_generation), _side_table(_generation.reranker, _generation.number),
+        format('%L, %s', _generation.reranker, _generation.number), _retry_failed)
 $$;

@@ -108,7 +108,7 @@ BEGIN
         FROM unnest($1, $2) WITH ORDINALITY c (key, ticket, place)
         LEFT JOIN d ON d.key = c.key::%2$s
         LEFT JOIN %3$s s ON s.key = d.key
-        $sql$, _documents(_reranker, _generation), _reranker.key_type,
+        $sql$, _documents(_generation), _reranker.key_type,
         _side_table(_reranker.name, _generation.number))
     INTO claim.keys, claim.tickets, claim.contents, claim.content_hashes, claim.are_encoded
     USING _keys, _tickets;
@@ -128,7 +128,7 @@ BEGIN
         SELECT d.content
         FROM (SELECT s.%1$I AS key FROM %2$s s ORDER BY random() LIMIT $1) k JOIN %3$s d ON d.key = k.key
         WHERE d.content ~ '\S'
-        $sql$, target.key_column, target.source, _documents(target, _known_generation(target.name, generation)))
+        $sql$, target.key_column, target.source, _documents(_known_generation(target.name, generation)))
     USING _sample_size();
 END
 $$;
@@ -194,11 +194,13 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     lexemes text := format('to_tsvector(%L, left(d.content, 200000))', _reranker.text_search_config);
+    documents text := format('%s d JOIN %s source ON source.%I = d.key',
+        _documents(_generation), _reranker.source, _reranker.key_column);
     stored_keys text[];
 BEGIN
     EXECUTE format($sql$
         WITH alive AS MATERIALIZED (
-            SELECT * FROM %1$s d WHERE d.key = ANY ($1::%2$s[]) FOR KEY SHARE OF d),
+            SELECT d.* FROM %1$s WHERE d.key = ANY ($1::%2$s[]) FOR KEY SHARE OF source),
         stored AS (
             INSERT INTO %3$s AS s (key, embedding, lexemes, content_hash)
             SELECT d.key, v.embedding::halfvec, %4$s, v.hash
@@ -208,8 +210,7 @@ BEGIN
                 encoded_at = now()
             RETURNING s.key)
         SELECT array_agg(s.key::text) FROM stored s
-        $sql$, _documents(_reranker, _generation), _reranker.key_type,
-        _side_table(_reranker.name, _generation.number), lexemes)
+        $sql$, documents, _reranker.key_type, _side_table(_reranker.name, _generation.number), lexemes)
     INTO stored_keys USING _keys, _embeddings, _hashes;
     RETURN stored_keys;
 END

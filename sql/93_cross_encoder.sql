@@ -10,7 +10,7 @@ AS $$
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         SELECT d.key::text, coalesce(d.content, '') FROM %s d WHERE %s ORDER BY d.key
-        $sql$, _documents(_reranker, _generation),
+        $sql$, _documents(_generation),
         CASE WHEN _keys IS NULL THEN 'true' ELSE format('d.key = ANY ($1::%s[])', _reranker.key_type) END)
     USING _keys;
 END

@@ -84,7 +84,7 @@ BEGIN
             FROM feedback f WHERE f.reranker = $1 GROUP BY 1, 2) f
         LEFT JOIN %s d ON d.key::text = f.key
         ORDER BY f.first
-        $sql$, _documents(target, _generation(target.name, target.generation)))
+        $sql$, _documents(_generation(target.name, target.generation)))
     USING target.name;
 END
 $$;

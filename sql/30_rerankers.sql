@@ -50,8 +50,8 @@ GRANT SELECT ON rerankers, generations TO PUBLIC;
 --   per_call     whether one search may be given another value
 --   holds        what must be true of it (x) to be stored; wanted says so in words
 CREATE OR REPLACE FUNCTION _settings() RETURNS TABLE (
-    place bigint, setting text, type text, preset text, kept_in text, alterable boolean, cleared_by jsonb, per_call boolean,
-    refers_to text, holds text, wanted text, comment text)
+    place bigint, setting text, type text, preset text, kept_in text, alterable boolean, cleared_by jsonb,
+    per_call boolean, refers_to text, holds text, wanted text, comment text)
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$

@@ -19,7 +19,8 @@ BEGIN
         'reranker text, source regclass, ' || string_agg(
             format('%I %s DEFAULT %s', s.setting, s.type, coalesce(s.preset, 'NULL')), ', ' ORDER BY s.place),
         'void',
-        format(body, '_create_reranker', 'reranker, source', string_agg(format('%1$L, %1$I', s.setting), ', ' ORDER BY s.place)))
+        format(body, '_create_reranker', 'reranker, source',
+            string_agg(format('%1$L, %1$I', s.setting), ', ' ORDER BY s.place)))
     FROM _settings() s;
     PERFORM _define_function('alter_reranker',
         'reranker text, ' || string_agg(format('%I %s DEFAULT NULL', s.setting, s.type), ', ' ORDER BY s.place),

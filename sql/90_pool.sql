@@ -30,8 +30,8 @@ AS $$
     WHERE t.reltype = _type AND a.attnum > 0 AND NOT a.attisdropped
 $$;
 
--- What a search returns: these columns, and two for each stage. With other stages than before the type is made anew, and
--- with it the internal functions that name it, below and in later files.
+-- What a search returns: these columns, and two for each stage. With other stages than before the type is made anew,
+-- and with it the internal functions that name it, below and in later files.
 DO $do$
 DECLARE
     columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, ' || (
@@ -111,9 +111,9 @@ AS $$
     LEFT JOIN unnest(_said) s ON s.key = c.key AND s.stage = _stage
 $$;
 
--- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was said of it
--- last; its stage is the last one that ranked it, and full text or the caller's own order may have made the pool in place
--- of recall. It is written out of the stages, whose rows become columns here and nowhere else.
+-- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was
+-- said of it last; its stage is the last one that ranked it, and full text or the caller's own order may have made
+-- the pool in place of recall. It is written out of the stages, whose rows become columns here and nowhere else.
 DO $do$
 BEGIN
     EXECUTE format($sql$

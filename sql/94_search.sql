@@ -354,7 +354,8 @@ AS $$
         format('ROW(%s)::pgrerank.search_call', (
             SELECT string_agg(CASE c.name
                 WHEN 'settings' THEN (
-                    SELECT format('jsonb_build_object(%s)', string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
+                    SELECT format('jsonb_build_object(%s)',
+                        string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
                     FROM _settings() s WHERE s.per_call)
                 WHEN 'keys' THEN 'keys::text[]'
                 ELSE c.name END, ', ' ORDER BY c.place)

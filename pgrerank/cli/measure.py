@@ -1,4 +1,4 @@
-"""The commands that say how good an order is: measure, replay."""
+"""The command `pgrerank measure`: a run in a file, by judgements."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
 
-STAGES = ("recall", "maxsim", "cross_encoder")
+SHOWN_STAGES = ("recall", "maxsim", "cross_encoder")
 SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"
 SHOWN = 5
 
@@ -147,6 +147,6 @@ def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
         if trace.reason:
             raise WorkerError(f"the demo's worker did not answer as it should: {trace.reason}")
         if question.show:
-            orders = [trace.order(stage)[:SHOWN] for stage in STAGES]
-            show_question(question.text, STAGES, orders, qrels[question.id])
+            orders = [trace.order(stage)[:SHOWN] for stage in SHOWN_STAGES]
+            show_question(question.text, SHOWN_STAGES, orders, qrels[question.id])
     show_measures(len(questions), measure_orders(qrels, traces, measures=["nDCG@10", "RR@10"])[0])

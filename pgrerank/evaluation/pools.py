@@ -23,6 +23,7 @@ __all__ = ["Pool", "Sizes", "blended", "complete", "pool_of"]
 
 Scores = NDArray[np.float64]
 _NOISE = 1e-12
+"""What rounding may leave of the deviation of equal scores; numeric sums in SQL leave nothing."""
 
 
 @dataclass(frozen=True)

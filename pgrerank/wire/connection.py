@@ -47,7 +47,7 @@ class Rules:
     server_version: str
 
 
-class Registry(Protocol):
+class Sessions(Protocol):
     """The server, as its connections see it."""
 
     def register(self, connection: Connection) -> int:
@@ -60,7 +60,7 @@ class Registry(Protocol):
 class Connection:
     """One connection; `run` serves it from its first byte to its last."""
 
-    def __init__(self, stream: Stream, rules: Rules, registry: Registry) -> None:
+    def __init__(self, stream: Stream, rules: Rules, registry: Sessions) -> None:
         self._stream = stream
         self._rules = rules
         self._registry = registry

@@ -140,7 +140,7 @@ class WireServer:
         if not task.cancelled() and task.exception() is not None:
             log.error("a connection failed", exc_info=task.exception())
 
-    # What connections ask of it: pgrerank.wire.connection.Registry
+    # What connections ask of it: pgrerank.wire.connection.Sessions
 
     def register(self, connection: Connection) -> int:
         """Take in an authenticated connection and name its process id."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgrerank.evaluation.report.numbers import clipped, milliseconds, quality
-from pgrerank.evaluation.report.style import COLOURS, RUNS, STAGES, bare, figure, legend
+from pgrerank.evaluation.report.style import COLOURS, ORDERS, RUNS, bare, figure, legend
 from pgrerank.evaluation.report.tables import Runs, measure_names
 from pgrerank.evaluation.result import Milliseconds, Order
 
@@ -98,7 +98,7 @@ def _bars(runs: Runs, length: Callable[[Order], _Length]) -> _Bars:
     row = 0.0
     for name in dict.fromkeys(order["name"] for run in runs.values() for order in run["orders"]):
         group = [
-            (RUNS.get(run) or STAGES.get(order["stage"], COLOURS["grey"]), length(order))
+            (RUNS.get(run) or ORDERS.get(order["stage"], COLOURS["grey"]), length(order))
             for run, evaluation in runs.items()
             for order in evaluation["orders"]
             if order["name"] == name

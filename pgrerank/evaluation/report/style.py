@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pgrerank.evaluation.report.fonts import Fonts
+from pgrerank.stages import STAGES
 
 COLOURS = {
     "ink": "#1c2127",
@@ -27,12 +28,9 @@ COLOURS = {
 }
 """Mostly of Okabe and Ito's palette. In HTML each is a CSS variable, `--plot-` and its name."""
 
-STAGES = {
+ORDERS = {
     "exact_recall": COLOURS["grey"],
-    "recall": COLOURS["sky"],
-    "maxsim_bit": COLOURS["orange"],
-    "maxsim": COLOURS["blue"],
-    "cross_encoder": COLOURS["purple"],
+    **{name: stage.colour for name, stage in STAGES.items()},
     "blend": COLOURS["green"],
 }
 RUNS = {"A": COLOURS["grey"], "B": COLOURS["blue"]}

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import importlib
 import os
 import re
 import shlex
@@ -328,3 +329,17 @@ def test_the_cli_reference_is_what_the_commands_say():
 
 if __name__ == "__main__":
     CLI_PAGE.write_text(cli_page(), "utf-8")
+
+
+def test_the_python_reference_has_the_public_names():
+    text = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    described = {
+        module: re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE)
+        for module, body in re.findall(
+            r"^## `([\w.]+)`\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
+        if module != "pgrerank.testing"
+    }
+    assert len(described) > 10
+    for module, names in described.items():
+        assert names == list(importlib.import_module(module).__all__), module

@@ -14,6 +14,7 @@ lint: .venv/ready  ## formatting, spelling, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
+	$(BIN)/mdformat --check $$(git ls-files '*.md')
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,4 +1,4 @@
-"""The plugin that Alembic 1.18 and newer loads by its entry point.
+"""The plugin that Alembic loads by its entry point.
 
 Alembic loads plugins while it is itself half imported, so nothing that needs it is imported before
 a comparison runs.

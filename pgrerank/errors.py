@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PgrerankError(Exception):
     """Base of every error that pgrerank raises on purpose."""
@@ -44,7 +47,7 @@ class SettingsError(PgrerankError):
 
 
 class MissingExtraError(PgrerankError):
-    """A feature wants packages that are not installed; the message says which to install."""
+    """A feature needs packages that are not installed; the message says how to install them."""
 
 
 class CatalogError(PgrerankError):
@@ -65,3 +68,17 @@ class TrainingError(PgrerankError):
 
 class EvaluationError(PgrerankError):
     """Judgements or runs can't be read, or not be used as asked."""
+
+
+@contextmanager
+def extra(name: str, feature: str) -> Iterator[None]:
+    """Import what one of the package's extras brings, for a feature such as `a report`.
+
+    Raises MissingExtraError where a package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{feature} needs {error.name}, which is not installed: pip install 'pgrerank[{name}]'"
+        ) from error

@@ -13,7 +13,7 @@ class Stage:
     """What people call a stage.
 
     `order` names the order that it makes of the one before, in tables; `colour` is its own in
-    pictures, of Okabe and Ito's palette, which colour-blind people tell apart.
+    pictures, by its name in :data:`pgrerank.palette.PALETTE`.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("recall", "recall", "recall, HNSW", "#56b4e9"),
-        Stage("maxsim_bit", "MaxSim by bits", "+ bits", "#e69f00", is_blended=False),
-        Stage("maxsim", "MaxSim", "+ MaxSim", "#0072b2"),
-        Stage("cross_encoder", "cross-encoder", "+ cross-encoder", "#aa4f8d"),
+        Stage("recall", "recall", "recall, HNSW", "sky"),
+        Stage("maxsim_bit", "MaxSim by bits", "+ bits", "orange", is_blended=False),
+        Stage("maxsim", "MaxSim", "+ MaxSim", "blue"),
+        Stage("cross_encoder", "cross-encoder", "+ cross-encoder", "purple"),
     )
 }
 """By name, in the order in which they run."""

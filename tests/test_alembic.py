@@ -363,19 +363,3 @@ def test_pgreranks_own_revisions_end_in_the_schema_that_install_makes(
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute(f"DROP TABLE {version_table}")
     assert dump(migrated, "--schema-only") == dump(dsn, "--schema-only")
-
-
-def test_setup_without_the_plugin_serves_an_older_alembic(tmp_path, empty_dsn):
-    project = Project(tmp_path / "project", empty_dsn)
-    env = (project.folder / "env.py").read_text()
-    env = env.replace('autogenerate_plugins=["alembic.autogenerate.*", "pgrerank"],', "")
-    (project.folder / "env.py").write_text(
-        env.replace("import pgrerank.alembic", "import pgrerank.alembic\npgrerank.alembic.setup()")
-    )
-    project.models(RERANKER)
-    # Apart, as setup() would last in this process.
-    project.alembic_apart("revision", "--autogenerate", "-m", "add")
-    [revision] = (project.folder / "versions").glob("*_add.py")
-    assert "op.create_reranker(" in revision.read_text("utf-8")
-    project.alembic_apart("upgrade", "head")
-    assert "No new upgrade operations detected" in project.alembic_apart("check")

@@ -6,7 +6,7 @@ is there before the first search. ```sql runs statement by statement, ```python 
 the commands of ```sh and ```console in this process, with the connection string in $DSN, and as
 SQLAlchemy's URL in $DATABASE_URL.
 
-HTML comments, which readers don't see, on the line before a block:
+HTML comments, which readers don't see, just before a block:
 
     <!-- not run: why -->        it is only looked at
     <!-- raises: SQLSTATE … -->  its last statement fails with one of these (sql only)
@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mdformat
 import psycopg
 import pytest
 from sqlalchemy import Engine
@@ -54,7 +55,7 @@ ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo")
 
 _BLOCK = re.compile(
     r"^<!-- setup:\s(?P<setup>.*?)\s-->$"
-    r"|(?:^<!-- (?P<directive>not run|raises|file): (?P<value>[^\n]*?) -->\n)?"
+    r"|(?:^<!-- (?P<directive>not run|raises|file): (?P<value>[^\n]*?) -->\n\n?)?"
     r"^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -320,15 +321,12 @@ def cli_page() -> str:
     made = subprocess.check_output(command, text=True, env=os.environ | {"NO_COLOR": "1"})
     made = html.unescape(made).replace("```console\n", "```text\n")
     note = "<!-- Generated from the commands' help. Write it anew: python -m tests.test_docs -->\n"
-    return note + re.sub("^# `pgrerank`", "# Command line", made).rstrip() + "\n"
+    page = note + re.sub("^# `pgrerank`", "# Command line", made)
+    return mdformat.text(page, options={"wrap": 100}, extensions={"gfm", "tables"})
 
 
 def test_the_cli_reference_is_what_the_commands_say():
     assert CLI_PAGE.read_text("utf-8") == cli_page(), "renew it: python -m tests.test_docs"
-
-
-if __name__ == "__main__":
-    CLI_PAGE.write_text(cli_page(), "utf-8")
 
 
 def test_the_python_reference_has_the_public_names():
@@ -343,3 +341,7 @@ def test_the_python_reference_has_the_public_names():
     assert len(described) > 10
     for module, names in described.items():
         assert names == list(importlib.import_module(module).__all__), module
+
+
+if __name__ == "__main__":
+    CLI_PAGE.write_text(cli_page(), "utf-8")

@@ -296,7 +296,7 @@ def test_the_command_prints_reports_and_compares(asked, asked_dsn, tmp_path):
     one, other = json.loads(done.stdout)
     assert (one["settings"]["maxsim_top"], other["settings"]["maxsim_top"]) == (5, 2)
     assert asked_dsn not in (tmp_path / "a" / "report.html").read_text("utf-8")
-    assert {"report.html", "evaluation.json", "stages.csv", "stages.png"} <= {
+    assert {"report.html", "evaluation.json", "stages.csv"} <= {
         path.name for path in (tmp_path / "a").iterdir()
     }
     done = run.invoke(app, [*arguments, "--compare", str(tmp_path / "a" / "evaluation.json")])

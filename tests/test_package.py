@@ -11,7 +11,7 @@ from pgrerank.install.scripts import SCRIPTS
 ROOT = Path(__file__).parents[1]
 HEAVY = (
     *("torch", "sentence_transformers", "transformers", "onnxruntime", "sqlalchemy", "alembic"),
-    *("matplotlib", "jinja2", "scipy", "ir_measures", "mteb", "datasets", "peft"),
+    *("jinja2", "scipy", "ir_measures", "mteb", "datasets", "peft"),
 )
 
 

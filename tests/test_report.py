@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from pgrerank.errors import SettingsError
 from pgrerank.evaluation.report import read_evaluation, write_report
+from pgrerank.evaluation.report.drawing import Scale
+from pgrerank.palette import PALETTE
 from tests.helpers.evaluations import (
     MALICIOUS,
     QUERIES,
@@ -39,12 +40,6 @@ SECTIONS = ("headline", "warnings", "quality", "depth", "hnsw", "latency", "blen
 def rows(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines))
-
-
-def size(png: Path) -> tuple[int, int]:
-    head = png.read_bytes()[:24]
-    assert head.startswith(b"\x89PNG\r\n\x1a\n")
-    return cast("tuple[int, int]", struct.unpack(">II", head[16:24]))
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +94,27 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 def test_everything_is_written_and_read_again(folder):
     assert {file.name for file in folder.iterdir()} == {
         *("report.html", "evaluation.json", "stages.csv", "depth.csv", "queries.csv"),
-        *("stages.png", "depth.png", "latency.png", "queries.png"),
     }
     assert read_evaluation(folder) == read_evaluation(folder / "evaluation.json") == evaluation()
 
 
-def test_pictures_are_images_of_a_sensible_size(folder, comparison):
-    for png in (*folder.glob("*.png"), *comparison.glob("*.png")):
-        width, height = size(png)
-        assert (width, png.stat().st_size > 5_000) == (1012, True), png.name
-        assert 300 < height < 3_000, png.name
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.43, 0.52, [0.44, 0.46, 0.48, 0.5, 0.52]),
+        (-0.8, 0.8, [-0.5, 0, 0.5]),
+        (0, 12_000, [0, 5000, 10_000]),
+    ],
+)
+def test_a_scale_has_round_ticks_within_it(low, high, ticks):
+    assert Scale(low, high, 0, 100).ticks(5) == pytest.approx(ticks)
+
+
+def test_a_scale_puts_values_where_they_belong():
+    scale = Scale(10, 1000, 100, 0, is_logarithmic=True)
+    assert [scale(10), scale(100), scale(1000)] == pytest.approx([100, 50, 0])
+    assert Scale(3, 3, 7, 9)(3) == 7
 
 
 def test_tables_have_a_row_an_order_a_size_and_a_query(folder):
@@ -150,19 +156,16 @@ def test_a_page_loads_nothing_and_has_each_id_once(folder, comparison):
         assert not page.names & {"script", "img", "image", "iframe", "object", "embed", "form"}
         assert not [name for name, _ in page.attributes if name == "src" or name.startswith("on")]
         ids = page.values("id")
-        assert len(ids) == len(set(ids)) > 50
+        assert len(ids) == len(set(ids)) >= 8
         links = [link for link in page.values("href", "xlink:href") if link != "data:,"]
-        links += [clip[4:-1] for clip in page.values("clip-path")]
         assert {f"#{own}" for own in ids} >= set(links) > {"#quality", "#queries"}
 
 
 def test_each_colour_of_the_plots_is_the_pages_in_light_and_dark(folder):
-    from pgrerank.evaluation.report.style import COLOURS
-
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert set(re.findall(r"var\(--plot-([a-z]+)\)", html)) <= set(COLOURS)
-    for name in COLOURS:
-        assert len(re.findall(rf"--plot-{name}: #", html)) == 2
+    assert set(re.findall(r"var\(--plot-([a-z]+)\)", html)) <= set(PALETTE)
+    for name, shades in PALETTE.items():
+        assert re.findall(rf"--plot-{name}: (#[0-9a-f]+);", html) == [*shades]
     svgs = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert not re.search(r"(fill|stroke): ?#", svgs)
 
@@ -183,7 +186,6 @@ def test_all_sections_fit_the_screen(visit, folder, comparison, viewport):
 
 
 def test_texts_stay_within_their_plots(visit, folder, comparison):
-    """Labels are laid out by matplotlib's font and drawn by the browser's."""
     outside = """plots => plots.flatMap(plot => [...plot.querySelectorAll('text')]
         .filter(text => text.getBoundingClientRect().left < plot.getBoundingClientRect().left - 1
             || text.getBoundingClientRect().right > plot.getBoundingClientRect().right + 1)
@@ -248,29 +250,24 @@ def test_a_script_would_not_run_even_if_one_got_in(browser, folder, tmp_path):
 
 
 def test_chinese_japanese_and_korean_are_drawn_as_they_are(visit, folder):
-    from matplotlib import font_manager
-
-    if "Noto Sans CJK JP" not in font_manager.get_font_names():
-        pytest.skip("needs fonts-noto-cjk")
     plot = visit(folder).locator("#queries svg")
     for text in (QUERIES["q2"][0], QUERIES["q5"][0], QUERIES["q4"][0]):
         label = plot.locator("text").filter(has_text=text)
         assert label.is_visible()
-        assert label.bounding_box()["width"] > 100
+        assert label.bounding_box()["width"] > 50
 
 
-def test_what_no_font_has_is_named_by_its_id(tmp_path):
+def test_a_query_without_a_text_is_named_by_its_id(tmp_path):
     odd = evaluation(measures=["nDCG@10"], tuning=None)
     odd["per_query"][0]["query"] = "what is \U00013000"  # a hieroglyph
-    odd["per_query"][4] |= {"query": "\U00013001", "id": "\U00013002"}
+    odd["per_query"][4] |= {"query": " \x01 ", "id": "the fifth"}
     odd["per_query"][3]["query"] = "half a pair: \ud83d, and \x01"
     write_report(odd, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     [plot] = re.findall(r'<svg [^>]*aria-label="Gains.*?</svg>', html, re.DOTALL)
-    assert ">q1</text>" in plot
-    assert ">query 6 of 6</text>" in plot
+    assert ">what is \U00013000</text>" in plot
+    assert ">the fifth</text>" in plot
     assert ">half a pair: , and</text>" in plot
-    assert "what is \U00013000" in html.replace(plot, "")
 
 
 def test_a_comparison_sets_b_against_a(visit, comparison):
@@ -308,13 +305,12 @@ def test_what_is_not_alike_is_not_compared(tmp_path, changed, message):
 
 
 def test_a_report_without_depth_blend_or_hnsw_leaves_no_file_of_an_earlier_one(tmp_path, visit):
-    for name in ("depth.png", "depth.csv", "other.json", "mine.txt"):
+    for name in ("depth.csv", "other.json", "mine.txt"):
         (tmp_path / name).write_text("of an earlier one")
     bare = evaluation(tuning=None, hnsw=[], warnings=[], degraded=0)
     write_report(bare, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
-        *("report.html", "evaluation.json", "stages.csv", "queries.csv"),
-        *("stages.png", "latency.png", "queries.png", "mine.txt"),
+        *("report.html", "evaluation.json", "stages.csv", "queries.csv", "mine.txt"),
     }
     page = visit(tmp_path, PHONE)
     shown = page.locator("main > section").evaluate_all("all => all.map(one => one.id)")
@@ -323,17 +319,13 @@ def test_a_report_without_depth_blend_or_hnsw_leaves_no_file_of_an_earlier_one(t
 
 
 def test_one_query_one_order_and_nothing_found(tmp_path, visit):
-    import matplotlib
-
     single = evaluation(queries=1, per_query=[query("q4")], orders=orders()[:1])
     single["orders"][0] |= {
         "measures": {"nDCG@10": 0.0, "RR@10": 0.0},
         "total_ms": spread(0.0),
         "stage_ms": spread(0.0),
     }
-    before = dict(matplotlib.rcParams)
     write_report(single, tmp_path)
-    assert dict(matplotlib.rcParams) == before
     page = visit(tmp_path, PHONE)
     assert page.locator("#queries h3").inner_text() == "Lowest after recall, exact 1"
     assert page.locator("#queries summary").inner_text().startswith("0.000")
@@ -356,10 +348,10 @@ def test_thousands_of_queries_make_a_small_page(tmp_path):
     assert len(rows(tmp_path / "queries.csv")) == 3000
 
 
-def test_the_package_imports_without_matplotlib_and_jinja2():
+def test_the_package_imports_without_jinja2_msgspec_and_scipy():
     code = (
         "import sys, pgrerank.evaluation.report;"
-        " print([name for name in ('matplotlib', 'jinja2', 'scipy') if name in sys.modules])"
+        " print([name for name in ('jinja2', 'msgspec', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

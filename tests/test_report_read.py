@@ -14,18 +14,20 @@ from tests.helpers.evaluations import evaluation
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda e: e.pop("orders"), "orders is missing"),
-        (lambda e: e["orders"][1]["total_ms"].pop("p50"), "orders[1].total_ms.p50 is missing"),
-        (lambda e: e["orders"][0].update(gain="x"), 'orders[0].gain is "x", a number is wanted'),
-        (lambda e: e.update(generation=True), "generation is true, a whole number is wanted"),
-        (lambda e: e.update(warnings="none"), 'warnings is "none", a list is wanted'),
+        (lambda e: e.pop("orders"), "Object missing required field `orders`"),
         (
-            lambda e: e["tuning"]["depth"].update(candidates=[1]),
-            "tuning.depth['candidates'][0] is 1, an object is",
+            lambda e: e["orders"][1]["total_ms"].pop("p50"),
+            "Object missing required field `p50` - at `$.orders[1].total_ms`",
         ),
         (
-            lambda e: e["tuning"]["blend"].update(p=float("nan")),
-            "tuning.blend.p is NaN, a number is wanted",
+            lambda e: e["orders"][0].update(gain="x"),
+            "Expected `float | null`, got `str` - at `$.orders[0].gain`",
+        ),
+        (lambda e: e.update(generation=True), "Expected `int`, got `bool` - at `$.generation`"),
+        (lambda e: e.update(warnings="none"), "Expected `array`, got `str` - at `$.warnings`"),
+        (
+            lambda e: e["tuning"]["depth"].update(candidates=[1]),
+            "Expected `object`, got `int` - at `$.tuning.depth[...][0]`",
         ),
         (lambda e: e["per_query"][2]["quality"].popitem(), "query q3 has no quality for + cross"),
         (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
@@ -47,9 +49,10 @@ def test_a_malformed_evaluation_is_refused_by_the_place(tmp_path, spoil, message
 def test_what_is_no_json_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"evaluation\.json does not exist"):
         read_evaluation(tmp_path)
-    (tmp_path / "evaluation.json").write_text("[", encoding="utf-8")
-    with pytest.raises(SettingsError, match="can't be read as JSON"):
-        read_evaluation(tmp_path)
+    for malformed in ("{", json.dumps(evaluation(made_at=float("nan")))):
+        (tmp_path / "evaluation.json").write_text(malformed, encoding="utf-8")
+        with pytest.raises(SettingsError, match="can't be read as JSON"):
+            read_evaluation(tmp_path)
     (tmp_path / "evaluation.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(SettingsError, match="the file is \\[\\], an object is wanted"):
+    with pytest.raises(SettingsError, match="Expected `object`, got `array`"):
         read_evaluation(tmp_path)

@@ -4,11 +4,8 @@ Importing this in env.py gives migrations `op.create_reranker` and its kin. For 
 name the plugin there as well,
 
     context.configure(..., autogenerate_plugins=["alembic.autogenerate.*", "pgrerank"])
-
-or, with an Alembic before 1.18, call `setup()`.
 """
 
-from pgrerank.alembic.autogenerate import setup
 from pgrerank.alembic.operations import (
     AlterRerankerOp,
     CreateRerankerOp,
@@ -29,5 +26,4 @@ __all__ = [
     "RegisterModelOp",
     "UninstallOp",
     "UpgradeOp",
-    "setup",
 ]

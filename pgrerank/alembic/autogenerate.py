@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alembic.autogenerate import comparators, renderers
+from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.util import CommandError
@@ -26,22 +26,9 @@ from pgrerank.alembic.operations import (
 from pgrerank.install import schema
 from pgrerank.sqlalchemy import Model, Reranker, rerankers
 
-__all__ = ["compare", "setup"]
+__all__ = ["compare"]
 
 _SCHEMA = "pgrerank"
-
-
-def setup() -> None:
-    """Have rerankers compared in each autogeneration from now on, whatever Alembic's version.
-
-    For those who don't name the plugin `pgrerank` in autogenerate_plugins.
-    """
-    try:
-        from alembic.util import DispatchPriority
-    except ImportError:  # before 1.18: in the order of registration
-        comparators.dispatch_for("schema")(compare)
-    else:
-        comparators.dispatch_for("schema", priority=DispatchPriority.LAST)(compare)
 
 
 def compare(context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import typer
 
 from pgrerank.cli.options import Dsn, Json, Name
-from pgrerank.errors import SettingsError, TrainingError
+from pgrerank.errors import SettingsError, extra
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import note, print_rows, report_errors, work_progress
 from pgrerank.training import read_beir, read_triples, split, write_triples
@@ -150,12 +150,8 @@ def train(
 def _train(
     kind: str, data: Path, output: Path, loader: str | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    try:
+    with extra("train", "training"):
         from pgrerank.training.fine_tune import fine_tune
-    except ImportError as error:
-        raise TrainingError(
-            f"training needs {error.name}: pip install 'pgrerank[train]'"
-        ) from error
     from pgrerank.training.run import Settings
 
     wanted = Settings(_kind(kind), base_loader=loader, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pgrerank.errors import SettingsError
+from pgrerank.errors import SettingsError, extra
 from pgrerank.judgements import Qrels, Run
 
 
@@ -23,10 +23,8 @@ def measure(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, float]
 
 def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str, dict[str, float]]:
     """Each measure's value for every query in the qrels; raises as :func:`measure` does."""
-    try:
+    with extra("evaluation", "measuring"):
         import ir_measures
-    except ImportError as error:
-        raise SettingsError("measuring needs: pip install 'pgrerank[evaluation]'") from error
     try:
         wanted = {ir_measures.parse_measure(name): name for name in measures}
     except (NameError, ValueError, SyntaxError) as error:

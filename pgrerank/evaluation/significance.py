@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pgrerank.errors import SettingsError
+from pgrerank.errors import SettingsError, extra
 
 RESAMPLES = 9_999
 
@@ -60,10 +60,8 @@ def compare(
 
 
 def _p(difference: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int) -> float:
-    try:
+    with extra("evaluation", "comparing"):
         from scipy.stats import permutation_test
-    except ImportError as error:
-        raise SettingsError("comparing needs: pip install 'pgrerank[evaluation]'") from error
     changed = difference[difference != 0]
     if len(changed) < 2:
         return 1.0

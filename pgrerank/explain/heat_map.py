@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgrerank.errors import SettingsError
+from pgrerank.errors import extra
 from pgrerank.explain.explanation import (
     Alignment,
     ExplainedDocument,
@@ -24,6 +24,7 @@ from pgrerank.explain.explanation import (
     time_parts,
 )
 from pgrerank.explain.stretches import Heat, Stretch, answers, outside, stretches
+from pgrerank.palette import PALETTE
 from pgrerank.stages import STAGES
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ _BEGINNING = 120
 def heat_map(found: Explanation) -> str:
     """An explanation as HTML: times, ranks after each stage, and the documents' tokens.
 
-    Raises SettingsError where Jinja is not installed.
+    Raises MissingExtraError where Jinja is not installed.
     """
     environment = _environment()
     times, heat, through = _times(found), Heat(found), stages_of(found)
     aligned = [document["alignment"] for document in found["documents"] if document["alignment"]]
     asked = min(max((len(one["query"]) for one in aligned), default=0), _HOVERED)
     style = environment.get_template("heat_map.css.jinja").render(
-        parts=[*STAGES, "encode_query", "rest"], levels=_LEVELS, hovered=asked
+        colours=_part_colours(), levels=_LEVELS, hovered=asked
     )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("heat_map.html.jinja").render(
@@ -65,11 +66,19 @@ def heat_map(found: Explanation) -> str:
     )
 
 
+def _part_colours() -> dict[str, tuple[str, str]]:
+    """The light and the dark shade of each part of a search's time."""
+    names = {
+        "encode_query": "grey",
+        **{name: stage.colour for name, stage in STAGES.items()},
+        "rest": "grid",
+    }
+    return {part: PALETTE[colour] for part, colour in names.items()}
+
+
 def _environment() -> Environment:
-    try:
+    with extra("evaluation", "a heat map"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise SettingsError("a heat map needs: pip install 'pgrerank[evaluation]'") from error
     return Environment(
         autoescape=True,
         loader=FileSystemLoader(Path(__file__).parent),

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgrerank.errors import TrainingError
+from pgrerank.errors import extra
 
 
 def add_adapters(model: Any, rank: int) -> None:
     """Freeze the model, and add adapters of that rank to all its linear layers.
 
-    Raises TrainingError where peft is not installed.
+    Raises MissingExtraError where peft is not installed.
     """
-    try:
+    with extra("train", "low-rank adapters"):
         from peft import LoraConfig
-    except ImportError as error:
-        raise TrainingError("low-rank adapters need: pip install 'pgrerank[train]'") from error
     model.add_adapter(
         LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
     )

@@ -1,134 +1,153 @@
-"""Bars an order: quality by measure, and time. Of two runs A's and B's are beside each other."""
+"""Bars by order: quality by measure, and time. Of two runs A's and B's bars are side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from pgrerank.evaluation.report.drawing import ROW, WIDTH, Drawing, Scale
 from pgrerank.evaluation.report.numbers import clipped, milliseconds, quality
-from pgrerank.evaluation.report.style import COLOURS, ORDERS, RUNS, bare, figure, legend
 from pgrerank.evaluation.report.tables import Runs, measure_names
 from pgrerank.evaluation.result import Milliseconds, Order
+from pgrerank.stages import STAGES
 
-__all__ = ["latency_figure", "stages_figure"]
+__all__ = ["RUN_COLOURS", "draw_latency", "draw_legend", "draw_stages"]
 
+RUN_COLOURS = {"A": "grey", "B": "blue"}
+_ORDER_COLOURS: Mapping[str, str] = {
+    "exact_recall": "grey",
+    **{name: stage.colour for name, stage in STAGES.items()},
+    "blend": "green",
+}
 _NAME_COLUMNS = 20
-_BAR = 0.2
-"""Inches from one bar to the next."""
-_GAP = 0.5
-"""Bars' widths between two orders, where each has a bar a run."""
+_LEFT = 132.0
+"""Pixels: where bars begin, right of the orders' names."""
+_TEXT = 84.0
+"""Pixels that the longest text after a bar takes."""
 
 
-class _Length(NamedTuple):
-    """What a bar shows: its length, the text at its end, and how far a whisker reaches."""
+class _Bar(NamedTuple):
+    """A bar's length, the text at its end, and how far a whisker reaches."""
 
+    colour: str
     value: float
     text: str
     far: float | None = None
 
 
-class _Bar(NamedTuple):
-    colour: str
-    length: _Length
-    row: float
+class _Axis(NamedTuple):
+    """What the lengths of bars mean; `caption` is written below it."""
+
+    scale: Scale
+    format: Callable[[float], str]
+    caption: str = ""
+    is_numbered: bool = True
 
 
-class _Bars(NamedTuple):
-    """Bars, and the orders' names by the rows that they stand at."""
+def draw_stages(runs: Runs, titles: Sequence[str]) -> Drawing:
+    """Draw the mean of each measure after each order, from 0 to 1."""
+    drawing = Drawing("Quality by stage")
+    draw_legend(drawing, titles)
+    scale = Scale(0, 1, _LEFT, WIDTH - 48)
+    measures = measure_names(runs)
+    for measure in measures:
 
-    bars: list[_Bar]
-    names: dict[float, str]
-
-    @property
-    def end(self) -> float:
-        """The row below the last one."""
-        return self.bars[-1].row + 1
-
-
-class _Panel(NamedTuple):
-    title: str
-    drawn: _Bars
-
-
-def stages_figure(runs: Runs, titles: Sequence[str]) -> Figure:
-    """A panel a measure: means from 0 to 1."""
-
-    def panel(measure: str) -> _Panel:
-        def length(order: Order) -> _Length:
+        def bar(colour: str, order: Order, measure: str = measure) -> _Bar:
             value = order["measures"].get(measure, 0.0)
-            return _Length(value, quality(value))
+            return _Bar(colour, value, quality(value))
 
-        return _Panel(measure, _bars(runs, length))
-
-    drawn, every = _panels([panel(name) for name in measure_names(runs)], titles)
-    for axes in every:
-        axes.set_xlim(0, 1.12)
-        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        axes.tick_params(axis="x", labelbottom=axes is every[-1])
-    every[-1].set_xlabel("mean over the queries, from 0 to 1")
-    return drawn
+        is_last = measure == measures[-1]
+        caption = "mean over the queries, from 0 to 1" if is_last else ""
+        _draw_bars(
+            drawing, measure, _bars(runs, bar), _Axis(scale, "{:.1f}".format, caption, is_last)
+        )
+    return drawing
 
 
-def latency_figure(runs: Runs, titles: Sequence[str]) -> Figure:
-    """A call up to each stage, and the stage alone: the median, and a line to the 95th centile."""
+def draw_latency(runs: Runs, titles: Sequence[str]) -> Drawing:
+    """Draw a call's time up to each stage, and the stage's own: median, and 95th percentile."""
+    drawing = Drawing("Latency by stage")
+    draw_legend(drawing, titles)
 
-    def length(time: Milliseconds) -> _Length:
-        text = f"{milliseconds(time['p50'])} – {milliseconds(time['p95'])}"
-        return _Length(time["p50"], text, time["p95"])
+    def part(title: str, time: Callable[[Order], Milliseconds], caption: str = "") -> None:
+        def bar(colour: str, order: Order) -> _Bar:
+            median, far = time(order)["p50"], time(order)["p95"]
+            return _Bar(colour, median, f"{milliseconds(median)} – {milliseconds(far)}", far)
 
-    panels = [
-        _Panel("The call up to this stage", _bars(runs, lambda order: length(order["total_ms"]))),
-        _Panel("The stage alone", _bars(runs, lambda order: length(order["stage_ms"]))),
-    ]
-    drawn, every = _panels(panels, titles)
-    for axes, panel in zip(every, panels, strict=True):
-        reach = max(bar.length.far or 0 for bar in panel.drawn.bars) or 1
-        axes.set_xlim(0, reach * 1.36)  # room for the text at the longest one
-    every[-1].set_xlabel("ms: bar to the median, line to the 95th percentile")
-    return drawn
+        bars = _bars(runs, bar)
+        reach = max(max(bar.far or 0, bar.value) for group in bars.values() for bar in group) or 1.0
+        scale = Scale(0, reach, _LEFT, WIDTH - _TEXT)
+        _draw_bars(drawing, title, bars, _Axis(scale, "{:g}".format, caption))
+
+    part("The call up to this stage", lambda order: order["total_ms"])
+    part(
+        "The stage alone",
+        lambda order: order["stage_ms"],
+        "ms: bar to the median, line to the 95th percentile",
+    )
+    return drawing
 
 
-def _bars(runs: Runs, length: Callable[[Order], _Length]) -> _Bars:
-    """The orders of all runs by name, those of one name close together."""
-    bars: list[_Bar] = []
-    names = {}
-    row = 0.0
-    for name in dict.fromkeys(order["name"] for run in runs.values() for order in run["orders"]):
-        group = [
-            (RUNS.get(run) or ORDERS.get(order["stage"], COLOURS["grey"]), length(order))
+def draw_legend(drawing: Drawing, titles: Sequence[str]) -> None:
+    """Say what A and B are; of one evaluation there are no titles."""
+    for colour, title in zip(RUN_COLOURS.values(), titles, strict=False):
+        drawing.box(0, drawing.height + 4, 11, 11, colour)
+        drawing.text((18, drawing.height + 14), title)
+        drawing.height += ROW
+    drawing.height += 8 if titles else 0
+
+
+def _bars(runs: Runs, bar: Callable[[str, Order], _Bar]) -> dict[str, list[_Bar]]:
+    """Each order's bars by its name, one a run that has the order."""
+    names = dict.fromkeys(order["name"] for run in runs.values() for order in run["orders"])
+    return {
+        name: [
+            bar(RUN_COLOURS.get(run) or _ORDER_COLOURS.get(order["stage"], "grey"), order)
             for run, evaluation in runs.items()
             for order in evaluation["orders"]
             if order["name"] == name
         ]
-        names[row + (len(group) - 1) / 2] = clipped(name, _NAME_COLUMNS)
-        bars += [_Bar(*bar, row + place) for place, bar in enumerate(group)]
-        row += len(group) + (_GAP if len(runs) > 1 else 0)
-    return _Bars(bars, names)
+        for name in names
+    }
 
 
-def _panels(panels: Sequence[_Panel], titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    heights = [panel.drawn.end * _BAR for panel in panels]
-    drawn = figure(sum(heights) + 0.42 * len(panels) + 0.4 + 0.2 * len(titles))
-    every = list(drawn.subplots(len(panels), 1, squeeze=False)[:, 0])
-    for axes, panel in zip(every, panels, strict=True):
-        axes.set_title(panel.title)
-        _draw(axes, panel.drawn)
-    legend(drawn, titles)
-    return drawn, every
+def _draw_bars(drawing: Drawing, title: str, bars: Mapping[str, list[_Bar]], axis: _Axis) -> None:
+    """Draw one part of the plot below what is there already."""
+    most_bars = max(map(len, bars.values()))
+    gap = ROW / 2 if most_bars > 1 else 0
+    top = drawing.height + 24
+    bottom = top + sum(len(group) * ROW + gap for group in bars.values())
+    drawing.text((_LEFT, top - 8), title, size=13.5)
+    _draw_axis(drawing, axis, top, bottom)
+    middle = top + (ROW + gap) / 2
+    for name, group in bars.items():
+        place = middle + (len(group) - 1) * ROW / 2 + 4
+        drawing.text((_LEFT - 6, place), clipped(name, _NAME_COLUMNS), anchor="end", size=12.5)
+        for bar in group:
+            _draw_bar(drawing, bar, axis.scale, middle)
+            middle += ROW
+        middle += gap
 
 
-def _draw(axes: Axes, drawn: _Bars) -> None:
-    ink = COLOURS["ink"]
-    for colour, (value, text, far), row in drawn.bars:
-        axes.barh(row, value, height=0.7, color=colour)
-        if far is not None:
-            axes.plot([value, far], [row, row], color=ink, linewidth=1)
-            axes.plot([far], [row], color=ink, marker="|", markersize=6)
-        end = max(value, far or 0.0)
-        axes.annotate(text, (end, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_yticks(list(drawn.names), list(drawn.names.values()))
-    axes.set_ylim(drawn.end - 0.4, -0.6)
-    bare(axes)
+def _draw_axis(drawing: Drawing, axis: _Axis, top: float, bottom: float) -> None:
+    for tick in axis.scale.ticks(5):
+        place = axis.scale(tick)
+        drawing.line([(place, top), (place, bottom)], "grid")
+        if axis.is_numbered:
+            number = axis.format(tick)
+            drawing.text((place, bottom + 15), number, colour="muted", anchor="middle")
+    drawing.line([(_LEFT, bottom), (WIDTH, bottom)], "grid")
+    drawing.height = bottom + (20 if axis.is_numbered else 0)
+    if axis.caption:
+        place = (_LEFT + WIDTH) / 2
+        drawing.text((place, drawing.height + 14), axis.caption, colour="muted", anchor="middle")
+        drawing.height += ROW
+
+
+def _draw_bar(drawing: Drawing, bar: _Bar, scale: Scale, middle: float) -> None:
+    drawing.box(_LEFT, middle - 6.5, scale(bar.value) - _LEFT, 13, bar.colour)
+    end = scale(max(bar.value, bar.far or 0.0))
+    if bar.far is not None:
+        drawing.line([(scale(bar.value), middle), (end, middle)], "ink")
+        drawing.line([(end, middle - 3), (end, middle + 3)], "ink")
+    drawing.text((end + 6, middle + 4), bar.text)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 from pgrerank.evaluation.report import numbers
 from pgrerank.evaluation.report.contrast import Contrast, steps
+from pgrerank.evaluation.report.plots import plots
 from pgrerank.evaluation.report.shown import groups
 from pgrerank.evaluation.report.tables import Runs, measure_names, run_title
 from pgrerank.evaluation.result import tuning_of
+from pgrerank.palette import PALETTE
 
 _SETTING_COLUMNS = 120
 
 
-def page(runs: Runs, found: Contrast, plots: Mapping[str, str]) -> str:
-    """The page; `plots` are SVG by name, made by us and so put in as they are."""
+def page(runs: Runs, found: Contrast) -> str:
+    """Render the page."""
     first, *others = runs.values()
     return (
         _environment()
@@ -34,7 +34,8 @@ def page(runs: Runs, found: Contrast, plots: Mapping[str, str]) -> str:
             found=found,
             groups=groups(runs, found),
             warnings=_warnings(runs),
-            plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
+            plots=plots(runs, found),
+            palette=PALETTE,
         )
     )
 

@@ -6,68 +6,57 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgrerank.errors import SettingsError
+from pgrerank.errors import extra
 from pgrerank.evaluation.report import tables
 from pgrerank.evaluation.report.contrast import Contrast, contrast
 from pgrerank.evaluation.report.read import FILE
 from pgrerank.evaluation.result import Evaluation, tuning_of
 
-_FILES = (
-    *("report.html", FILE, "other.json", "stages.csv", "depth.csv", "queries.csv"),
-    *("stages.png", "depth.png", "latency.png", "queries.png"),
-)
+_FILES = (*("report.html", FILE, "other.json", "stages.csv", "depth.csv", "queries.csv"),)
 
 
 def write_report(
     evaluation: Evaluation, folder: Path, *, other: Evaluation | None = None
 ) -> list[Path]:
-    """Write `report.html`, its plots (PNG), tables (CSV) and numbers (JSON); returns the files.
+    """Write `report.html` with its plots, tables (CSV) and numbers (JSON); returns the files.
 
     With `other` it is a comparison: A (the evaluation) and B (the other) side by side, and by query
     what B's last order gains over A's. The folder is made; what an earlier report left in it is
-    replaced. `depth.png` and `depth.csv` are there where depth was measured.
+    replaced. `depth.csv` is there where depth was measured.
 
     Raises SettingsError where the two were measured on different qrels or first measures or share
-    no query, or where matplotlib or jinja2 is not installed.
+    no query, MissingExtraError where jinja2 is not installed.
     """
-    found = contrast(evaluation, other)
+    with extra("evaluation", "a report"):
+        from pgrerank.evaluation.report.page import page
+    gains = contrast(evaluation, other)
     runs = {"": evaluation} if other is None else {"A": evaluation, "B": other}
     folder.mkdir(parents=True, exist_ok=True)
-    written = [*_write_numbers(runs, found, folder), *_write_pictures(runs, found, folder)]
+    written = [
+        *_write_numbers(runs, gains, folder),
+        _write(folder / "report.html", page(runs, gains)),
+    ]
     for name in _FILES:
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)
     return written
 
 
-def _write_numbers(runs: tables.Runs, found: Contrast, folder: Path) -> Iterator[Path]:
+def _write_numbers(runs: tables.Runs, gains: Contrast, folder: Path) -> Iterator[Path]:
     """First of all what was measured, then its tables."""
     for name, run in zip((FILE, "other.json"), runs.values(), strict=False):
         text = json.dumps(run, ensure_ascii=False, indent=1)
         yield _write(folder / name, text + "\n")
     tables.write_stages(runs, folder / "stages.csv")
     yield folder / "stages.csv"
-    tables.write_queries(runs, found, folder / "queries.csv")
+    tables.write_queries(runs, gains, folder / "queries.csv")
     yield folder / "queries.csv"
     if any(tuning_of(run)["depth"] for run in runs.values()):
         tables.write_depth(runs, folder / "depth.csv")
         yield folder / "depth.csv"
 
 
-def _write_pictures(runs: tables.Runs, found: Contrast, folder: Path) -> Iterator[Path]:
-    try:
-        from pgrerank.evaluation.report.page import page
-        from pgrerank.evaluation.report.plots import plots
-    except ImportError as error:
-        raise SettingsError("a report needs: pip install 'pgrerank[evaluation]'") from error
-    inline = {}
-    for plot in plots(runs, found, folder):
-        inline[plot.name] = plot.svg
-        yield plot.file
-    yield _write(folder / "report.html", page(runs, found, inline))
-
-
 def _write(file: Path, text: str) -> Path:
-    # a lone half of a surrogate pair may come by JSON; there is no UTF-8 for it
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    # A lone half of a surrogate pair may have come by JSON; there is no UTF-8 for it.
+    file.write_text(text, encoding="utf-8", errors="replace")
     return file

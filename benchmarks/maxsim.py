@@ -250,7 +250,7 @@ def check(name: str, query: np.ndarray, documents: np.ndarray, ready: Contestant
         document = unpack(pack(documents[key], "bit")) if "bit" in name else documents[key]
         wanted = (query.astype(float) @ document.astype(float).T).max(axis=1).sum()
         if not abs(found[key] - wanted) < 0.003 * len(query):
-            raise SystemExit(f"{name}: document {key} scores {found[key]}, wanted {wanted}")
+            raise SystemExit(f"{name}: document {key} scores {found[key]}, expected {wanted}")
 
 
 def warm(runs: dict[str, Contestant], documents: int) -> None:

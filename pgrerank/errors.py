@@ -1,4 +1,4 @@
-"""One base error; each names the object, the value found, the value wanted and the remedy."""
+"""One base error; each names the object, the value found, the value expected and the remedy."""
 
 from __future__ import annotations
 
@@ -58,8 +58,12 @@ class WorkerError(PgrerankError):
     """A worker process did not start."""
 
 
+class FileError(PgrerankError):
+    """A file has lines that can't be read; the message names each by its number."""
+
+
 class TriplesError(PgrerankError):
-    """Training data can't be read, or is not enough."""
+    """Training data is not enough for what is asked."""
 
 
 class TrainingError(PgrerankError):
@@ -67,7 +71,7 @@ class TrainingError(PgrerankError):
 
 
 class EvaluationError(PgrerankError):
-    """Judgements or runs can't be read, or not be used as asked."""
+    """Judgements or runs are missing, or can't be used as asked."""
 
 
 @contextmanager

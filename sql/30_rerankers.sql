@@ -149,7 +149,7 @@ BEGIN
             ) rules (setting, value, holds, wanted)
             WHERE rules.holds IS NOT TRUE;
             IF FOUND THEN
-                PERFORM _raise('invalid_parameter_value', format('reranker "%%s": %%s is %%s, wanted %%s',
+                PERFORM _raise('invalid_parameter_value', format('reranker "%%s": %%s is %%s, expected %%s',
                     _reranker.name, broken.setting, coalesce(quote_literal(broken.value), 'NULL'), broken.wanted));
             END IF;
         END

@@ -82,7 +82,7 @@ BEGIN
         of_type := (_column_type(_source, "column")).type;
         IF NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = of_type AND t.typcategory = 'S') THEN
             PERFORM _raise('datatype_mismatch',
-                format('column %s.%I is of type %s, text wanted', _source, "column", of_type),
+                format('column %s.%I is of type %s, text expected', _source, "column", of_type),
                 'Use text_expression to turn it into text.');
         END IF;
     END LOOP;
@@ -108,7 +108,7 @@ DECLARE
 BEGIN
     IF _expression ~ ';|--|/\*' THEN
         PERFORM _raise('syntax_error', format(
-            'text_expression "%s" contains ";", "--" or "/*": an expression and nothing else is wanted', _expression));
+            'text_expression "%s" contains ";", "--" or "/*": an expression and nothing else is expected', _expression));
     END IF;
     EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (LIKE %s) ON COMMIT DROP', _source);
     EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
@@ -128,7 +128,7 @@ EXCEPTION
         OR feature_not_supported OR grouping_error OR windowing_error OR invalid_column_reference
         OR undefined_table THEN
         PERFORM _raise(SQLSTATE, format('text_expression of %s: %s', _source, SQLERRM),
-            'An immutable expression of type text over this table''s columns is wanted, without subqueries.');
+            'An immutable expression of type text over this table''s columns is expected, without subqueries.');
 END
 $$;
 
@@ -141,7 +141,7 @@ BEGIN
     SELECT c.type::text, c.typmod INTO type, dims FROM _column_type(_source, _column) c
     WHERE c.type IN ('vector'::regtype, 'halfvec'::regtype);
     IF NOT FOUND THEN
-        PERFORM _raise('datatype_mismatch', format('column %s.%I is of type %s: vector(n) or halfvec(n) wanted',
+        PERFORM _raise('datatype_mismatch', format('column %s.%I is of type %s: vector(n) or halfvec(n) expected',
             _source, _column, (_column_type(_source, _column)).type));
     ELSIF dims < 0 THEN
         PERFORM _raise('datatype_mismatch', format('column %s.%I is a %s without dimensions', _source, _column, type),

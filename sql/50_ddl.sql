@@ -247,7 +247,7 @@ BEGIN
             ' has no late_interaction_model: token_dims, token_pool and maxsim_bit_top want one', NULL),
         (_generation.token_dims NOT BETWEEN 8 AND late_interaction.dims,
             'invalid_parameter_value',
-            format(': token_dims is %s, wanted 8 to %s, the dimensions of model "%s"',
+            format(': token_dims is %s, expected 8 to %s, the dimensions of model "%s"',
                 _generation.token_dims, late_interaction.dims, late_interaction.name), NULL),
         (_generation.token_bits AND _generation.token_precision = 'bit',
             'invalid_parameter_value',

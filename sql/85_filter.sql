@@ -81,7 +81,7 @@ BEGIN
         RETURN 'true';
     ELSIF jsonb_typeof(_filter) <> 'object' THEN
         PERFORM _raise('invalid_parameter_value', format(
-            'filter is a JSON %s: an object {"column": value, ...} is wanted', jsonb_typeof(_filter)));
+            'filter is a JSON %s: an object {"column": value, ...} is expected', jsonb_typeof(_filter)));
     END IF;
     RETURN coalesce((
         SELECT string_agg(_filter_entry(_source, f.key, f.value), ' AND ') FROM jsonb_each(_filter) f), 'true');

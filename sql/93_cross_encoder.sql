@@ -67,7 +67,7 @@ BEGIN
     PERFORM _model(model, 'cross_encoder');
     IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
         PERFORM _raise('null_value_not_allowed',
-            'cross_encode: the query, documents or one of them is NULL, texts wanted');
+            'cross_encode: the query, documents or one of them is NULL, texts expected');
     ELSIF documents = '{}' THEN
         RETURN '{}';
     END IF;

@@ -29,11 +29,11 @@ BEGIN
             format('Have the owner run: GRANT INSERT ON pgrerank.feedback TO %I;', current_user));
     ELSIF coalesce(query, '') !~ '\S' OR length(query) > _longest_query() THEN
         PERFORM _raise('invalid_parameter_value', format(
-            'reranker "%s": the query of a feedback has %s characters, wanted a text of up to %s',
+            'reranker "%s": the query of a feedback has %s characters, expected a text of up to %s',
             target.name, coalesce(length(query), 0), _longest_query()));
     ELSIF (relevance BETWEEN 0 AND 1) IS NOT TRUE THEN
         PERFORM _raise('invalid_parameter_value', format(
-            'reranker "%s": relevance is %s, wanted 0 (no answer) to 1 (an answer)',
+            'reranker "%s": relevance is %s, expected 0 (no answer) to 1 (an answer)',
             target.name, coalesce(relevance::text, 'NULL')));
     END IF;
     EXECUTE format('SELECT EXISTS (SELECT FROM %s d WHERE d.%I = $1::%s)',

@@ -142,7 +142,7 @@ def test_a_reranker_is_changed(dsn, db, source):
     )
     assert row[:4] == (200, 20, None, 16)
     assert "title" not in row[4]
-    assert "maxsim_top is '0', wanted 1 to 1000" in refused(*alter, "--maxsim-top", "0")
+    assert "maxsim_top is '0', expected 1 to 1000" in refused(*alter, "--maxsim-top", "0")
     assert run("models", "add", "m", "--options", "[1]", "--dsn", dsn).exit_code == 2
 
 
@@ -164,7 +164,7 @@ def test_errors_name_their_object_and_the_remedy(dsn, source, tmp_path):
     )
     assert "model m" in error
     assert "connection failed" in refused("status", "--dsn", "host=127.0.0.1 port=1")
-    assert "HOST:PORT wanted" in refused("worker", "--dsn", dsn, "--listen", "x", "--register")
+    assert "HOST:PORT expected" in refused("worker", "--dsn", dsn, "--listen", "x", "--register")
 
 
 def test_libpq_variables_serve_in_place_of_a_dsn(dsn, monkeypatch):

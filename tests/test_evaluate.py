@@ -153,7 +153,7 @@ def test_a_blended_search_is_ordered_by_its_score(asked):
     ],
 )
 def test_a_blend_that_is_none_is_refused(asked, blend):
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"blend is .* wanted weights"):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"blend is .* expected weights"):
         asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (blend,))
 
 

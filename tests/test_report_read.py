@@ -33,8 +33,8 @@ from tests.helpers.evaluations import evaluation
         (lambda e: e["orders"][1].update(against="x"), "order recall, HNSW is compared with x,"),
         (lambda e: e["orders"][1]["measures"].pop("RR@10"), "order recall, HNSW has no RR@10"),
         (lambda e: e["orders"][2].update(p=None), "order + cross-encoder has no gain, p, better"),
-        (lambda e: e.update(orders=[]), "orders is empty, at least one is wanted"),
-        (lambda e: e.update(per_query=[]), "per_query is empty, at least one is wanted"),
+        (lambda e: e.update(orders=[]), "orders is empty, at least one is expected"),
+        (lambda e: e.update(per_query=[]), "per_query is empty, at least one is expected"),
     ],
 )
 def test_a_malformed_evaluation_is_refused_by_the_place(tmp_path, spoil, message):

@@ -15,7 +15,7 @@ ANYTHING_LEFT = """
     ("settings", "error", "message"),
     [
         ({"name": "documents"}, "DuplicateObject", 'reranker "documents" already exists'),
-        ({"name": "D 2"}, "InvalidParameterValue", "name is 'D 2', wanted a lower-case letter"),
+        ({"name": "D 2"}, "InvalidParameterValue", "name is 'D 2', expected a lower-case letter"),
         ({"name": None}, "InvalidParameterValue", "name is NULL"),
         ({"name": ""}, "ReservedName", "pgrerank has a function _search"),
         ({"text_columns": ["nope"]}, "UndefinedColumn", 'table documents has no column "nope"'),
@@ -32,11 +32,15 @@ ANYTHING_LEFT = """
         ({"cross_encoder_model": "x"}, "UndefinedObject", 'model "x" is not registered'),
         ({"embedding_model": None}, "InvalidParameterValue", "neither embedding_model nor"),
         ({"embedding_column": "body"}, "DatatypeMismatch", "documents.body is of type text"),
-        ({"candidates": 0}, "InvalidParameterValue", "candidates is '0', wanted 1 to 100000"),
+        ({"candidates": 0}, "InvalidParameterValue", "candidates is '0', expected 1 to 100000"),
         ({"candidates": None}, "InvalidParameterValue", "candidates is NULL"),
-        ({"maxsim_top": 5000}, "InvalidParameterValue", "maxsim_top is '5000', wanted 1 to 1000"),
-        ({"timeout": "0 s"}, "InvalidParameterValue", "timeout is '00:00:00', wanted 1 ms"),
-        ({"distance": "hamming"}, "InvalidParameterValue", "distance is 'hamming', wanted cosine"),
+        ({"maxsim_top": 5000}, "InvalidParameterValue", "maxsim_top is '5000', expected 1 to 1000"),
+        ({"timeout": "0 s"}, "InvalidParameterValue", "timeout is '00:00:00', expected 1 ms"),
+        (
+            {"distance": "hamming"},
+            "InvalidParameterValue",
+            "distance is 'hamming', expected",
+        ),
         ({"token_precision": "int4"}, "InvalidParameterValue", "token_precision is 'int4'"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgrerank.errors import EvaluationError
+from pgrerank.errors import EvaluationError, FileError
 from pgrerank.evaluation import measure
 from pgrerank.judgements import read_run, write_run
 
@@ -56,22 +56,22 @@ def test_scores_decide_the_order_and_ranks_where_they_are_equal(tmp_path):
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("q Q0 a 1 0.5", "line 2, 5 columns, 6 wanted: query-id Q0 key rank score tag"),
+        ("q Q0 a 1 0.5", "line 2, 5 columns, 6 expected: query-id Q0 key rank score tag"),
         ("q Q0 a b 1 0.5 x", "line 2, 7 columns, 6 wanted"),
-        ("q Q0 b one 0.5 x", "line 2, column 4: a whole number is wanted, not 'one'"),
-        ("q Q0 b 1 high x", "line 2, column 5: a number is wanted, not 'high'"),
-        ("q Q0 b 1 nan x", "line 2, column 5: a number is wanted, not 'nan'"),
+        ("q Q0 b one 0.5 x", "line 2, column 4: expected a whole number, not 'one'"),
+        ("q Q0 b 1 high x", "line 2, column 5: expected a number, not 'high'"),
+        ("q Q0 b 1 nan x", "line 2, column 5: expected a number, not 'nan'"),
         ("q Q0 a 2 0.4 x", "line 2, column 3: 'a' is further up already for query 'q'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, fault):
-    with pytest.raises(EvaluationError) as refused:
+    with pytest.raises(FileError) as refused:
         read_run(file(tmp_path, "q Q0 a 1 0.5 x", line))
     assert fault in str(refused.value)
 
 
 def test_an_empty_run_is_named(tmp_path):
-    with pytest.raises(EvaluationError, match="it holds no document"):
+    with pytest.raises(FileError, match="it holds no document"):
         read_run(file(tmp_path, ""))
 
 

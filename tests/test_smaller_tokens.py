@@ -311,12 +311,15 @@ def test_a_querys_own_token_vectors_must_be_of_the_stored_kind(db, source, token
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"token_dims": 7}, "token_dims is 7, wanted 8 to 32"),
-        ({"token_dims": 33}, 'token_dims is 33, wanted 8 to 32, the dimensions of model "tokens"'),
-        ({"token_pool": 0}, "token_pool is '0', wanted 1 to 16"),
-        ({"token_pool": 17}, "token_pool is '17', wanted 1 to 16"),
-        ({"token_pool": None}, "token_pool is NULL, wanted 1 to 16"),
-        ({"maxsim_bit_top": 0}, "maxsim_bit_top is '0', wanted 1 to 100000"),
+        ({"token_dims": 7}, "token_dims is 7, expected 8 to 32"),
+        (
+            {"token_dims": 33},
+            "token_dims is 33, expected 8 to 32, the dimensions of model",
+        ),
+        ({"token_pool": 0}, "token_pool is '0', expected 1 to 16"),
+        ({"token_pool": 17}, "token_pool is '17', expected 1 to 16"),
+        ({"token_pool": None}, "token_pool is NULL, expected 1 to 16"),
+        ({"maxsim_bit_top": 0}, "maxsim_bit_top is '0', expected 1 to 100000"),
         ({"maxsim_bit_top": 9, "token_precision": "bit"}, "would score the same bits twice"),
         ({"token_dims": 8, "late_interaction_model": None}, "has no late_interaction_model"),
         ({"maxsim_bit_top": 9, "late_interaction_model": None}, "has no late_interaction_model"),

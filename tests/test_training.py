@@ -17,7 +17,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
-from pgrerank.errors import SettingsError, TrainingError, TriplesError
+from pgrerank.errors import FileError, SettingsError, TrainingError, TriplesError
 from pgrerank.evaluation import compare
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
 from pgrerank.training import Triple, read_beir, read_triples, split, write_triples
@@ -72,21 +72,21 @@ def test_triples_are_read_as_they_were_written(tmp_path):
     ("line", "fault"),
     [
         ('{"query": "q", "pos": ["a"}', "line 2, column 27: not JSON"),
-        ("[1]", "line 2, column 1: a JSON object is wanted, not list"),
-        ('{"query": " ", "pos": ["a"]}', "line 2, field 'query': a text is wanted, not \" \""),
-        ('{"query": "q"}', "line 2, field 'pos': at least one text is wanted"),
-        ('{"query": "q", "pos": "a"}', "field 'pos': a list is wanted, not \"a\""),
-        ('{"query": "q", "pos": ["a", 3]}', "field 'pos'[1]: a text is wanted, not 3"),
+        ("[1]", "line 2, column 1: expected a JSON object, not list"),
+        ('{"query": " ", "pos": ["a"]}', "line 2, field 'query': expected a text, not \" \""),
+        ('{"query": "q"}', "line 2, field 'pos': at least one text is expected"),
+        ('{"query": "q", "pos": "a"}', "field 'pos': expected a list, not \"a\""),
+        ('{"query": "q", "pos": ["a", 3]}', "field 'pos'[1]: expected a text, not 3"),
         ('{"query": "q", "pos": ["a"], "neg": ["b", "a"]}', "'neg'[1]: the same text is in 'pos'"),
         ('{"query": "q", "pos": ["a"], "pos_scores": [1, 2]}', "2 values for the 1 of 'pos'"),
-        ('{"query": "q", "pos": ["a"], "pos_scores": [NaN]}', "a number is wanted, not NaN"),
+        ('{"query": "q", "pos": ["a"], "pos_scores": [NaN]}', "expected a number, not NaN"),
         ('{"query": "q", "pos": ["a"], "negs": []}', "field 'negs' is unknown; there are query"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_skipped(tmp_path, line, fault):
     path = tmp_path / "t.jsonl"
     path.write_text(f'{{"query": "q", "pos": ["a"]}}\n{line}\n', "utf-8")
-    with pytest.raises(TriplesError) as refused:
+    with pytest.raises(FileError) as refused:
         read_triples(path)
     assert fault in str(refused.value)
 
@@ -94,10 +94,10 @@ def test_a_bad_line_is_named_and_nothing_is_skipped(tmp_path, line, fault):
 def test_what_is_not_text_or_empty_is_named(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"query": "\xff"}\n' * 30)
-    with pytest.raises(TriplesError, match=r"line 1, column 12: not UTF-8(?s:.*)and 10 more"):
+    with pytest.raises(FileError, match=r"line 1, column 12: not UTF-8(?s:.*)and 10 more"):
         read_triples(path)
     path.write_text("\n")
-    with pytest.raises(TriplesError, match="holds no triple"):
+    with pytest.raises(FileError, match="holds no triple"):
         read_triples(path)
 
 
@@ -112,11 +112,11 @@ def test_a_beir_folder_is_read_and_its_faults_named(tmp_path):
         Triple("cats?", ("Cats\nsleep",), ("no",), id="q", pos_id=("a",), neg_id=("b",))
     ]
     judged.write_text("query-id\tcorpus-id\tscore\nq\tc\t1\nq\ta\nq\ta\tx\n")
-    with pytest.raises(TriplesError) as refused:
+    with pytest.raises(FileError) as refused:
         read_beir(tmp_path)
     assert "line 2, column 2: 'c' is not in the collection" in str(refused.value)
     assert "line 3, 2 columns, 3 wanted" in str(refused.value)
-    assert "line 4, column 3: a whole number is wanted, not 'x'" in str(refused.value)
+    assert "line 4, column 3: expected a whole number, not 'x'" in str(refused.value)
 
 
 def test_a_split_is_by_query_and_the_seeds(tmp_path):
@@ -391,7 +391,7 @@ def test_the_gate_finds_no_gain_where_there_is_none(kind, db, dsn, topics, tiny_
     [row] = json.loads(said)
     assert row["before"] == row["after"]
     assert row["p"] == 1.0
-    assert "wanted is a gain with p <= 0.05" in error
+    assert "expected a gain with p <= 0.05" in error
 
 
 def measures(db: psycopg.Connection, name: str) -> dict | None:

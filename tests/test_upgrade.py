@@ -150,7 +150,7 @@ def test_what_an_upgrade_brings_is_there_for_rerankers_of_before(empty_dsn, foll
         keys = "SELECT id, stage, backwards_rank FROM pgrerank.documents_search('x', {})"
         rows = connection.execute(keys.format("keys => '{1,2,3}', mood => 3")).fetchall()
         assert rows == [(3, "backwards", 1), (2, "backwards", 2), (1, "backwards", 3)]
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="mood is '10', wanted 1 to"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="mood is '10', expected 1"):
             connection.execute(keys.format("mood => 10"))
         connection.execute("SELECT pgrerank.alter_reranker('documents', mood => 4)")
         settings = "SELECT pgrerank.settings('documents') -> 'mood'"

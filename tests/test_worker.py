@@ -285,8 +285,8 @@ def test_psql_asks_the_worker_what_it_has(db, encoded):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"listen": "nowhere"}, "HOST:PORT wanted"),
-        ({"listen": "127.0.0.1:99999"}, "HOST:PORT wanted"),
+        ({"listen": "nowhere"}, "HOST:PORT expected"),
+        ({"listen": "127.0.0.1:99999"}, "HOST:PORT expected"),
         ({"password": None}, "set PGRERANK_WORKER_PASSWORD"),
         ({"listen": "0.0.0.0:1", "register": True}, "--register can't write 0.0.0.0"),
         ({"ingest": False, "serve": False}, "nothing to do"),

@@ -208,7 +208,7 @@ def gate(
             raise SettingsError(
                 f"model {model} is not registered: nDCG@10 {row['before']:.4f} with"
                 f" {row['against']}, {row['after']:.4f} with it, p = {row['p']:.4f} on"
-                f" {row['queries']} queries; wanted is a gain with p <= {max_p:g}. Give more"
+                f" {row['queries']} queries; expected a gain with p <= {max_p:g}. Give more"
                 " held-out queries, a larger --max-p, or --force"
             )
         register_model(connection, model, spec.kind, source, loader=loader, measures=measures)

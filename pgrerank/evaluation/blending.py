@@ -50,7 +50,8 @@ def find_weights(
     queries = sorted(qrels)
     if len(queries) < 2 * FOLDS:
         raise EvaluationError(
-            f"{len(queries)} judged queries are too few to find weights on: {2 * FOLDS} are wanted"
+            f"{len(queries)} judged queries are too few to find weights on:"
+            f" expected {2 * FOLDS} at least"
         )
     tried = list(weights_to_try(stages))
     values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])

@@ -43,7 +43,7 @@ def compare(
     if set(before) != set(after) or not before:
         raise SettingsError(
             f"runs of {len(before)} and {len(after)} queries can't be compared: the same queries,"
-            " at least one, are wanted"
+            " at least one, are expected"
         )
     queries = sorted(before)
     first = np.array([before[query] for query in queries])

@@ -45,7 +45,7 @@ def parse_variant(text: str) -> Variant:
     match = _FORM.fullmatch(text)
     if match is None:
         raise SettingsError(
-            f"{text!r} names no reranker: NAME, NAME@GENERATION or NAME:setting=value,… is wanted"
+            f"{text!r} names no reranker: NAME, NAME@GENERATION or NAME:setting=value,… is expected"
         )
     given: dict[str, Any] = {}
     # A comma within braces is JSON's.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pgrerank.errors import EvaluationError, PgrerankError
 from pgrerank.judgements.lines import brief, json_object, read_lines, whole
 
 _Value = TypeVar("_Value")
@@ -27,20 +26,17 @@ class Document(NamedTuple):
         return "\n".join(part for part in self if part)
 
 
-def read_corpus(
-    folder: Path, *, error: type[PgrerankError] = EvaluationError
-) -> dict[str, Document]:
-    """The documents by key; raises `error` with every bad line."""
+def read_corpus(folder: Path) -> dict[str, Document]:
+    """Read the documents by key; raises FileError with every bad line."""
     return _by_id(
         folder / "corpus.jsonl",
         lambda row: Document(_string(row, "title", ""), _string(row, "text")),
-        error,
     )
 
 
-def read_queries(path: Path, *, error: type[PgrerankError] = EvaluationError) -> dict[str, str]:
-    """The queries' texts by id, of a `queries.jsonl`; raises `error` with every bad line."""
-    return _by_id(path, lambda row: _string(row, "text"), error)
+def read_queries(path: Path) -> dict[str, str]:
+    """Read the texts by id from a `queries.jsonl`; raises FileError with every bad line."""
+    return _by_id(path, lambda row: _string(row, "text"))
 
 
 def read_qrels(
@@ -49,11 +45,10 @@ def read_qrels(
     *,
     queries: Mapping[str, str] | None = None,
     documents: Container[str] | None = None,
-    error: type[PgrerankError] = EvaluationError,
 ) -> dict[str, dict[str, int]]:
-    """Relevance by query id and key.
+    """Read relevance by query id and key.
 
-    Raises `error` with every bad line; where `queries` or `documents` are given, one that names
+    Raises FileError with every bad line; where `queries` or `documents` are given, one that names
     what they haven't, or a query without a text, is bad.
     """
     qrels: dict[str, dict[str, int]] = {}
@@ -63,7 +58,7 @@ def read_qrels(
         if number == 1 and row[-1] == "score":
             return
         if len(row) != 3:
-            raise ValueError(f"{len(row)} columns, 3 wanted: query-id, corpus-id, score")
+            raise ValueError(f"{len(row)} columns, 3 expected: query-id, corpus-id, score")
         for column, value, known in ((1, row[0], queries), (2, row[1], documents)):
             if known is not None and value not in known:
                 raise ValueError(f"column {column}: {value!r} is not in the collection")
@@ -71,7 +66,7 @@ def read_qrels(
             raise ValueError(f"column 1: query {row[0]!r} has no text")
         add(qrels, row[0], row[1], whole(row[2], 3))
 
-    read_lines(folder / "qrels" / f"{split}.tsv", judge, error=error)
+    read_lines(folder / "qrels" / f"{split}.tsv", judge)
     return qrels
 
 
@@ -82,9 +77,7 @@ def add(qrels: dict[str, dict[str, int]], query: str, key: str, relevance: int) 
         raise ValueError(f"{key!r} is {relevance} for query {query!r}, and {known} further up")
 
 
-def _by_id(
-    path: Path, value: Callable[[Mapping[str, Any]], _Value], error: type[PgrerankError]
-) -> dict[str, _Value]:
+def _by_id(path: Path, value: Callable[[Mapping[str, Any]], _Value]) -> dict[str, _Value]:
     found: dict[str, _Value] = {}
 
     def read(_number: int, line: str) -> None:
@@ -96,7 +89,7 @@ def _by_id(
             raise ValueError(f"field '_id': {identifier!r} is further up already")
         found[identifier] = value(row)
 
-    read_lines(path, read, error=error)
+    read_lines(path, read)
     return found
 
 
@@ -105,5 +98,5 @@ def _string(row: Mapping[str, Any], name: str, default: str | None = None) -> st
     if value is None:
         value = default
     if not isinstance(value, str):
-        raise ValueError(f"field {name!r}: a text is wanted, not {brief(value)}")  # noqa: TRY004
+        raise ValueError(f"field {name!r}: expected a text, not {brief(value)}")  # noqa: TRY004
     return value

@@ -36,7 +36,7 @@ def read(path: Path, split: str = "test") -> Judgements:
 def read_beir(folder: Path, split: str = "test") -> Judgements:
     """The judgements of a split of a BEIR folder; its corpus is not looked at.
 
-    Raises EvaluationError with every bad line, by number and column or field (the first 20).
+    Raises FileError with every bad line, by number and column or field (the first 20).
     """
     texts = beir.read_queries(folder / "queries.jsonl")
     qrels = beir.read_qrels(folder, split, queries=texts)
@@ -62,7 +62,7 @@ def read_queries(path: Path) -> dict[str, str]:
     def read(_number: int, line: str) -> None:
         row = line.split("\t")
         if len(row) != 2:
-            raise ValueError(f"{len(row)} columns, 2 wanted: id<TAB>text")
+            raise ValueError(f"{len(row)} columns, 2 expected: id<TAB>text")
         if row[0] in queries:
             raise ValueError(f"column 1: {row[0]!r} is further up already")
         queries[row[0]] = row[1]
@@ -78,7 +78,7 @@ def read_trec_qrels(path: Path, *, queries: Mapping[str, str] | None = None) -> 
     def judge(_number: int, line: str) -> None:
         row = line.split()
         if len(row) != 4:
-            raise ValueError(f"{len(row)} columns, 4 wanted: query id, iteration, key, relevance")
+            raise ValueError(f"{len(row)} columns, 4 expected: query id, iteration, key, relevance")
         if queries is not None and not queries.get(row[0], "").strip():
             raise ValueError(f"column 1: query {row[0]!r} has no text among the queries")
         beir.add(qrels, row[0], row[2], whole(row[3], 4))
@@ -167,11 +167,11 @@ def _relevance(row: Mapping[str, Any]) -> dict[str, int]:
     only(row, _FIELDS)
     judged = row["qrels"]
     if not isinstance(judged, dict) or not judged:
-        raise ValueError(f"field 'qrels': {{key: relevance}} is wanted, not {brief(judged)}")
+        raise ValueError(f"field 'qrels': expected {{key: relevance}}, not {brief(judged)}")
     for key, value in judged.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(  # noqa: TRY004
-                f"field 'qrels'[{key!r}]: a whole number is wanted, not {brief(value)}"
+                f"field 'qrels'[{key!r}]: expected a whole number, not {brief(value)}"
             )
     return judged
 
@@ -190,5 +190,5 @@ def _of_triple(row: Mapping[str, Any]) -> dict[str, int]:
 def _keys(row: Mapping[str, Any], name: str) -> Sequence[str]:
     values = row.get(name) or []
     if not isinstance(values, list) or not all(isinstance(value, str | int) for value in values):
-        raise ValueError(f"field {name!r}: a list of keys is wanted, not {brief(values)}")
+        raise ValueError(f"field {name!r}: expected a list of keys, not {brief(values)}")
     return [str(value) for value in values]

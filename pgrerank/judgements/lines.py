@@ -8,21 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pgrerank.errors import EvaluationError, PgrerankError
+from pgrerank.errors import FileError
 
 _SHOWN = 20
 Parsed = TypeVar("Parsed")
 
 
-def read_lines(
-    path: Path,
-    parse: Callable[[int, str], Parsed],
-    *,
-    error: type[PgrerankError] = EvaluationError,
-) -> list[Parsed]:
-    """What `parse` makes of each line that isn't blank, given its number (from 1) and its text.
+def read_lines(path: Path, parse: Callable[[int, str], Parsed]) -> list[Parsed]:
+    """Parse each line that isn't blank; `parse` is given its number (from 1) and its text.
 
-    Raises `error` with all that `parse` refused by a ValueError, each by the line's number (the
+    Raises FileError with all that `parse` refused by a ValueError, each by the line's number (the
     first 20 of them), and OSError. A file is UTF-8; a line ends in LF or CRLF, whatever it holds.
     """
     parsed, faults = [], []
@@ -34,18 +29,16 @@ def read_lines(
                 parsed.append(parse(number, _decoded(number, line)))
             except ValueError as fault:
                 faults.append(f"line {number}, {fault}")
-    refuse(path, faults, error=error)
+    refuse(path, faults)
     return parsed
 
 
-def refuse(
-    path: Path, faults: Sequence[str], *, error: type[PgrerankError] = EvaluationError
-) -> None:
-    """Raise `error` with the faults of a file, if it has any."""
+def refuse(path: Path, faults: Sequence[str]) -> None:
+    """Raise FileError with the faults of a file, if it has any."""
     if faults:
         shown = "".join(f"\n  {fault}" for fault in faults[:_SHOWN])
         more = f"\n  and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise error(f"{path} can't be read, mend it first:{shown}{more}")
+        raise FileError(f"{path} can't be read, mend it first:{shown}{more}")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -64,7 +57,7 @@ def json_object(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"column {error.colno}: not JSON: {error.msg}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"column 1: a JSON object is wanted, not {type(row).__name__}")  # noqa: TRY004
+        raise ValueError(f"column 1: expected a JSON object, not {type(row).__name__}")  # noqa: TRY004
     return row
 
 
@@ -79,7 +72,7 @@ def text(row: Mapping[str, Any], name: str) -> str:
     """A field that holds a text with something in it; raises ValueError for anything else."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"field {name!r}: a text is wanted, not {brief(value)}")
+        raise ValueError(f"field {name!r}: expected a text, not {brief(value)}")
     return value
 
 
@@ -88,7 +81,7 @@ def whole(value: str, column: int) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"column {column}: a whole number is wanted, not {value!r}") from None
+        raise ValueError(f"column {column}: expected a whole number, not {value!r}") from None
 
 
 def brief(value: Any) -> str:

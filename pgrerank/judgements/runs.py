@@ -15,14 +15,14 @@ def read_run(path: Path) -> Run:
     """Read a run: keys by query id, best first.
 
     As trec_eval does, documents are ordered by score; those of one score by rank, then as they
-    stand. Raises EvaluationError with every bad line, by number and column (the first 20).
+    stand. Raises FileError with every bad line, by number and column (the first 20).
     """
     scored: dict[str, dict[str, tuple[float, int]]] = {}
 
     def read(_number: int, line: str) -> None:
         row = line.split()
         if len(row) != 6:
-            raise ValueError(f"{len(row)} columns, 6 wanted: query-id Q0 key rank score tag")
+            raise ValueError(f"{len(row)} columns, 6 expected: query-id Q0 key rank score tag")
         documents = scored.setdefault(row[0], {})
         if row[2] in documents:
             raise ValueError(f"column 3: {row[2]!r} is further up already for query {row[0]!r}")
@@ -58,5 +58,5 @@ def _score(value: str) -> float:
     except ValueError:
         score = math.nan
     if math.isnan(score):
-        raise ValueError(f"column 5: a number is wanted, not {value!r}")
+        raise ValueError(f"column 5: expected a number, not {value!r}")
     return score

@@ -88,7 +88,7 @@ def load_set(connection: Connection, name: str) -> Judgements:
 def find(connection: Connection, name: str, split: str = "test") -> Judgements:
     """Judgements by what a user calls them: a path as `read` takes it, or a set in the database.
 
-    Raises EvaluationError for a name that is neither, or a malformed file.
+    Raises EvaluationError for a name that is neither, FileError for a malformed file.
     """
     path = Path(name)
     if path.exists():

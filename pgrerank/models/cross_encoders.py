@@ -40,7 +40,7 @@ class CrossEncoderReranker:
         if self._model.num_labels != 1:
             raise ModelError(
                 f"model {spec.name}: source {spec.source!r} gives {self._model.num_labels} scores a"
-                " pair, wanted 1; a reranker needs a model trained for relevance"
+                " pair, expected 1; a reranker needs a model trained for relevance"
             )
         own = self._model.keep_in_fp32_modules or []
         self._model.set_keep_in_fp32_modules(own + _heads(self._model))

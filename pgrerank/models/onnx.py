@@ -70,7 +70,7 @@ class OnnxReranker:
         if logits.size != 1:
             raise ModelError(
                 f"model {self._name}: its first output has the shape {list(logits.shape)} for a"
-                " pair, wanted one logit; a reranker needs a model trained for relevance"
+                " pair, expected one logit; a reranker needs a model trained for relevance"
             )
         if not np.isfinite(logits).all():
             raise ModelError(f"model {self._name}: a pair gave {logits.item()}, not a score")

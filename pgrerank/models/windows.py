@@ -76,7 +76,7 @@ def room_for_text(name: str, window: int, overhead: int) -> int:
     if window - overhead < _SMALLEST_ROOM:
         raise ModelError(
             f"model {name}: a window of {window} tokens leaves {window - overhead} for text after"
-            f" {overhead} of special tokens and prompt, wanted at least {_SMALLEST_ROOM};"
+            f" {overhead} of special tokens and prompt, expected at least {_SMALLEST_ROOM};"
             " raise max_tokens or shorten the prompt"
         )
     return window - overhead

@@ -33,7 +33,7 @@ def table_name(prefix: str, task: str, *distinguishing: object) -> str:
     """
     if not re.fullmatch("[a-z_][a-z0-9_]{0,19}", prefix):
         raise EvaluationError(
-            f"table_prefix is {prefix!r}, wanted up to 20 lower-case letters, digits and _, not a"
+            f"table_prefix is {prefix!r}, expected up to 20 lower-case letters, digits and _, not a"
             " digit first"
         )
     digest = hashlib.sha256(repr((task, *distinguishing)).encode()).hexdigest()[:8]

@@ -192,6 +192,6 @@ def _key(table: Table) -> Column[Any]:
     columns = list(table.primary_key.columns)
     if len(columns) != 1:
         raise ArgumentError(
-            f"table {table.fullname} has a primary key of {len(columns)} columns, wanted one"
+            f"table {table.fullname} has a primary key of {len(columns)} columns, expected one"
         )
     return columns[0]

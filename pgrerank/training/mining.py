@@ -39,10 +39,10 @@ class Guards:
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last <= 10_000:
             raise TriplesError(
-                f"ranks {self.first} to {self.last}: 1 <= first <= last <= 10000 is wanted"
+                f"ranks {self.first} to {self.last}: 1 <= first <= last <= 10000 is expected"
             )
         if self.negatives < 1:
-            raise TriplesError(f"negatives is {self.negatives}, at least 1 is wanted")
+            raise TriplesError(f"negatives is {self.negatives}, at least 1 is expected")
 
 
 @dataclass

@@ -55,12 +55,12 @@ class Triple:
 def read_triples(path: Path) -> list[Triple]:
     """Read a JSON lines file.
 
-    Raises TriplesError that names every bad line by number and column or field (the first 20 of
+    Raises FileError that names every bad line by number and column or field (the first 20 of
     them); then nothing is read.
     """
-    triples = read_lines(path, lambda _number, line: _triple(line), error=TriplesError)
+    triples = read_lines(path, lambda _number, line: _triple(line))
     if not triples:
-        refuse(path, ["it holds no triple"], error=TriplesError)
+        refuse(path, ["it holds no triple"])
     return triples
 
 
@@ -73,15 +73,12 @@ def read_beir(folder: Path, split: str = "train") -> list[Triple]:
     """The judged queries of a BEIR folder, each with its relevant documents and those judged not.
 
     A document's text is its title and text, joined by a newline; one without either can teach
-    nothing and is left out. Raises TriplesError for malformed files and for judgements of queries
+    nothing and is left out. Raises FileError for malformed files and for judgements of queries
     or documents that aren't there.
     """
-    queries = beir.read_queries(folder / "queries.jsonl", error=TriplesError)
-    corpus = {
-        key: document.content
-        for key, document in beir.read_corpus(folder, error=TriplesError).items()
-    }
-    judged = beir.read_qrels(folder, split, queries=queries, documents=corpus, error=TriplesError)
+    queries = beir.read_queries(folder / "queries.jsonl")
+    corpus = {key: document.content for key, document in beir.read_corpus(folder).items()}
+    judged = beir.read_qrels(folder, split, queries=queries, documents=corpus)
     readable = {
         query: {key: relevance for key, relevance in documents.items() if corpus[key].strip()}
         for query, documents in judged.items()
@@ -128,13 +125,13 @@ def _triple(line: str) -> Triple:
         if row.get(name) is not None
     }
     if not lists.get("pos"):
-        raise ValueError("field 'pos': at least one text is wanted")
+        raise ValueError("field 'pos': at least one text is expected")
     for name, values in lists.items():
         side = name[:3]
         if len(values) != len(lists.get(side, ())):
             raise ValueError(
                 f"field {name!r}: {len(values)} values for the {len(lists.get(side, ()))} of"
-                f" {side!r}, as many are wanted"
+                f" {side!r}, as many are expected"
             )
     for place, negative in enumerate(lists.get("neg", ())):
         if negative in lists["pos"]:
@@ -148,7 +145,7 @@ def _triple(line: str) -> Triple:
 def _list(row: Mapping[str, Any], name: str, kind: type) -> tuple[Any, ...]:
     values = row[name]
     if not isinstance(values, list):
-        raise ValueError(f"field {name!r}: a list is wanted, not {brief(values)}")  # noqa: TRY004
+        raise ValueError(f"field {name!r}: expected a list, not {brief(values)}")  # noqa: TRY004
     return tuple(
         _value(value, f"field {name!r}[{place}]", kind) for place, value in enumerate(values)
     )
@@ -161,12 +158,12 @@ def _value(value: Any, where: str, kind: type) -> Any:
             or not isinstance(value, int | float)
             or not math.isfinite(value)
         ):
-            raise ValueError(f"{where}: a number is wanted, not {brief(value)}")
+            raise ValueError(f"{where}: expected a number, not {brief(value)}")
         return float(value)
     if where.startswith(("field 'pos_id'", "field 'neg_id'")):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: a text is wanted, not {brief(value)}")
+        raise ValueError(f"{where}: expected a text, not {brief(value)}")
     return value
 
 

@@ -46,7 +46,7 @@ class Scorer:
                 status = [(lane.name, str(lane.done), str(lane.waiting)) for lane in self._lanes]
                 return Rows(("lane", "requests", "waiting"), list(status), "SHOW")
         raise RequestError(
-            "not a request: wanted is a JSON object, PING or SHOW models, status or version",
+            "not a request: expected a JSON object, PING or SHOW models, status or version",
             sqlstate="42601",
         )
 

@@ -41,7 +41,7 @@ def worker_settings(
     """Settings from what the command line was given. Raises SettingsError."""
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 65536):
-        raise SettingsError(f"--listen is {listen!r}: HOST:PORT wanted, such as 127.0.0.1:6432")
+        raise SettingsError(f"--listen is {listen!r}: HOST:PORT expected, such as 127.0.0.1:6432")
     if register and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
         raise SettingsError(
             f"--register can't write {host}: Postgres needs an address that it can reach; "

@@ -87,7 +87,7 @@ def _between(evaluation: Evaluation, other: Evaluation) -> Contrast:
     if not gains:
         raise SettingsError(
             f"{_called(evaluation)} and {_called(other)} share none of their"
-            f" {len(evaluation['per_query'])} and {len(theirs)} queries: at least one is wanted"
+            f" {len(evaluation['per_query'])} and {len(theirs)} queries: at least one is expected"
         )
     return Contrast(before, after, _worst_first(gains))
 

@@ -45,7 +45,7 @@ def _gap(evaluation: Evaluation) -> str | None:
         ("per_query", evaluation["per_query"]),
     ):
         if not values:
-            return f"{name} is empty, at least one is wanted"
+            return f"{name} is empty, at least one is expected"
     names = {order["name"] for order in evaluation["orders"]}
     for order in evaluation["orders"]:
         if missing := set(evaluation["measures"]) - set(order["measures"]):

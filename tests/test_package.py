@@ -47,7 +47,7 @@ def test_the_core_imports_without_the_optional_packages():
         f"sys.modules.update(dict.fromkeys({HEAVY!r}))\n"  # None makes an import fail
         "import pgrerank, pgrerank.install.schema, pgrerank.tokens, pgrerank.models, pgrerank.cli\n"
         "import pgrerank.embedded, pgrerank.evaluation, pgrerank.worker.process\n"
-        "import pgrerank.install.extension, pgrerank.testing.plugin, pgrerank.alembic_plugin\n"
+        "import pgrerank.install.extension, pgrerank.testing.plugin\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

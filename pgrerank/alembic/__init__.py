@@ -16,6 +16,7 @@ from pgrerank.alembic.operations import (
     UninstallOp,
     UpgradeOp,
 )
+from pgrerank.alembic.plugin import register
 
 __all__ = [
     "AlterRerankerOp",
@@ -27,3 +28,5 @@ __all__ = [
     "UninstallOp",
     "UpgradeOp",
 ]
+
+register()

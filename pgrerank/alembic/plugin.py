@@ -1,23 +1,24 @@
-"""The plugin that Alembic loads by its entry point.
+"""The plugin `pgrerank` of Alembic's autogeneration.
 
-Alembic loads plugins while it is itself half imported, so nothing that needs it is imported before
-a comparison runs.
+It is registered when `pgrerank.alembic` is imported, not by an entry point: Alembic before 1.20.1
+fails at its own import where any package has an entry point that names a module.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from alembic.runtime.plugins import Plugin
+from alembic.runtime.plugins import Plugin
+from alembic.util import DispatchPriority, PriorityDispatchResult
 
-__all__ = ["setup"]
+from pgrerank.alembic.autogenerate import compare
+
+__all__ = ["register"]
 
 
-def setup(plugin: Plugin) -> None:
-    """Register the comparison of rerankers under the plugin's name, `pgrerank`."""
-    from alembic.util import DispatchPriority
-
+def register() -> None:
+    """Make the plugin known to Alembic."""
+    plugin = Plugin("pgrerank")
     plugin.add_autogenerate_comparator(
         _leave_schema_alone, "schema", "pgrerank schema", priority=DispatchPriority.FIRST
     )
@@ -28,16 +29,10 @@ def setup(plugin: Plugin) -> None:
 
 def _leave_schema_alone(_: Any, __: Any, schemas: set[str | None]) -> Any:
     """Spare include_schemas the reflection of our own tables."""
-    from alembic.util import PriorityDispatchResult
-
     schemas.discard("pgrerank")
     return PriorityDispatchResult.CONTINUE
 
 
 def _compare(*arguments: Any) -> Any:
-    from alembic.util import PriorityDispatchResult
-
-    from pgrerank.alembic.autogenerate import compare
-
     compare(*arguments)
     return PriorityDispatchResult.CONTINUE

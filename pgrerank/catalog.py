@@ -53,13 +53,13 @@ class Reranker:
     settings: Mapping[str, Any]
 
     def model(self, kind: Kind) -> str | None:
-        """The name of its model of this kind, None where it has none."""
+        """The name of the reranker's model of this kind, None where it has none."""
         name: str | None = self.settings[f"{kind}_model"]
         return name
 
     @property
     def search(self) -> sql.Identifier:
-        """Its search function."""
+        """The name of its search function."""
         return sql.Identifier("pgrerank", f"{self.name}_search")
 
 
@@ -70,7 +70,7 @@ def call_statement(
     select: LiteralString = "*",
     casts: Mapping[str, str] | None = None,
 ) -> tuple[sql.Composed, dict[str, Any]]:
-    """The statement and values of a call of pgrerank.FUNCTION, for a connection of either kind.
+    """Make the statement and the values of a call of pgrerank.FUNCTION.
 
     Arguments that are None are left out, so that the function's defaults hold; dicts become jsonb.
     `casts` names types by argument.
@@ -137,7 +137,7 @@ def read_texts(
     keys: Sequence[str] | None = None,
     generation: int | None = None,
 ) -> dict[str, str]:
-    """By key, the texts that a generation is made of, as the role may read them.
+    """Read the texts that a generation encodes, by key, as far as the role may.
 
     Those of `keys`, or of all documents; a generation of None is the one in use.
     """

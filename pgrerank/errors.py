@@ -1,4 +1,4 @@
-"""One base error; each names the object, the value found, the value expected and the remedy."""
+"""Errors. Each names the object, the value found, the value expected and the remedy."""
 
 from __future__ import annotations
 

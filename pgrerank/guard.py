@@ -39,7 +39,7 @@ class Guard:
         os.register_at_fork(after_in_child=self._pipe.close)
 
     def dismiss(self) -> None:
-        """It is stopped and cleared away: nothing is left to guard."""
+        """Stop guarding: the process is stopped and cleared away."""
         if not self._pipe.closed:
             try:
                 self._pipe.write(b"done\n")

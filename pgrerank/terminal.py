@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts, errors with their remedy."""
+"""Prints what commands say: tables for people, JSON for scripts, errors with their remedy."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)  # commands stay
 
 
 def note(text: str) -> None:
-    """Tell people something on standard error; answers go to standard output."""
+    """Print a note on standard error; results go to standard output."""
     _errors.print(escape(text))
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, as_json: bool) -> None:
-    """One JSON array of objects, or a table."""
+    """Print rows as one JSON array of objects, or as a table."""
     if as_json:
         objects = [dict(zip(columns, row, strict=True)) for row in rows]
         sys.stdout.write(json.dumps(objects, default=str, ensure_ascii=False) + "\n")

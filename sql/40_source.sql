@@ -108,7 +108,7 @@ DECLARE
 BEGIN
     IF _expression ~ ';|--|/\*' THEN
         PERFORM _raise('syntax_error', format(
-            'text_expression "%s" contains ";", "--" or "/*": an expression and nothing else is expected', _expression));
+            'text_expression "%s" contains ";", "--" or "/*": expected an expression and nothing else', _expression));
     END IF;
     EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (LIKE %s) ON COMMIT DROP', _source);
     EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',

@@ -1,4 +1,4 @@
-"""What a migration must do to bring a database's rerankers to those declared on its models."""
+"""Autogeneration: the operations that bring a database's rerankers to the declared ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _is_installed(connection: Connection) -> bool:
 
 
 def _present(connection: Connection, schemas: set[str | None]) -> dict[str, dict[str, Any]]:
-    """Settings by name, of the rerankers over tables in the schemas that are compared."""
+    """Read the settings of the rerankers over tables in the schemas that are compared, by name."""
     default = connection.dialect.default_schema_name
     rows = connection.execute(
         text(
@@ -125,7 +125,7 @@ def _created(reranker: Reranker) -> CreateRerankerOp:
 def _models(
     declared: Iterable[Reranker], registered: Mapping[str, Model]
 ) -> Iterator[RegisterModelOp]:
-    """Models that are declared and not registered so. Others may be somebody else's, and stay."""
+    """Operations that register declared models. Other models may be somebody else's, and stay."""
     models = {model.name: model for reranker in declared for model in reranker.models}
     for name, model in models.items():
         present = registered.get(name)
@@ -142,7 +142,7 @@ def _registration(model: Model, former: RegisterModelOp | None = None) -> Regist
 
 
 def _is_registered(model: Model, present: Model) -> bool:
-    """Whether they are the same; a loader that was left out is the database's to choose."""
+    """Whether both are the same model; the database chooses a loader that is not given."""
     wanted = replace(
         model,
         loader=model.loader or present.loader,
@@ -182,7 +182,7 @@ def _changed(
 
 
 def _side(changes: Sequence[Row[Any]], side: str) -> dict[str, Any]:
-    """One side of the differences, in alter_reranker's words."""
+    """The settings of one side of the differences, as arguments of alter_reranker."""
     values = {
         change.setting: change.cleared_by
         if getattr(change, side) is None

@@ -1,4 +1,4 @@
-"""op.create_reranker and its kin, each one DDL element; op.install_pgrerank and its kin."""
+"""Operations of migrations: `op.create_reranker`, `op.install_pgrerank` and the like."""
 
 from __future__ import annotations
 

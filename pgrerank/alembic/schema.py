@@ -25,12 +25,12 @@ def run_upgrade(operations: Operations, since: str, version: str) -> None:
 
 
 def run_uninstall(operations: Operations) -> None:
-    """What `pgrerank uninstall` runs."""
+    """Drop the schema, as `pgrerank uninstall` does."""
     _run(operations, [SCRIPTS.uninstall])
 
 
 def _run(operations: Operations, files: Sequence[Traversable]) -> None:
-    """As one statement, and so in one transaction, whatever the migration's mode and driver.
+    """Run files as one statement, and so in one transaction, whatever the mode and the driver.
 
     asyncpg takes no script of several statements, and a colon or percent sign is no parameter's.
     """

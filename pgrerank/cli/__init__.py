@@ -1,4 +1,4 @@
-"""The command line: arguments and printing; what commands ask for is done elsewhere."""
+"""The command line. It reads arguments and prints results; other packages do the work."""
 
 import typer
 

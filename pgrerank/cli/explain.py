@@ -107,7 +107,7 @@ def explain(
 
 
 def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
-    """Ask, and read the documents' texts, at one state of the database."""
+    """Explain a search and read its documents' texts in one snapshot of the database."""
     with psycopg.connect(dsn, row_factory=dict_row) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -167,7 +167,7 @@ def _step(step: Step) -> Text:
 
 
 def _tokens(document: ExplainedDocument, heat: Heat) -> Iterator[Table | Text]:
-    """What answers the query's tokens, and the text with its tokens shaded."""
+    """Print which tokens answer the query's, and the text with its tokens shaded."""
     yield Text.assemble("\n", (f"{document['rank']}. key {document['key']}", "bold"))
     alignment = document["alignment"]
     if alignment is None:
@@ -192,7 +192,7 @@ def _shaded(piece: Stretch, heat: Heat) -> tuple[str, str]:
 
 
 def _harmless(text: str) -> str:
-    """A text without what would command a terminal."""
+    """Remove control characters, which a terminal would obey."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "�", text)
 
 

@@ -1,4 +1,4 @@
-"""The command `pgrerank measure`: a run in a file, by judgements."""
+"""The command `pgrerank measure`, which measures a run in a file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measure(
 
 
 def _qrels(name: str, split: str, dsn: str) -> Qrels:
-    """Judgements without queries serve here too: TREC's, in a file that is no .jsonl."""
+    """Read judgements; here TREC's, which have no texts of queries, are enough."""
     path = Path(name)
     if path.is_file() and path.suffix != ".jsonl":
         return judgements.read_trec_qrels(path)

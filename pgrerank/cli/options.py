@@ -1,4 +1,4 @@
-"""What the commands share: the program, and options."""
+"""Options that several commands have, and the program that they belong to."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ Measures = Annotated[
 
 
 def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's options as the arguments of a search; those of them that it has."""
+    """Pick from a command's options those that are arguments of a search."""
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "timeout", "blend"),
         *("stages", "keys", "generation", "strict"),

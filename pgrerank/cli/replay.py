@@ -1,4 +1,4 @@
-"""The command `pgrerank replay`: logged searches, asked again."""
+"""The command `pgrerank replay`, which runs logged searches again."""
 
 from __future__ import annotations
 

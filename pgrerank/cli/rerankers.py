@@ -1,4 +1,4 @@
-"""The commands for rerankers: make one, change it, fill it, ask it."""
+"""Commands that create, change, fill and search rerankers."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def alter(
 
 
 def _settings(context: typer.Context) -> dict[str, Any]:
-    """A command's options as arguments of the SQL function; only `dsn` is none of them."""
+    """Turn a command's options, all but `dsn`, into arguments of the SQL function."""
     given = {name: value for name, value in context.params.items() if name != "dsn"}
     return {"reranker": given.pop("name"), **given}
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
-    """A connection whose warnings are shown."""
+    """Open a connection whose warnings are printed."""
     connection = psycopg.connect(dsn, autocommit=True)
     connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
     return connection

@@ -223,7 +223,7 @@ def _kind(name: str) -> Kind:
 
 
 def _report(counted: dict[str, int], dropped: Counter[str], *, as_json: bool) -> None:
-    """Counts, and what was left out for which reason."""
+    """Print counts, and how many were left out for which reason."""
     rows: list[Sequence[Any]] = [*counted.items()]
     rows += [(f"dropped: {reason}", count) for reason, count in dropped.most_common() if count]
     if as_json:

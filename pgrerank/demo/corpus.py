@@ -1,4 +1,4 @@
-"""The corpus: what the running Python says of its own standard library."""
+"""The demo's corpus: the documentation of the running Python's standard library."""
 
 from __future__ import annotations
 

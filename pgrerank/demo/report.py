@@ -26,7 +26,7 @@ def show_sql(statement: str) -> None:
 def show_question(
     text: str, stages: Sequence[str], orders: Sequence[Sequence[str]], relevant: Mapping[str, int]
 ) -> None:
-    """The heads of the orders side by side; ● answers the question, ○ comes close."""
+    """Print the first documents of each order side by side; ● answers, ○ comes close."""
     table = Table(title=escape(text), title_justify="left", title_style="bold", box=None)
     table.add_column("", justify="right", style="dim")
     for stage in stages:
@@ -48,7 +48,7 @@ def _marked(key: str, relevant: Mapping[str, int]) -> str:
 
 
 def show_measures(questions: int, orders: Sequence[Order]) -> None:
-    """A row a stage: means over the questions, and the median time of a call up to it."""
+    """Print a row for each stage: means over the questions, and the median time of a call."""
     table = Table(
         title=f"{questions} questions, each judged by hand",
         title_justify="left",
@@ -65,7 +65,7 @@ def show_measures(questions: int, orders: Sequence[Order]) -> None:
 
 
 def show_end(dsn: str, *, kept: bool) -> None:
-    """How to go on."""
+    """Print what to try next."""
     query = "SELECT id, score, stage FROM pgrerank.stdlib_search('merge two dictionaries')"
     console.print()
     if kept:

@@ -1,4 +1,4 @@
-"""The main job on real text: Python's own documentation, real models, one SQL call a question."""
+"""Runs the demo: Python's own documentation, real models, one SQL call for each question."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
 
 
 def stop_demo(data: Path) -> bool:
-    """Stop what a run with `keep` left running; whether there was anything."""
+    """Stop what a run with `keep` left running; returns whether there was anything."""
     server = embedded.running(data / "postgres")
     if server is None:
         return False
@@ -74,7 +74,7 @@ def stop_demo(data: Path) -> bool:
 
 
 def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
-    """Schema, corpus, models, reranker: each only where it is not there yet."""
+    """Set up schema, corpus, models and reranker, each where it is missing."""
     schema.install(connection)
     entries = _corpus(limit)
     version = hashlib.sha256(repr(entries).encode()).hexdigest()
@@ -97,7 +97,7 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
 
 
 def _corpus(limit: int | None) -> list[Entry]:
-    """The whole corpus, or so many entries with the judged ones first."""
+    """Take the whole corpus, or a number of entries with the judged ones first."""
     entries = read_corpus()
     if limit:
         judged = {key for relevant in load_qrels().values() for key in relevant}
@@ -135,7 +135,7 @@ def _encode(dsn: str) -> None:
 
 
 def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
-    """All questions, a call each; the shown ones are printed, all are measured."""
+    """Ask each question by one call; print those that are shown, and measure all."""
     questions = [question for question in load_questions() if question.show or not brief]
     qrels = {question.id: load_qrels()[question.id] for question in questions}
     variant = Variant("stdlib")

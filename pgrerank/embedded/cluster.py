@@ -98,6 +98,6 @@ def _initdb(folder: Path, programs: Path, who: Account | None, password: str) ->
 
 
 def environment() -> dict[str, str]:
-    """Ours without libpq's variables, which would lead the server's programs astray."""
+    """This process's environment without libpq's variables, which would mislead the programs."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     return kept | {"LC_ALL": "C.UTF-8", "HOME": "/"}

@@ -1,4 +1,4 @@
-"""What the embedded server can be extended by: pgrerank itself, and its native kernel."""
+"""The extensions of the embedded server: pgrerank itself, and its native kernel."""
 
 from __future__ import annotations
 

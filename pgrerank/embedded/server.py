@@ -56,7 +56,7 @@ class EmbeddedServer:
 
     @property
     def socket_dsn(self) -> str:
-        """The same over the Unix socket."""
+        """URI over the Unix socket."""
         folder = quote(str(self.socket_folder), safe="")
         return f"postgresql://postgres:{quote(self.password)}@{folder}:{self.port}/postgres"
 
@@ -67,7 +67,7 @@ class EmbeddedServer:
         return self.dsn.removesuffix("postgres") + quote(name, safe="")
 
     def stop(self) -> None:
-        """Stop it: sessions are ended, data is safe. A temporary one leaves nothing behind."""
+        """Stop the server: sessions end, data is safe. A temporary one leaves nothing behind."""
         for number, seconds in ((signal.SIGINT, _STOP_SECONDS), (signal.SIGQUIT, 5)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

@@ -25,7 +25,7 @@ _SIZES = (5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)
 
 
 def grid(present: int, most: int, *, least: int = 0) -> list[int]:
-    """Sizes to look at: round ones up to the most, that one and the present one."""
+    """Choose the sizes to measure: round ones up to the largest, that one and the present one."""
     return sorted({size for size in _SIZES if least < size < most} | {present, most})
 
 
@@ -112,7 +112,7 @@ def _text(
 def points(
     sizes: Sequence[int], quality: Sequence[float], times: Sequence[float]
 ) -> list[DepthPoint]:
-    """A point a size."""
+    """Pair qualities and times by size."""
     return [
         DepthPoint(size=size, quality=good, ms=spent)
         for size, good, spent in zip(sizes, quality, times, strict=True)

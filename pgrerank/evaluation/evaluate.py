@@ -45,7 +45,7 @@ Connection = psycopg.Connection[Any]
 
 @contextlib.contextmanager
 def silently(_title: str) -> Any:
-    """A phase that shows nothing."""
+    """Stand in for a progress display that shows nothing."""
     yield lambda _done, _total: None
 
 
@@ -153,7 +153,7 @@ def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
 
 
 def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
-    """What the reranker is asked with: its own settings and the variant's in their place."""
+    """The settings of the measured searches: the reranker's own, replaced by the variant's."""
     reranker = read_reranker(connection, variant.reranker, variant.generation)
     own = {name: reranker.settings[name] for name in _SETTINGS}
     given = {name: value for name, value in variant.settings.items() if value is not None}
@@ -161,7 +161,7 @@ def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
 
 
 def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPoint]:
-    """How much of exact recall HNSW finds, by how wide it looks; on a part of the queries."""
+    """Measure which share of exact recall HNSW finds by ef_search, on a part of the queries."""
     queries = searched.judgements.queries
     some = {query: queries[query] for query in spread(list(queries), _EF_QUERIES)}
     found = []

@@ -1,4 +1,4 @@
-"""How alike two orders are, without judgements."""
+"""Measures how alike two orders are, without judgements."""
 
 from __future__ import annotations
 

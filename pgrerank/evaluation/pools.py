@@ -1,4 +1,4 @@
-"""What smaller sizes or a blend would make of candidates whose scores are known.
+"""Computes the order of other sizes or blends from scores that are known.
 
 A stage's score of a document depends on nothing but the two, so an order by fewer candidates, a
 smaller head or other weights needs no search: it is put together as sql/90_pool.sql does.
@@ -39,7 +39,7 @@ class Sizes:
     maxsim_bit_top: int | None = None
 
     def scored_by(self, stage: str) -> int | None:
-        """How many of the best so far the stage scores; None for all."""
+        """How many of the best candidates so far the stage scores; None for all."""
         return {"maxsim": self.maxsim_bit_top, "cross_encoder": self.maxsim_top}.get(stage)
 
 
@@ -51,17 +51,17 @@ class Pool:
     scores: dict[str, Scores]
 
     def before_head(self, sizes: Sizes, blend: Mapping[str, float] | None) -> NDArray[np.int64]:
-        """Places of the candidates in the order that the cross-encoder's head is taken of."""
+        """The candidates' places in the order whose head the cross-encoder reads."""
         return self._after("maxsim", sizes, blend)
 
     def order(self, sizes: Sizes, blend: Mapping[str, float] | None) -> list[str]:
-        """Keys, best first."""
+        """Rank the candidates: keys, best first."""
         return [self.keys[place] for place in self._after("cross_encoder", sizes, blend)]
 
     def _after(
         self, last: str, sizes: Sizes, blend: Mapping[str, float] | None
     ) -> NDArray[np.int64]:
-        """Each stage ranks the head that it scores; the rest follows as it stood before."""
+        """Rank the head by the stage's scores; the rest follows in its order before."""
         places = np.arange(min(sizes.candidates, len(self.keys)))
         stages = list(STAGES)
         for stage in stages[1 : stages.index(last) + 1]:
@@ -76,13 +76,13 @@ class Pool:
         return places
 
     def _best(self, places: NDArray[np.int64], values: Scores) -> NDArray[np.int64]:
-        """By value, the highest first; the lower key first where they are equal."""
+        """Sort by value, the highest first; of equal ones the lower key first."""
         keys = np.array([self.keys[place] for place in places], dtype=str)
         return places[np.lexsort((keys, -values))]
 
 
 def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
-    """The weighted sum of scores, each less its mean and divided by its standard deviation.
+    """Blend scores: the weighted sum of each stage's z-scores.
 
     The arrays are parallel. What has no score, no weight, or the same score for all, adds nothing
     (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). sql/90_pool.sql computes the same.

@@ -55,7 +55,7 @@ class Asked:
 
     @property
     def then(self) -> Answer:
-        """What it gave when it was logged."""
+        """The answer that was logged."""
         return self.search.then
 
     @property
@@ -83,7 +83,7 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of asking again.
+    """The result of a replay.
 
     `failed` counts searches that ended in an error now, by its kind; they are in nothing else.
     `measured` has the measures of both answers, by name, where there were judgements.
@@ -110,7 +110,7 @@ class Replay:
 
     @property
     def times(self) -> dict[str, Times]:
-        """By stage, in the order in which they run, `total` last; zeros for one that did not."""
+        """Times by stage in the order in which they run, `total` last; zeros if it did not run."""
         times = {}
         for stage in _PARTS:
             then = [one.then.times[stage] for one in self.asked if stage in one.then.times]
@@ -209,7 +209,7 @@ def _ask(
 
 
 def _judged(searches: Sequence[Search], judgements: Judgements) -> Qrels:
-    """Judgements by the id of the newest search of each judged query."""
+    """Pick judgements by the id of the newest search of each judged query."""
     known = {normal(text): query for query, text in judgements.queries.items()}
     newest: dict[str, Search] = {}
     for search in searches:

@@ -1,4 +1,4 @@
-"""What an evaluation found: plain values, as they are written to `evaluation.json`."""
+"""The results of an evaluation, as they are written to `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -144,5 +144,5 @@ class Evaluation(TypedDict):
 
 
 def tuning_of(evaluation: Evaluation) -> Tuning:
-    """What was found of sizes and weights; nothing where only the orders were measured."""
+    """The tuning of an evaluation; an empty one where only the orders were measured."""
     return evaluation["tuning"] or Tuning(depth={}, recommendations=[], blend=None, warnings=[])

@@ -1,4 +1,4 @@
-"""Whether a difference between two runs is more than chance."""
+"""Tests whether a difference between two runs is more than chance."""
 
 from __future__ import annotations
 

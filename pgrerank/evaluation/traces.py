@@ -1,4 +1,4 @@
-"""Searches with all their candidates: what every stage said of each, and how long it took."""
+"""Searches traced: the scores and times of every stage, for all candidates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trace:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Trace:
-        """As `pgrerank.trace` gives it."""
+        """Make a trace of the JSON that `pgrerank.trace` returns."""
         nothing = [None] * len(value["keys"])
         return cls(
             tuple(value["keys"]),
@@ -49,7 +49,7 @@ class Trace:
 
     @property
     def stages(self) -> list[str]:
-        """Those that ranked a candidate."""
+        """The stages that ranked a candidate."""
         return [stage for stage in STAGES if np.isfinite(self.ranks[stage]).any()]
 
     def order(self, stage: str) -> list[str]:
@@ -85,7 +85,7 @@ def ask(
 
 
 def spread(items: Sequence[str], number: int) -> list[str]:
-    """So many of them, evenly spread over the sequence."""
+    """Take so many of the items, evenly spread over the sequence."""
     if len(items) <= number:
         return list(items)
     return [items[round(place * (len(items) - 1) / (number - 1))] for place in range(number)]

@@ -1,4 +1,4 @@
-"""Which sizes and which blend serve a reranker best, on judged queries."""
+"""Finds the sizes and the blend that serve a reranker best, on judged queries."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _is_worth_it(gain: float, p: float) -> bool:
 
 @dataclass(frozen=True)
 class _Tuner:
-    """What all parts of a tuning look at: the searches, the stages that run, the present sizes."""
+    """What all parts of a tuning share: searches, stages that run, present sizes."""
 
     connection: Connection
     searched: Searched
@@ -109,7 +109,7 @@ class _Tuner:
     phase: Phase
 
     def pools(self, candidates: int, sizes: Sequence[Sizes]) -> dict[str, Pool]:
-        """Each query's candidates, with all the scores that some size or some weights ask for."""
+        """Complete each query's pool with the scores that any size or weights need."""
         with self.phase(f"recalling {candidates}") as progress:
             wide: Mapping[str, Trace] = ask(
                 self.connection,
@@ -137,7 +137,7 @@ class _Tuner:
         return pools
 
     def _heads(self, pools: Mapping[str, Pool], sizes: Sequence[Sizes]) -> dict[str, set[int]]:
-        """Places that the cross-encoder reads by some size, or by some weights."""
+        """The places that the cross-encoder reads for any of the sizes or weights."""
         asked = [(size, self.searched.settings["blend"]) for size in sizes]
         asked += [(self.present, weights) for weights in weights_to_try(self._blended)]
         return {
@@ -156,7 +156,7 @@ class _Tuner:
     def curve(
         self, pools: Mapping[str, Pool], setting: str, sizes: Sequence[Sizes]
     ) -> list[DepthPoint]:
-        """Quality and time by one setting."""
+        """Measure quality and time by one setting."""
         searched = self.searched
         quality = quality_by_size(
             pools,
@@ -175,7 +175,7 @@ class _Tuner:
         return points([getattr(size, setting) for size in sizes], list(quality), times)
 
     def blend(self, pools: Mapping[str, Pool]) -> tuple[BlendFound | None, list[str]]:
-        """The best weights of the stages that are blended, and why there are none."""
+        """Find the best weights of the blended stages, or say why there are none."""
         if len(self._blended) < 2:
             return None, []
         qrels, measure = self.searched.judgements.qrels, self.searched.measures[0]

@@ -1,4 +1,4 @@
-"""What is measured: a reranker, one of its generations, or one with other settings."""
+"""Names what is measured: a reranker, a generation of it, or one with other settings."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Variant:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of a search by name."""
+        """The search's arguments by name."""
         names = ("generation", *_NAMES)
         return {name: getattr(self, name) for name in names}
 
 
 def parse_variant(text: str) -> Variant:
-    """`NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=recall+maxsim`, or both.
+    """Parse `NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=recall+maxsim`, or both.
 
     `blend` is JSON: `NAME:blend={"maxsim":1,"cross_encoder":2}`. Raises SettingsError for another.
     """

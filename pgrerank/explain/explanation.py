@@ -1,4 +1,4 @@
-"""Why documents have their ranks: what `pgrerank.explain_search` says, with the texts to it."""
+"""Explanations: the rows of `pgrerank.explain_search`, with the documents' texts."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def time_parts(found: Explanation) -> list[tuple[str, str, float]]:
 
 
 def shown_time(value: float) -> str:
-    """A time as people want to read it."""
+    """Format milliseconds for people."""
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
 

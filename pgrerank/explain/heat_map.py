@@ -170,7 +170,7 @@ def _pieces(parts: list[Stretch], alignment: Alignment, heat: Heat) -> Iterator[
 
 
 def _tip(part: Stretch, alignment: Alignment) -> str:
-    """What is said of a token when one points at it."""
+    """The tooltip of a token."""
     if part.answers:
         answered = ", ".join(
             f"“{alignment['query'][place]}” ({alignment['scores'][place]:.3f})"

@@ -1,4 +1,4 @@
-"""A document's text in pieces, each as hot as it is close to the query."""
+"""Cuts a document's text into pieces, each as hot as it is close to the query."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Heat:
         self.least, self.most = min(values, default=0.0), max(values, default=0.0)
 
     def level(self, heat: float, levels: int) -> int:
-        """A heat as one of so many levels, from 0."""
+        """Round a heat to one of so many levels, from 0."""
         share = (heat - self.least) / ((self.most - self.least) or 1)
         return max(0, min(int(share * levels), levels - 1))
 
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
 
 
 def answers(alignment: Alignment) -> list[Answer]:
-    """Who answers the query's tokens, in their order."""
+    """List the answers to the query's tokens, in their order."""
     return [
         Answer(asked, alignment["tokens"][best], score)
         for asked, best, score in zip(

@@ -114,7 +114,7 @@ def _sources(folder: Traversable | None = None) -> list[tuple[str, bytes]]:
 
 @contextmanager
 def _built(pg_config: Path, source: Traversable | None = None) -> Iterator[Path]:
-    """A folder with the sources and what was built of them."""
+    """Build in a fresh copy of the sources; gives the folder."""
     version = pg_config_value(pg_config, "--version").split()[1]
     if (
         not Path(pg_config_value(pg_config, "--pgxs")).exists()
@@ -147,7 +147,7 @@ def _make(folder: Path, pg_config: Path, *targets: str) -> None:
 
 
 def _compiler(pg_config: Path) -> list[str]:
-    """Settings of make: the server's own compiler and flags, or what there is without its flags."""
+    """Choose make's settings: the server's compiler and flags, or another without its flags."""
     own = pg_config_value(pg_config, "--cc").split()[0]
     flags = pg_config_value(pg_config, "--cflags").split()
     named = os.environ.get("CC")
@@ -162,7 +162,7 @@ def _compiler(pg_config: Path) -> list[str]:
 
 
 def _accepts(compiler: str, flags: list[str]) -> bool:
-    """Whether the compiler takes the flags; a warning is no."""
+    """Whether the compiler takes the flags without a warning."""
     done = subprocess.run(  # noqa: S603
         [compiler, *flags, "-Werror", "-x", "c", "-c", "-o", os.devnull, "-"],
         input="extern int probe(void); int probe(void) { return 0; }\n",

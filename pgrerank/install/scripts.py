@@ -1,4 +1,4 @@
-"""The files of sql/: what makes the schema, what leads to it from an older release, and releases.
+"""The files of sql/: the schema, the upgrades to it, and the frozen releases.
 
 Numbered files are the current truth; each install and upgrade runs them all, and running them again
 changes nothing. `upgrades/OLD--NEW.sql` holds what is run once, before them. `releases/VERSION.sql`
@@ -66,7 +66,7 @@ class Scripts:
         return [*sorted({step.split("--")[0] for step in self._steps()}), self.version]
 
     def wrapped(self, files: list[Traversable]) -> list[Traversable]:
-        """The files with what goes before and after them; all belong into one transaction."""
+        """Put the files between `begin.sql` and `end.sql`; all run in one transaction."""
         return [self.folder / "begin.sql", *files, self.folder / "end.sql"]
 
     @property

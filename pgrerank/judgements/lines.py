@@ -1,4 +1,4 @@
-"""Files of lines: every bad line is named, and nothing is read until it is mended."""
+"""Reads files line by line; every bad line is reported, and then nothing is read."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def whole(value: str, column: int) -> int:
 
 
 def brief(value: Any) -> str:
-    """A value as messages show it: JSON, cut after 40 characters."""
+    """Show a value in a message: JSON, cut after 40 characters."""
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 40 else shown[:40] + "…"
 
 
 def normal(value: str) -> str:
-    """A text without what makes no difference between two: case and white space."""
+    """Normalise a text: fold case and white space, which make no difference."""
     return " ".join(value.casefold().split())
 
 

@@ -86,7 +86,7 @@ def load_set(connection: Connection, name: str) -> Judgements:
 
 
 def find(connection: Connection, name: str, split: str = "test") -> Judgements:
-    """Judgements by what a user calls them: a path as `read` takes it, or a set in the database.
+    """Find judgements by a path, as `read` takes it, or by the name of a set.
 
     Raises EvaluationError for a name that is neither, FileError for a malformed file.
     """

@@ -26,7 +26,7 @@ _PROBE = "probe"
 
 
 class _Made(NamedTuple):
-    """What became of one window; None for what the model doesn't make."""
+    """The vectors of one window; None for what the model doesn't make."""
 
     embedding: NDArray[np.float32] | None
     tokens: NDArray[np.float32] | None

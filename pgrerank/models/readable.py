@@ -1,4 +1,4 @@
-"""Which stretch of a text each token vector stands for, so that people can read an alignment."""
+"""Finds the stretch of text that each token vector stands for."""
 
 from __future__ import annotations
 

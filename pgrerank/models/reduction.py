@@ -30,7 +30,7 @@ class Reduction:
 
     @property
     def kind(self) -> Hashable:
-        """Equal for reductions that do the same, as long as both live."""
+        """A value that is equal for reductions that do the same, as long as both live."""
         return self.pool, id(self.matrix)
 
     def apply(self, tokens: Matrix, role: Role) -> Matrix:

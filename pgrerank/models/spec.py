@@ -1,4 +1,4 @@
-"""What a model is named, and what an encoder and a reranker promise."""
+"""The specification of a model, and the protocols of encoders and rerankers."""
 
 from __future__ import annotations
 

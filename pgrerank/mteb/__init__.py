@@ -1,4 +1,4 @@
-"""MTEB's tasks through pgrerank on a Postgres, and one's own judgements as a task of MTEB's."""
+"""Runs MTEB's tasks through pgrerank, and makes tasks of one's own judgements."""
 
 try:
     import mteb  # noqa: F401

@@ -100,7 +100,7 @@ def encode(dsn: str, reranker: str, on_progress: Callable[[int, int], None]) -> 
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Run it to its end, also where a loop runs already, as in notebooks."""
+    """Run a coroutine to its end, also where a loop runs already, as in notebooks."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Registered models as mteb wants to know them, and a worker to answer for them."""
+"""Metadata of registered models for mteb, and a worker that runs them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def model_meta(
 
 @contextlib.contextmanager
 def answering(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """An autocommit connection, whose calls a worker answers.
+    """Open an autocommit connection whose calls a worker answers.
 
     That is the worker which the database knows, whoever runs it. Where it knows none, one runs as a
     child of this process until the end of the block, and the database forgets it then. Raises

@@ -97,7 +97,7 @@ class PgrerankSearch:
         num_proc: int | None = None,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Have the corpus in its table, a reranker over it, and all of it encoded."""
+        """Load the corpus into a table, create a reranker over it, and encode it."""
         name = self._reranker(task_metadata, hf_split, hf_subset)
         version = tables.version_of(_documents(corpus))
         with psycopg.connect(self._dsn, autocommit=True) as connection:

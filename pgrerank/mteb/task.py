@@ -1,4 +1,4 @@
-"""One's own judgements as a retrieval task, for any model that mteb can run."""
+"""Makes a retrieval task of mteb from one's own judgements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _OwnTask(AbsTaskRetrieval):
         self.data_loaded = True
 
     def unload_data(self) -> None:
-        """Nothing: a task that had lost its data would look for them on a hub."""
+        """Keep the data: without it the task would look for it on a hub."""
 
 
 def retrieval_task(

@@ -84,7 +84,7 @@ def _render(element: _Call, compiler: DDLCompiler, **_: Any) -> str:
 
 
 def _literal(value: Any, compiler: DDLCompiler) -> ColumnElement[Any]:
-    """As psycopg quotes it: SQLAlchemy 2.0 doubles backslashes where it has no connection."""
+    """Quote as psycopg does: SQLAlchemy 2.0 doubles backslashes where it has no connection."""
     if isinstance(value, FromClause):
         value = compiler.preparer.format_table(value)
     elif isinstance(value, dict):

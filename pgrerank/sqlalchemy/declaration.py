@@ -49,7 +49,7 @@ class Model:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those that were given, by name."""
+        """The arguments that were given, by name."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given["options"] = None if self.options is None else dict(self.options)
         return {key: value for key, value in given.items() if value is not None}
@@ -197,7 +197,7 @@ def _name(model: Model | str | None) -> str | None:
 def _text(
     table: Table, text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
 ) -> dict[str, Any]:
-    """As text_columns, or as text_expression."""
+    """Turn the declared text into text_columns or text_expression."""
     if isinstance(text, Sequence) and not isinstance(text, str):
         return {"text_columns": [_column(table, column).name for column in text]}
     element = _element(text)

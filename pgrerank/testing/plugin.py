@@ -1,4 +1,4 @@
-"""The fixtures. Override `pgrerank_template` to have your tables in every test's database."""
+"""Pytest fixtures. Override `pgrerank_template` to have your tables in every test's database."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def pgrerank_dsn(
 
 @pytest.fixture
 def pgrerank_connection(pgrerank_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """An autocommit connection to it."""
+    """An autocommit connection to the test's database."""
     import psycopg
 
     with psycopg.connect(pgrerank_dsn, autocommit=True) as connection:

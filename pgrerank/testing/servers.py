@@ -1,4 +1,4 @@
-"""Which server tests run on: one that is named, one in Docker, or the embedded one."""
+"""Finds the server that tests run on: a named one, one in Docker, or the embedded one."""
 
 from __future__ import annotations
 

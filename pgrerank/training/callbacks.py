@@ -1,4 +1,4 @@
-"""What happens in between: progress is told, the loss's own weights are kept."""
+"""Trainer callbacks: report progress, and keep the loss's weights in checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 class Report(TrainerCallback):
-    """Tells the progress, in rows."""
+    """Reports progress, in rows."""
 
     def __init__(self, on_progress: Progress, batch_size: int) -> None:
         self._on_progress = on_progress

@@ -183,7 +183,7 @@ def _share_of_positives(rows: Any) -> float:
 
 
 def _check(settings: Settings, folder: Path) -> None:
-    """The saved model must be one that a worker can load."""
+    """Check that a worker can load the saved model."""
     loader: Any = LOADERS[settings.kind][0]
     spec = ModelSpec("trained", settings.kind, loader, str(folder))
     if settings.kind == "cross_encoder":

@@ -38,11 +38,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Better, and by more than chance."""
+        """Whether the new model is better, by more than chance."""
         return self.comparison.gain > 0 and self.comparison.p <= self.max_p
 
     def measures(self, *, forced: bool) -> dict[str, Any]:
-        """What is recorded with the registered model."""
+        """The measures that are stored with the registered model."""
         c = self.comparison
         return {
             "gate": {

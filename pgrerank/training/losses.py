@@ -1,4 +1,4 @@
-"""What is minimised, by kind of model and name; docs/explanation/fine-tuning.md has the formulas.
+"""Losses by kind of model and name; docs/explanation/fine-tuning.md has the formulas.
 
 Losses are sentence-transformers' own, but for `bce` of a late-interaction model, which it lacks.
 """
@@ -90,7 +90,7 @@ class MaxSimBinaryCrossEntropyLoss(nn.Module):
         return loss
 
     def get_config_dict(self) -> dict[str, Any]:
-        """For the model card."""
+        """The configuration, as the model card shows it."""
         return {"scale": self.logit.scale.item(), "bias": self.logit.bias.item()}
 
 

@@ -146,7 +146,7 @@ def _below(
     wanted: int,
     mined: Mined,
 ) -> list[Candidate]:
-    """Candidates that score no more than the limit; scores only as many as it takes."""
+    """Pick candidates that score no more than the limit, scoring no more than needed."""
     kept: list[Candidate] = []
     for start in range(0, len(candidates), wanted):
         part = candidates[start : start + wanted]

@@ -1,4 +1,4 @@
-"""One training run in one folder: what was asked, checkpoints, the model, its card."""
+"""The folder of a training run: settings, checkpoints, the model and its card."""
 
 from __future__ import annotations
 

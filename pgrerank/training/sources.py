@@ -1,4 +1,4 @@
-"""What training asks of a reranker: its recall, with the documents' texts."""
+"""Reads what training needs of a reranker: its candidates, with the documents' texts."""
 
 from __future__ import annotations
 

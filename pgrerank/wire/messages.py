@@ -95,7 +95,7 @@ def sasl_final(data: bytes) -> bytes:
 
 
 def welcome(session: Session, key: bytes, server_version: str) -> bytes:
-    """All that a client gets between its authentication and its first query."""
+    """The messages between a client's authentication and its first query."""
     # With the two …read_only/…standby values libpq needs no query for target_session_attrs.
     status = {
         "application_name": session.application_name,

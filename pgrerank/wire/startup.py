@@ -1,4 +1,4 @@
-"""From the first byte of a connection to a client that is known."""
+"""The start of a connection: TLS and authentication."""
 
 from __future__ import annotations
 

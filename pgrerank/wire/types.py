@@ -1,4 +1,4 @@
-"""The nouns that the wire server shares with the handlers it calls."""
+"""Types that the wire server shares with its handlers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ async def align(
 
 
 def alignment(query: ReadableTokens, document: ReadableTokens) -> dict[str, Any]:
-    """Who answers whom, by inner products rounded to 4 decimals; ties go to the first.
+    """The best matches in both directions, by inner products rounded to 4 decimals.
 
     `tokens` and `spans` are the document's, `heat` the largest product of each with any token of
     the query and `heat_from` that one's index; `best` and `scores` are for each token of the query

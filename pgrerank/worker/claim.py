@@ -1,4 +1,4 @@
-"""What `pgrerank.claim` gives a worker."""
+"""The documents that `pgrerank.claim` gives a worker."""
 
 from __future__ import annotations
 

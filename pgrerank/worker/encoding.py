@@ -16,7 +16,7 @@ from pgrerank.worker.lanes import Lane
 
 
 class Vectors(NamedTuple):
-    """What a text became: embedding float32 [dims], tokens float32 [count, dims]; or None."""
+    """A text's vectors: embedding float32 [dims], tokens float32 [count, dims]; or None."""
 
     embedding: NDArray[np.float32] | Any
     tokens: NDArray[np.float32] | Any

@@ -1,4 +1,4 @@
-"""Proof of life, for sessions that are about to connect to a worker."""
+"""The worker's heartbeat, for sessions that are about to connect to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVAL = 0.05
 
 
 async def beat(dsn: str, begun: asyncio.Event | None = None) -> None:
-    """Prove for ever that this event loop turns; sql/80_worker.sql says what sessions make of it.
+    """Prove for ever that this event loop turns; sql/80_worker.sql says how sessions read that.
 
     Run it in the loop that answers requests: a process that is stopped, or a loop that hangs,
     falls silent. A lost connection is opened again after a moment. `begun` is set after the first.

@@ -137,7 +137,7 @@ class Ingest:
         encoders: dict[str, Encoder],
         reduction: Reduction,
     ) -> None:
-        """All of them, or, where that fails, each alone: the one at fault is put aside."""
+        """Encode and store all documents; where that fails, each alone, so that one is at fault."""
         try:
             vectors = await self._encode(documents, encoders, reduction)
             await _store(connection, claim, documents, vectors)
@@ -153,7 +153,7 @@ class Ingest:
     async def _encode(
         self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction
     ) -> list[Vectors]:
-        """The vectors of each; none for a document without text."""
+        """Encode documents; one without a text has no vectors."""
         texts = {d.key: d.content for d in documents if d.content and d.content.strip()}
         vectors = await encode_texts(
             self._lane, encoders, "document", list(texts.values()), reduction, urgent=False
@@ -196,7 +196,7 @@ def _parts(
 
 
 def _vector_text(vector: NDArray[np.float32]) -> str:
-    """As pgvector reads it."""
+    """Format a vector as pgvector reads it."""
     return "[" + ",".join(map(repr, vector.tolist())) + "]"
 
 

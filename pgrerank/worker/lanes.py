@@ -38,7 +38,7 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Whether a caller still waits for the job."""
         return not (self.dropped or self.future.done())
 
     @property
@@ -47,14 +47,14 @@ class Job:
         return [place for place in range(len(self.items)) if place not in self.results]
 
     def expire(self) -> None:
-        """Tell who waits that it is too late, if it is."""
+        """Fail the job with a timeout if its deadline has passed."""
         if self.wanted and time.monotonic() >= self.deadline:
             self.future.set_exception(
                 RequestError("the deadline passed before the work was done", sqlstate="PGR02")
             )
 
     def finish(self) -> None:
-        """Hand over the results, if somebody still waits for them."""
+        """Hand over the results, if a caller still waits for them."""
         self.expire()
         if self.wanted:
             self.future.set_result([self.results[place] for place in range(len(self.items))])
@@ -75,7 +75,7 @@ class Lane:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """The number of jobs in the queue."""
         return sum(map(len, self._queues))
 
     async def submit(
@@ -186,10 +186,10 @@ class Lanes(NamedTuple):
 
     @classmethod
     def start(cls, *, capacity: int = 64) -> Lanes:
-        """Start one of each, for so many waiting requests."""
+        """Start all lanes, each for so many waiting requests."""
         return cls(*(Lane(name, capacity=capacity) for name in cls._fields))
 
     def close(self) -> None:
-        """End all of them."""
+        """End all lanes."""
         for lane in self:
             lane.close()

@@ -1,4 +1,4 @@
-"""What Postgres may ask a worker; docs/reference/protocol.md tells it to people."""
+"""The requests that Postgres sends; docs/reference/protocol.md describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions that Postgres asks at search time; what is scored comes with the request."""
+"""Answers Postgres's requests at search time; all that is scored comes with the request."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
 
 
 async def _check_direct(connection: psycopg.AsyncConnection[Any]) -> None:
-    """A pooler tells its clients process ids of its own making.
+    """Refuse a pooler, whose process ids are not the server's.
 
     Heartbeats and claims end with the session that they were made in, and a pooler hands the next
     statement to another one, or keeps the session when the worker is dead.

@@ -38,7 +38,7 @@ def worker_settings(
     register: bool = False,
     queue: int = 64,
 ) -> WorkerSettings:
-    """Settings from what the command line was given. Raises SettingsError."""
+    """Check the command line's settings. Raises SettingsError."""
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 65536):
         raise SettingsError(f"--listen is {listen!r}: HOST:PORT expected, such as 127.0.0.1:6432")

@@ -30,7 +30,9 @@ def save_bert(folder: Path, labels: int | None = None) -> Path:
     vocabulary += [f"##{character}" for character in characters]
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
-    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"), model_max_length=WINDOW)
+    tokenizer = transformers.BertTokenizer(
+        vocab={word: place for place, word in enumerate(vocabulary)}, model_max_length=WINDOW
+    )
     tokenizer.save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=len(vocabulary),

@@ -48,10 +48,11 @@ def _tokenizer(path: Path) -> None:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     vocabulary += [letter for letter in letters if letter not in vocabulary]
     vocabulary += ["##" + letter for letter in letters]
-    (path / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
     from transformers import BertTokenizerFast
 
-    BertTokenizerFast(str(path / "vocab.txt")).save_pretrained(path)
+    BertTokenizerFast(vocab={word: place for place, word in enumerate(vocabulary)}).save_pretrained(
+        path
+    )
     config = json.loads((path / "tokenizer_config.json").read_text("utf-8"))
     config["model_max_length"] = 64
     (path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")

@@ -1,4 +1,4 @@
-"""Bars by order: quality by measure, and time. Of two runs A's and B's bars are side by side."""
+"""Bar charts of quality and latency, one bar for each order; two runs stand side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two orders are to each other, query by query: of one evaluation, or of two."""
+"""Compares two orders query by query, of one evaluation or of two."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def final(evaluation: Evaluation) -> str:
 
 
 def contrast(evaluation: Evaluation, other: Evaluation | None) -> Contrast:
-    """The last order against the one that it is compared with; or B's last against A's.
+    """Compare the last order with the one before it, or B's last order with A's.
 
     Raises SettingsError where two evaluations can't be compared.
     """
@@ -115,7 +115,7 @@ def _worst_first(gains: list[Gain]) -> list[Gain]:
 
 
 def steps(evaluation: Evaluation, other: Evaluation, gains: list[Gain]) -> list[Step]:
-    """B against A after each order that both have, and at the end; `gains` are of both.
+    """Compare B with A after each order that both have, and at the end; `gains` are of both.
 
     p is by the paired randomisation test of :func:`pgrerank.evaluation.compare`.
     """

@@ -1,4 +1,4 @@
-"""Curves over the size of a stage: what quality it buys, and what time that costs."""
+"""Line charts over the size of a stage: quality, and milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the report writes numbers, and long texts."""
+"""Formats numbers and long texts for the report."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ __all__ = ["clipped", "milliseconds", "probability", "quality", "signed", "spoke
 
 
 def quality(value: float) -> str:
-    """A measure, to three places."""
+    """Format a measure, to three places."""
     return f"{value:.3f}"
 
 
 def signed(value: float) -> str:
-    """A change of a measure, with its sign, a true minus; nothing but noughts has none."""
+    """Format a change of a measure with its sign, a true minus; a zero has none."""
     text = f"{value:+.3f}"
     return text[1:] if text.strip("+-0.") == "" else text.replace("-", "−")
 
 
 def milliseconds(value: float) -> str:
-    """Three digits are enough."""
+    """Milliseconds, to three digits at most."""
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def probability(value: float) -> str:
-    """A p-value, to three places."""
+    """Format a p-value, to three places."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -34,7 +34,7 @@ def spoken(order: str) -> str:
 
 
 def clipped(text: str, columns: int) -> str:
-    """On one line and so wide at most, where East Asian characters take two columns."""
+    """Cut a text to one line of so many columns; East Asian characters take two."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     width = 0
     for place, character in enumerate(line):

@@ -68,7 +68,7 @@ def _setting(value: object) -> str:
 
 
 def _warnings(runs: Runs) -> list[str]:
-    """The evaluations' own, and that not all queries are in both."""
+    """Collect the evaluations' warnings, and one if not all queries are in both."""
     texts: dict[str, list[str]] = {}
     for name, run in runs.items():
         for text in run["warnings"]:

@@ -1,4 +1,4 @@
-"""Evaluations that were written to a file, held against their types."""
+"""Reads evaluations from files and checks their types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which queries the page shows in full, and what of them."""
+"""Chooses the queries that the page shows in full."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Group(NamedTuple):
 
 
 def groups(runs: Runs, found: Contrast) -> list[Group]:
-    """What lost most, then what ends lowest, then what gained most; no query comes twice."""
+    """Group the queries that lost most, end lowest and gained most; none comes twice."""
     what = "B" if len(runs) > 1 else spoken(found.after)
     lowest = sorted(found.gains, key=lambda gain: (gain.after, gain.found["id"]))
     if found.before is None:

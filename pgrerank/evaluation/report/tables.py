@@ -1,4 +1,4 @@
-"""The report's numbers as CSV: UTF-8, a header, one row a line; in a comparison by run, A and B."""
+"""Writes the report's numbers as CSV, in UTF-8 with a header; a comparison has a column `run`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measure_names(runs: Runs) -> list[str]:
 
 
 def write_stages(runs: Runs, file: Path) -> None:
-    """A row an order: measures' means, milliseconds, and the gain over the order before."""
+    """Write a row for each order: means, milliseconds, and the gain over the order before."""
     measures = measure_names(runs)
     rows = []
     for name, run in runs.items():
@@ -34,7 +34,7 @@ def write_stages(runs: Runs, file: Path) -> None:
 
 
 def write_depth(runs: Runs, file: Path) -> None:
-    """A row a size of a setting: quality and a call's milliseconds."""
+    """Write a row for each size of a setting: quality, and a call's milliseconds."""
     _write(
         [
             {"run": name, "setting": setting, **point}
@@ -47,7 +47,7 @@ def write_depth(runs: Runs, file: Path) -> None:
 
 
 def write_queries(runs: Runs, found: Contrast, file: Path) -> None:
-    """A row a query, worst first: quality after each order, and what it gained."""
+    """Write a row for each query, worst first: quality after each order, and the gain."""
     rows = []
     for gain in found.gains:
         row: dict[str, object] = {"id": gain.found["id"], "query": gain.found["query"]}
@@ -70,7 +70,7 @@ def _write(rows: Sequence[Mapping[str, object]], file: Path) -> None:
 
 
 def run_title(runs: Runs, name: str) -> str:
-    """What a run is called where there are two: its letter, and what it was."""
+    """Title a run of a comparison: its letter and its label."""
     run = runs[name]
     parts = [run["label"] or run["reranker"]]
     if len({other["label"] or other["reranker"] for other in runs.values()}) == 1:

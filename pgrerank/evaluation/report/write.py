@@ -43,7 +43,7 @@ def write_report(
 
 
 def _write_numbers(runs: tables.Runs, gains: Contrast, folder: Path) -> Iterator[Path]:
-    """First of all what was measured, then its tables."""
+    """Write what was measured, and tables of it."""
     for name, run in zip((FILE, "other.json"), runs.values(), strict=False):
         text = json.dumps(run, ensure_ascii=False, indent=1)
         yield _write(folder / name, text + "\n")

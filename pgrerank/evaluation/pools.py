@@ -23,7 +23,11 @@ __all__ = ["Pool", "Sizes", "blended", "complete", "pool_of"]
 
 Scores = NDArray[np.float64]
 _NOISE = 1e-12
-"""What rounding may leave of the deviation of equal scores; numeric sums in SQL leave nothing."""
+"""The share of the largest score below which a deviation counts as 0.
+
+Scores are of Postgres's type real, so that the sums that stddev_pop makes in float8 are exact and the
+deviation of equal ones is 0; NumPy rounds their mean.
+"""
 
 
 @dataclass(frozen=True)

@@ -44,21 +44,21 @@ class Logit(nn.Module):
 
     bias: nn.Parameter
     scale: nn.Parameter
-    settled: Tensor
+    is_initialised: Tensor
 
     def __init__(self, scale: float, positives: float) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.bias = nn.Parameter(torch.tensor(0.0))
         self.prior = math.log(positives / (1 - positives))
-        self.register_buffer("settled", torch.tensor(False))
+        self.register_buffer("is_initialised", torch.tensor(False))
 
     def forward(self, similarity: Tensor) -> Tensor:
         """Logits of the similarities' shape."""
-        if not self.settled:
+        if not self.is_initialised:
             with torch.no_grad():
                 self.bias.fill_(self.prior - (self.scale * similarity).mean())
-                self.settled.fill_(True)
+                self.is_initialised.fill_(True)
         return self.scale * similarity + self.bias
 
 

@@ -2,13 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lowest lint bench clean
 
 demo: .venv/ready  ## the main job on real text, with real models
 	$(BIN)/pgrerank demo $(ARGS)
 
 test: .venv/ready  ## all tests; ARGS="-k search" for some
 	$(BIN)/pytest -n 2 --dist loadscope $(ARGS)
+
+test-lowest:  ## all tests, with the lowest versions that pyproject.toml allows; Typer's own page differs
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		-c constraints.txt -e '.[dev]'
+	.venv-lowest/bin/pytest -n 2 --dist loadscope \
+		--deselect tests/test_docs.py::test_the_cli_reference_is_what_the_commands_say $(ARGS)
 
 lint: .venv/ready  ## formatting, spelling, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -24,7 +32,7 @@ bench: .venv/ready  ## side-by-side measurements
 	$(BIN)/python benchmarks/maxsim.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

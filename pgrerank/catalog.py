@@ -8,10 +8,11 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import class_row, dict_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from pgrerank.errors import CatalogError, ModelError
+from pgrerank.install.schema import check_version
 from pgrerank.models import Kind, Loader, ModelSpec, load_encoder, load_reranker
 from pgrerank.models.spec import LOADERS
 
@@ -113,12 +114,14 @@ def fetch_one(cursor: psycopg.Cursor[Any]) -> Any:
 def read_reranker(connection: Connection, name: str, generation: int | None = None) -> Reranker:
     """The reranker of that name, as of the generation in use or the one given.
 
-    Raises psycopg.errors.UndefinedObject where there is no such reranker or generation.
+    Raises psycopg.errors.UndefinedObject where there is no such reranker or generation, and
+    InstallError where the schema is of another version than this package.
     """
     rows = (
-        connection.cursor(row_factory=class_row(Reranker))
+        connection.cursor(row_factory=dict_row)
         .execute(
-            "SELECT r.name, r.source::text AS table, r.key_column::text AS key_column,"
+            "SELECT pgrerank.schema_version() AS version, r.name, r.source::text AS table,"
+            " r.key_column::text AS key_column,"
             " r.key_type::text AS key_type, coalesce(%(generation)s, r.generation) AS generation,"
             " pgrerank.settings(r.name, coalesce(%(generation)s, r.generation)) AS settings"
             " FROM pgrerank.rerankers r WHERE r.name = %(name)s",
@@ -128,7 +131,9 @@ def read_reranker(connection: Connection, name: str, generation: int | None = No
     )
     if not rows:
         connection.execute("SELECT pgrerank.settings(%s)", (name,))  # says which there are
-    return rows[0]
+    [row] = rows
+    check_version(row.pop("version"), connection.info.dbname)
+    return Reranker(**row)
 
 
 def read_texts(

@@ -10,6 +10,7 @@ from tests.helpers.workers import wait_for, worker
 pytest.importorskip("langchain_core")
 from langchain_core.runnables import RunnableLambda
 
+from pgrerank.errors import InstallError
 from pgrerank.langchain import PgrerankRetriever
 
 
@@ -27,6 +28,15 @@ def retriever(dsn, db, source, tiny_models, tmp_path):
             exclude=["tenant", "published", "extra"],
             k=2,
         )
+
+
+def test_a_schema_of_another_version_is_refused(db, retriever):
+    db.execute(
+        "CREATE OR REPLACE FUNCTION pgrerank.schema_version() RETURNS text LANGUAGE sql IMMUTABLE"
+        " SET search_path FROM CURRENT AS $$ SELECT '7.1.0' $$"
+    )
+    with pytest.raises(InstallError, match=r"has pgrerank 7\.1\.0, this package is"):
+        retriever.invoke("an exhausted pool")
 
 
 def test_documents_come_best_first_with_what_the_search_says(db, retriever):

@@ -25,8 +25,8 @@ Scores = NDArray[np.float64]
 _NOISE = 1e-12
 """The share of the largest score below which a deviation counts as 0.
 
-Scores are of Postgres's type real, so that the sums that stddev_pop makes in float8 are exact and the
-deviation of equal ones is 0; NumPy rounds their mean.
+Scores are of Postgres's type real, so that the sums that stddev_pop makes in float8 are exact and
+the deviation of equal ones is 0; NumPy rounds their mean.
 """
 
 

@@ -68,7 +68,7 @@ def installed_version(connection: psycopg.Connection[Any]) -> str | None:
 
 
 def check_version(present: str | None, database: str) -> None:
-    """See that a worker of this package fits a database's schema, by major and minor version.
+    """See that this package fits a database's schema, by major and minor version.
 
     Raises InstallError, saying which of the two to bring up to date.
     """
@@ -82,7 +82,7 @@ def check_version(present: str | None, database: str) -> None:
             else f"run pip install 'pgrerank[worker]=={theirs[0]}.{theirs[1]}.*'"
         )
         raise InstallError(
-            f"database {database} has pgrerank {present}, this worker is of {VERSION}: {remedy}"
+            f"database {database} has pgrerank {present}, this package is {VERSION}: {remedy}"
         )
 
 

@@ -118,33 +118,33 @@ def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
         )
 
 
-def _print(found: Explanation, aligned: int) -> None:
-    parts = [f"{name} {shown_time(ms)}" for _, name, ms in time_parts(found)]
+def _print(explanation: Explanation, aligned: int) -> None:
+    parts = [f"{name} {shown_time(ms)}" for _, name, ms in time_parts(explanation)]
     if parts:
-        total = shown_time(found["times"].get("total", 0))
+        total = shown_time(explanation["times"].get("total", 0))
         console.print(Text(" + ".join(parts) + " = " + total))
-    if found["degraded"]:
-        console.print(Text(f"degraded: {found['reason']}", "bold red"))
-    if not found["documents"]:
+    if explanation["degraded"]:
+        console.print(Text(f"degraded: {explanation['reason']}", "bold red"))
+    if not explanation["documents"]:
         console.print("no document was found")
         return
     console.print()
-    console.print(_ranks(found))
-    heat = Heat(found)
-    for document in found["documents"][:aligned]:
+    console.print(_ranks(explanation))
+    heat = Heat(explanation)
+    for document in explanation["documents"][:aligned]:
         for part in _tokens(document, heat):
             console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
 
 
-def _ranks(found: Explanation) -> Table:
-    through = stages_of(found)
+def _ranks(explanation: Explanation) -> Table:
+    through = stages_of(explanation)
     table = Table(box=None, pad_edge=False, header_style="bold", expand=console.is_terminal)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("key", overflow="fold")
     for name in through.values():
         table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
-    for document in found["documents"]:
+    for document in explanation["documents"]:
         table.add_row(
             str(document["rank"]),
             Text(document["key"]),

@@ -100,13 +100,13 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def pg_config_path(given: Path | None) -> Path:
     """The pg_config that was named, or that on the PATH."""
-    found = given or shutil.which("pg_config")
-    if found is None:
+    path = given or shutil.which("pg_config")
+    if path is None:
         raise KernelError(
             "no pg_config on the PATH: give the server's, such as"
             " --pg-config /usr/lib/postgresql/18/bin/pg_config"
         )
-    return Path(found)
+    return Path(path)
 
 
 def print_cursor(cursor: psycopg.Cursor[Any], *, as_json: bool) -> None:

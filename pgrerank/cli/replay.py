@@ -84,26 +84,26 @@ def replay(
             _print(replayed, changed)
 
 
-def _summary(found: Replay) -> dict[str, Any]:
+def _summary(replay: Replay) -> dict[str, Any]:
     return {
-        "searches": len(found.asked),
-        "overlap": found.overlap,
-        "same_first": found.same_first,
-        "rank_biased_overlap": found.rank_biased_overlap,
+        "searches": len(replay.asked),
+        "overlap": replay.overlap,
+        "same_first": replay.same_first,
+        "rank_biased_overlap": replay.rank_biased_overlap,
         "degraded": {
-            "then": sum(one.then.degraded for one in found.asked),
-            "now": sum(one.now.degraded for one in found.asked),
+            "then": sum(one.then.degraded for one in replay.asked),
+            "now": sum(one.now.degraded for one in replay.asked),
         },
-        "failed": dict(found.failed),
-        "milliseconds": {stage: times._asdict() for stage, times in found.times.items()},
+        "failed": dict(replay.failed),
+        "milliseconds": {stage: times._asdict() for stage, times in replay.times.items()},
         "measures": {
             name: {"then": c.before, "now": c.after, "gain": c.gain, "p": c.p, "queries": c.queries}
-            for name, c in found.measured.items()
+            for name, c in replay.measured.items()
         },
     }
 
 
-def _changed(found: Replay, count: int, *, texts: bool) -> list[dict[str, Any]]:
+def _changed(replay: Replay, count: int, *, texts: bool) -> list[dict[str, Any]]:
     return [
         {
             "id": one.search.id,
@@ -113,31 +113,31 @@ def _changed(found: Replay, count: int, *, texts: bool) -> list[dict[str, Any]]:
             "first_then": next(iter(one.then.keys), None),
             "first_now": next(iter(one.now.keys), None),
         }
-        for one in found.most_changed(count)
+        for one in replay.most_changed(count)
     ]
 
 
-def _print(found: Replay, changed: list[dict[str, Any]]) -> None:
-    degraded = _summary(found)["degraded"]
+def _print(replay: Replay, changed: list[dict[str, Any]]) -> None:
+    degraded = _summary(replay)["degraded"]
     rows = [
-        ("searches asked again", str(len(found.asked))),
-        ("documents in both answers", f"{found.overlap:.1%}"),
-        ("the same first document", f"{found.same_first:.1%}"),
-        ("rank-biased overlap (p = 0.9)", f"{found.rank_biased_overlap:.3f}"),
+        ("searches asked again", str(len(replay.asked))),
+        ("documents in both answers", f"{replay.overlap:.1%}"),
+        ("the same first document", f"{replay.same_first:.1%}"),
+        ("rank-biased overlap (p = 0.9)", f"{replay.rank_biased_overlap:.3f}"),
         ("degraded then, and now", f"{degraded['then']}, {degraded['now']}"),
     ]
     print_rows(["", "value"], rows, as_json=False)
-    for kind, count in found.failed.most_common():
+    for kind, count in replay.failed.most_common():
         note(f"searches that end in an error now, and are left out ({kind}): {count}")
     columns = ["ms", "p50 then", "p50 now", "p95 then", "p95 now"]
     times = [
         (stage, *(f"{side[part]:.1f}" for part in ("p50", "p95") for side in (t.then, t.now)))
-        for stage, t in found.times.items()
+        for stage, t in replay.times.items()
     ]
     _section(columns, times)
-    gains = [(name, c.before, c.after, c.gain, c.p) for name, c in found.measured.items()]
+    gains = [(name, c.before, c.after, c.gain, c.p) for name, c in replay.measured.items()]
     if gains:
-        judged = next(iter(found.measured.values())).queries
+        judged = next(iter(replay.measured.values())).queries
         _section([f"{judged} judged queries", "then", "now", "gain", "p"], gains)
     _section(list(changed[0]) if changed else [], [tuple(row.values()) for row in changed])
 

@@ -144,12 +144,12 @@ def evaluate(
 
 def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
     """The run of each order, by its name."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for order in orders:
         exact = order["stage"] == "exact_recall"
         traces, stage = (searched.exact, "recall") if exact else (searched.traces, order["stage"])
-        found[order["name"]] = {query: trace.order(stage) for query, trace in traces.items()}
-    return found
+        runs[order["name"]] = {query: trace.order(stage) for query, trace in traces.items()}
+    return runs
 
 
 def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:

@@ -26,16 +26,16 @@ def measure_queries(qrels: Qrels, run: Run, measures: Sequence[str]) -> dict[str
     with extra("evaluation", "measuring"):
         import ir_measures
     try:
-        wanted = {ir_measures.parse_measure(name): name for name in measures}
+        names = {ir_measures.parse_measure(name): name for name in measures}
     except (NameError, ValueError, SyntaxError) as error:
         raise SettingsError(f"measures {', '.join(measures)}: {error}") from error
     scored = {
         query: {key: -float(place) for place, key in enumerate(keys)} for query, keys in run.items()
     }
     judged = {query: dict(relevance) for query, relevance in qrels.items()}
-    found: dict[str, dict[str, float]] = {
-        name: dict.fromkeys(judged, 0.0) for name in wanted.values()
+    values: dict[str, dict[str, float]] = {
+        name: dict.fromkeys(judged, 0.0) for name in names.values()
     }
-    for metric in ir_measures.iter_calc(list(wanted), judged, scored):
-        found[wanted[metric.measure]][metric.query_id] = float(metric.value)
-    return found
+    for metric in ir_measures.iter_calc(list(names), judged, scored):
+        values[names[metric.measure]][metric.query_id] = float(metric.value)
+    return values

@@ -99,7 +99,7 @@ def percentiles(values: Iterable[float]) -> Milliseconds:
 
 def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
     """A sentence for each stage that makes the order worse, or gains no more than chance may."""
-    found = []
+    sentences = []
     for before, order in itertools.pairwise(orders):
         gain, p = order["gain"] or 0.0, order["p"] or 0.0
         if order["stage"] == "recall" or (gain >= 0 and p <= MAX_P):
@@ -107,14 +107,14 @@ def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
         change = f"{measure} {before['measures'][measure]:.4f} before it"
         change += f", {order['measures'][measure]:.4f} after (p = {p:.3f})"
         if gain < 0:
-            found.append(
+            sentences.append(
                 f"{order['name']} hurts: {change}, worse on {order['worse']} of {queries} queries"
                 f" and better on {order['better']}: leave it out, or blend it (pgrerank tune)"
             )
         else:
             spent = f"{order['stage_ms']['p50']:.0f} ms"
-            found.append(
+            sentences.append(
                 f"{order['name']} may gain nothing: {change}, for {spent} a call: judge more"
                 " queries to know, or leave it out"
             )
-    return found
+    return sentences

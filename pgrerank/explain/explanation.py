@@ -103,10 +103,10 @@ def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
     )
 
 
-def time_parts(found: Explanation) -> list[tuple[str, str, float]]:
+def time_parts(explanation: Explanation) -> list[tuple[str, str, float]]:
     """The stages that took time, in their order: stage, name, milliseconds; then the rest."""
     names = {"encode_query": "encoding the query"} | _LABELS
-    times = found["times"]
+    times = explanation["times"]
     parts = [(stage, name, times[stage]) for stage, name in names.items() if times.get(stage)]
     rest = times.get("total", 0) - sum(ms for _, _, ms in parts)
     return [*parts, ("rest", "the rest", rest)] if rest > 0 else parts
@@ -126,12 +126,12 @@ class Step(NamedTuple):
     change: int
 
 
-def stages_of(found: Explanation) -> dict[str, str]:
+def stages_of(explanation: Explanation) -> dict[str, str]:
     """The stages that ranked any of the documents, with what people call them.
 
     In place of recall, full text or the caller's keys may have made the candidates.
     """
-    documents = found["documents"]
+    documents = explanation["documents"]
     names = {
         stage: name
         for stage, name in _LABELS.items()

@@ -38,31 +38,33 @@ _HOVERED = 64
 _BEGINNING = 120
 
 
-def heat_map(found: Explanation) -> str:
+def heat_map(explanation: Explanation) -> str:
     """An explanation as HTML: times, ranks after each stage, and the documents' tokens.
 
     Raises MissingExtraError where Jinja is not installed.
     """
     environment = _environment()
-    times, heat, through = _times(found), Heat(found), stages_of(found)
-    aligned = [document["alignment"] for document in found["documents"] if document["alignment"]]
+    times, heat, through = _times(explanation), Heat(explanation), stages_of(explanation)
+    aligned = [
+        document["alignment"] for document in explanation["documents"] if document["alignment"]
+    ]
     asked = min(max((len(one["query"]) for one in aligned), default=0), _HOVERED)
     style = environment.get_template("heat_map.css.jinja").render(
         colours=_part_colours(), levels=_LEVELS, hovered=asked
     )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("heat_map.html.jinja").render(
-        found=found,
+        found=explanation,
         style=style,
         style_hash=f"sha256-{digest}",
         times=times,
-        total=shown_time(found["times"].get("total", 0)),
+        total=shown_time(explanation["times"].get("total", 0)),
         stages=through,
         aligned=bool(aligned),
         levels=_LEVELS,
         least=heat.least,
         most=heat.most,
-        documents=[_document(document, through, heat) for document in found["documents"]],
+        documents=[_document(document, through, heat) for document in explanation["documents"]],
     )
 
 
@@ -98,8 +100,8 @@ class _Part(NamedTuple):
     width: float
 
 
-def _times(found: Explanation) -> list[_Part]:
-    parts = time_parts(found)
+def _times(explanation: Explanation) -> list[_Part]:
+    parts = time_parts(explanation)
     whole = sum(ms for _, _, ms in parts) or 1
     made, begin = [], 0.0
     for stage, name, ms in parts:

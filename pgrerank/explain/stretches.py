@@ -12,10 +12,10 @@ __all__ = ["Answer", "Heat", "Stretch", "answers", "outside", "stretches"]
 class Heat:
     """One scale for all documents of an explanation, so that a document that is none stays pale."""
 
-    def __init__(self, found: Explanation) -> None:
+    def __init__(self, explanation: Explanation) -> None:
         values = [
             heat
-            for document in found["documents"]
+            for document in explanation["documents"]
             for heat in (document["alignment"] or {"heat": []})["heat"]
         ]
         self.least, self.most = min(values, default=0.0), max(values, default=0.0)

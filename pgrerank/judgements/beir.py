@@ -78,19 +78,19 @@ def add(qrels: dict[str, dict[str, int]], query: str, key: str, relevance: int) 
 
 
 def _by_id(path: Path, value: Callable[[Mapping[str, Any]], _Value]) -> dict[str, _Value]:
-    found: dict[str, _Value] = {}
+    values: dict[str, _Value] = {}
 
     def read(_number: int, line: str) -> None:
         row = json_object(line)
         if "_id" not in row:
             raise ValueError("field '_id' is missing")
         identifier = str(row["_id"])
-        if identifier in found:
+        if identifier in values:
             raise ValueError(f"field '_id': {identifier!r} is further up already")
-        found[identifier] = value(row)
+        values[identifier] = value(row)
 
     read_lines(path, read)
-    return found
+    return values
 
 
 def _string(row: Mapping[str, Any], name: str, default: str | None = None) -> str:

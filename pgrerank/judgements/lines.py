@@ -97,9 +97,9 @@ def normal(value: str) -> str:
 
 def _decoded(number: int, line: bytes) -> str:
     try:
-        found = line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"column {error.start + 1}: not UTF-8") from error
     if number == 1:
-        found = found.removeprefix(codecs.BOM_UTF8.decode())
-    return found.removesuffix("\n").removesuffix("\r")
+        text = text.removeprefix(codecs.BOM_UTF8.decode())
+    return text.removesuffix("\n").removesuffix("\r")

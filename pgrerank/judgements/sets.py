@@ -177,6 +177,6 @@ def _sets(connection: Connection, name: str | None = None) -> list[QrelsSet]:
 
 
 def _unknown(connection: Connection, name: str) -> EvaluationError:
-    names = ", ".join(repr(found.name) for found in _sets(connection))
+    names = ", ".join(repr(qrels_set.name) for qrels_set in _sets(connection))
     others = f"; there are {names}" if names else ", nor any others: pgrerank qrels load reads some"
     return EvaluationError(f"there are no judgements named {name!r}{others}")

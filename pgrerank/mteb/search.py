@@ -125,7 +125,7 @@ class PgrerankSearch:
     ) -> RetrievalOutputType:
         """Scores by query id and document id, see :func:`ordered`; one SQL call for each query."""
         name = self._reranker(task_metadata, hf_split, hf_subset)
-        found: RetrievalOutputType = {}
+        scores_by_query: RetrievalOutputType = {}
         with (
             answering(self._dsn) as connection,
             _progress("asking", "queries", encode_kwargs) as progress,
@@ -136,9 +136,9 @@ class PgrerankSearch:
                 if top_ranked is not None:
                     keys = list(top_ranked.get(row["id"], []))
                     call |= {"keys": keys, "top_k": top_k}
-                found[row["id"]] = ordered(_ask(connection, name, call))
-                progress(len(found), len(queries))
-        return found
+                scores_by_query[row["id"]] = ordered(_ask(connection, name, call))
+                progress(len(scores_by_query), len(queries))
+        return scores_by_query
 
     def _reranker(self, task: TaskMetadata, split: str, subset: str) -> str:
         settings = sorted(self._settings.items())

@@ -127,8 +127,8 @@ def search(
 
     Raises ArgumentError when the table has no reranker, or several and none is named.
     """
-    found = source if isinstance(source, Reranker) else _find(table_of(source), reranker)
-    key = _key(found.table)
+    declared = source if isinstance(source, Reranker) else _find(table_of(source), reranker)
+    key = _key(declared.table)
     given: dict[str, Any] = {
         "query": query,
         "top_k": top_k,
@@ -152,7 +152,7 @@ def search(
     }
     if keys is not None:
         arguments["keys"] = _keys(keys, key)
-    return _rows(found, key, arguments)
+    return _rows(declared, key, arguments)
 
 
 def _rows(reranker: Reranker, key: Column[Any], arguments: Mapping[str, Any]) -> Search:

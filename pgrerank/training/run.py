@@ -60,11 +60,11 @@ class Folder:
         """Take the folder for this run; raises TrainingError when it holds something else."""
         note = self.path / ASKED
         if note.exists():
-            found = json.loads(note.read_text("utf-8"))
-            other = sorted(name for name in self.asked if found.get(name) != self.asked[name])
+            present = json.loads(note.read_text("utf-8"))
+            other = sorted(name for name in self.asked if present.get(name) != self.asked[name])
             if other:
                 raise TrainingError(
-                    f"{self.path} holds a run with {other[0]} {found.get(other[0])!r}, not"
+                    f"{self.path} holds a run with {other[0]} {present.get(other[0])!r}, not"
                     f" {self.asked[other[0]]!r}: give another folder, or delete this one"
                 )
             if (self.path / REPORT).exists():
@@ -78,11 +78,11 @@ class Folder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; a half-written one, of a killed run, is passed over."""
-        found = sorted(
+        checkpoints = sorted(
             self.checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
         )
-        whole = [path for path in found if (path / WHOLE).exists()]
-        for path in found:
+        whole = [path for path in checkpoints if (path / WHOLE).exists()]
+        for path in checkpoints:
             if path not in whole:
                 shutil.rmtree(path)
         return whole[-1] if whole else None

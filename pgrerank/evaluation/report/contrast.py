@@ -69,20 +69,20 @@ def contrast(evaluation: Evaluation, other: Evaluation | None) -> Contrast:
     last = evaluation["orders"][-1]
     after, before = last["name"], last["against"]
     gains = [
-        Gain(found, found["quality"][before or after], found["quality"][after])
-        for found in evaluation["per_query"]
+        Gain(finding, finding["quality"][before or after], finding["quality"][after])
+        for finding in evaluation["per_query"]
     ]
     return Contrast(before, after, _worst_first(gains))
 
 
 def _between(evaluation: Evaluation, other: Evaluation) -> Contrast:
     _check_alike(evaluation, other)
-    theirs = {found["id"]: found for found in other["per_query"]}
+    theirs = {finding["id"]: finding for finding in other["per_query"]}
     before, after = final(evaluation), final(other)
     gains = [
-        Gain(found, found["quality"][before], second["quality"][after], second)
-        for found in evaluation["per_query"]
-        if (second := theirs.get(found["id"]))
+        Gain(finding, finding["quality"][before], second["quality"][after], second)
+        for finding in evaluation["per_query"]
+        if (second := theirs.get(finding["id"]))
     ]
     if not gains:
         raise SettingsError(

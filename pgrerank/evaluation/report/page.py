@@ -18,7 +18,7 @@ from pgrerank.palette import PALETTE
 _SETTING_COLUMNS = 120
 
 
-def page(runs: Runs, found: Contrast) -> str:
+def page(runs: Runs, contrast: Contrast) -> str:
     """Render the page."""
     first, *others = runs.values()
     return (
@@ -30,11 +30,11 @@ def page(runs: Runs, found: Contrast) -> str:
             last=(others or [first])[-1],
             measure=first["measures"][0],
             measures=measure_names(runs),
-            steps=[step for other in others for step in steps(first, other, found.gains)],
-            found=found,
-            groups=groups(runs, found),
+            steps=[step for other in others for step in steps(first, other, contrast.gains)],
+            found=contrast,
+            groups=groups(runs, contrast),
             warnings=_warnings(runs),
-            plots=plots(runs, found),
+            plots=plots(runs, contrast),
             palette=PALETTE,
         )
     )

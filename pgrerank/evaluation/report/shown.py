@@ -55,14 +55,14 @@ class Group(NamedTuple):
     of: int
 
 
-def groups(runs: Runs, found: Contrast) -> list[Group]:
+def groups(runs: Runs, contrast: Contrast) -> list[Group]:
     """Group the queries that lost most, end lowest and gained most; none comes twice."""
-    what = "B" if len(runs) > 1 else spoken(found.after)
-    lowest = sorted(found.gains, key=lambda gain: (gain.after, gain.found["id"]))
-    if found.before is None:
+    what = "B" if len(runs) > 1 else spoken(contrast.after)
+    lowest = sorted(contrast.gains, key=lambda gain: (gain.after, gain.found["id"]))
+    if contrast.before is None:
         kinds = [(f"Lowest after {what}", lowest, WORST + LOWEST)]
     else:
-        worse, better = found.worse, found.better
+        worse, better = contrast.worse, contrast.better
         named = [*worse[:WORST], *better[:BEST]]
         rest = [gain for gain in lowest if gain not in named]
         kinds = [
@@ -93,12 +93,12 @@ def _most_relevant(runs: Runs) -> int:
 
 
 def _query(runs: Runs, gain: Gain, most: int) -> Query:
-    found = gain.found
+    finding = gain.found
     if gain.other is None:
         [run] = runs.values()
-        orders = [(order["name"], order["name"], found) for order in run["orders"]]
+        orders = [(order["name"], order["name"], finding) for order in run["orders"]]
     else:
-        orders = _last_orders(runs, found, gain.other)
+        orders = _last_orders(runs, finding, gain.other)
     columns: list[Column] = []
     before: Sequence[Shown] | None = None
     for title, name, source in orders:
@@ -106,8 +106,8 @@ def _query(runs: Runs, gain: Gain, most: int) -> Query:
         documents = [_document(place, shown, before, most) for place, shown in enumerate(top)]
         columns.append(Column(title, source["quality"][name], documents))
         before = top
-    text = clipped(found["query"], _QUERY_COLUMNS) or "(an empty query)"
-    return Query(found["id"], text, found["relevant"], gain.change, gain.after, columns)
+    text = clipped(finding["query"], _QUERY_COLUMNS) or "(an empty query)"
+    return Query(finding["id"], text, finding["relevant"], gain.change, gain.after, columns)
 
 
 def _last_orders(

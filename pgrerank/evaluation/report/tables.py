@@ -46,10 +46,10 @@ def write_depth(runs: Runs, file: Path) -> None:
     )
 
 
-def write_queries(runs: Runs, found: Contrast, file: Path) -> None:
+def write_queries(runs: Runs, contrast: Contrast, file: Path) -> None:
     """Write a row for each query, worst first: quality after each order, and the gain."""
     rows = []
-    for gain in found.gains:
+    for gain in contrast.gains:
         row: dict[str, object] = {"id": gain.found["id"], "query": gain.found["query"]}
         row["relevant"] = gain.found["relevant"]
         for (name, run), query in zip(runs.items(), (gain.found, gain.other), strict=False):

@@ -57,7 +57,7 @@ def test_scores_decide_the_order_and_ranks_where_they_are_equal(tmp_path):
     ("line", "fault"),
     [
         ("q Q0 a 1 0.5", "line 2, 5 columns, 6 expected: query-id Q0 key rank score tag"),
-        ("q Q0 a b 1 0.5 x", "line 2, 7 columns, 6 wanted"),
+        ("q Q0 a b 1 0.5 x", "line 2, 7 columns, 6 expected"),
         ("q Q0 b one 0.5 x", "line 2, column 4: expected a whole number, not 'one'"),
         ("q Q0 b 1 high x", "line 2, column 5: expected a number, not 'high'"),
         ("q Q0 b 1 nan x", "line 2, column 5: expected a number, not 'nan'"),

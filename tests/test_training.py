@@ -115,7 +115,7 @@ def test_a_beir_folder_is_read_and_its_faults_named(tmp_path):
     with pytest.raises(FileError) as refused:
         read_beir(tmp_path)
     assert "line 2, column 2: 'c' is not in the collection" in str(refused.value)
-    assert "line 3, 2 columns, 3 wanted" in str(refused.value)
+    assert "line 3, 2 columns, 3 expected" in str(refused.value)
     assert "line 4, column 3: expected a whole number, not 'x'" in str(refused.value)
 
 

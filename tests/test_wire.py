@@ -118,6 +118,7 @@ def test_the_extended_protocol_is_refused_and_skipped(trusting: Served) -> None:
         assert [raw.kinds() for _ in range(4)] == [b"EZ", b"Z", b"EZ", b"TDCZ"]
 
 
+@pytest.mark.skipif(psycopg.pq.version() < 180000, reason="needs libpq 18")
 @pytest.mark.parametrize("version", ["3.0", "latest"])
 def test_a_client_cancels(trusting: Served, version: str) -> None:
     with closing(trusting.connect(max_protocol_version=version)) as connection:

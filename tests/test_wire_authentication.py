@@ -100,6 +100,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSL
     return cert, context
 
 
+@pytest.mark.skipif(psycopg.pq.version() < 170000, reason="needs libpq 17, which cancels by TLS")
 def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
     cert, context = certificate
     verified = {"sslmode": "verify-full", "sslrootcert": str(cert)}
@@ -124,6 +125,7 @@ def test_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
         assert served.answers(**verified)
 
 
+@pytest.mark.skipif(psycopg.pq.version() < 180000, reason="needs libpq 18")
 def test_protocols_newer_than_ours_are_negotiated(trusting: Served) -> None:
     with closing(trusting.connect(max_protocol_version="latest")) as connection:
         assert connection.pgconn.full_protocol_version == 30002

@@ -6,7 +6,7 @@ Reads corpus.jsonl, queries.jsonl and qrels/test.tsv of each folder, encodes the
 demo's models in an embedded server (kept in the user's cache, so that a second run only asks), and
 evaluates as `pgrerank evaluate` does, or as `pgrerank tune` does with --tune. Prints one table in
 Markdown over all collections; with --report, a folder for each has its report. The last line is
-one JSON object.
+one JSON object: each collection's evaluation, and the measures' means over them by order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psycopg
@@ -65,11 +68,34 @@ def set_up(connection: psycopg.Connection, dsn: str, folder: Path) -> str:
     return name
 
 
+def some_queries(connection: psycopg.Connection, name: str, count: int | None) -> Judgements:
+    """The set's judged queries, or so many of them, evenly spread."""
+    judged = load_set(connection, name)
+    some = spread(list(judged.queries), count or len(judged.queries))
+    return Judgements({q: judged.queries[q] for q in some}, {q: judged.qrels[q] for q in some})
+
+
+@contextmanager
+def served(folders: Sequence[Path], data: Path) -> Iterator[tuple[psycopg.Connection, list[str]]]:
+    """A server with the collections encoded and a worker up: a connection, and the rerankers."""
+    with (
+        embedded.start(data) as server,
+        psycopg.connect(server.dsn, autocommit=True) as connection,
+        tempfile.TemporaryDirectory() as logs,
+    ):
+        schema.install(connection)
+        present = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
+        for model in MODELS:
+            if model["name"] not in present:
+                register_model(connection, **model)
+        names = [set_up(connection, server.dsn, folder) for folder in folders]
+        with worker_process(server.dsn, Path(logs) / "worker.log", "--preload"):
+            yield connection, names
+
+
 def measured(connection: psycopg.Connection, name: str, arguments: Any) -> Evaluation:
     """The collection's reranker, evaluated or tuned on its test queries."""
-    judged = load_set(connection, name)
-    some = spread(list(judged.queries), arguments.queries or len(judged.queries))
-    judged = Judgements({q: judged.queries[q] for q in some}, {q: judged.qrels[q] for q in some})
+    judged = some_queries(connection, name, arguments.queries)
     variant = Variant(name, timeout="5 min")
 
     def phase(title: str) -> Any:
@@ -113,16 +139,36 @@ def markdown(evaluations: list[Evaluation]) -> str:
     return "\n".join(lines)
 
 
+def means(evaluations: list[Evaluation]) -> dict[str, dict[str, float]]:
+    """Each measure's mean over the collections, by the orders that all of them have."""
+    of_all: dict[str, list[dict[str, float]]] = {}
+    for found in evaluations:
+        for order in found["orders"]:
+            of_all.setdefault(order["name"], []).append(order["measures"])
+    return {
+        name: {measure: fmean(one[measure] for one in each) for measure in each[0]}
+        for name, each in of_all.items()
+        if len(each) == len(evaluations)
+    }
+
+
 def advice(found: Evaluation) -> list[str]:
     """What tuning found, a line each."""
     lines = [f"{found['reranker']}: {one['text']}" for one in tuning_of(found)["recommendations"]]
     blend = tuning_of(found)["blend"]
     if blend is not None:
         lines.append(
-            f"{found['reranker']}: blend {blend['weights']}: {blend['plain']:.4f} without,"
+            f"{found['reranker']}: blend {blend['weights']}: {blend['present']:.4f} by default,"
             f" {blend['cross_validated']:.4f} cross-validated, p = {blend['p']:.4f}"
         )
     return lines + [f"{found['reranker']}: {warning}" for warning in found["warnings"]]
+
+
+def add_collections(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which collections, and where they are served."""
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--queries", type=int, help="take only so many of the judged queries")
+    parser.add_argument("--data", type=Path, default=default_folder().parent / "stages")
 
 
 def main() -> None:
@@ -130,33 +176,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--queries", type=int, help="take only so many of the judged queries")
+    add_collections(parser)
     parser.add_argument("--tune", action="store_true", help="sizes and blends too")
     parser.add_argument("--max-candidates", type=int)
     parser.add_argument("--max-maxsim-top", type=int)
     parser.add_argument("--report", type=Path, help="folder for the collections' reports")
-    parser.add_argument("--data", type=Path, default=default_folder().parent / "stages")
     arguments = parser.parse_args()
-    with (
-        embedded.start(arguments.data) as server,
-        psycopg.connect(server.dsn, autocommit=True) as connection,
-        tempfile.TemporaryDirectory() as logs,
-    ):
-        schema.install(connection)
-        present = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
-        for model in MODELS:
-            if model["name"] not in present:
-                register_model(connection, **model)
-        names = [set_up(connection, server.dsn, folder) for folder in arguments.folders]
-        with worker_process(server.dsn, Path(logs) / "worker.log", "--preload"):
-            evaluations = [measured(connection, name, arguments) for name in names]
+    with served(arguments.folders, arguments.data) as (connection, names):
+        evaluations = [measured(connection, name, arguments) for name in names]
     print(markdown(evaluations))
     for found in evaluations:
         for line in advice(found):
             note(line)
     shown = [{k: v for k, v in found.items() if k != "per_query"} for found in evaluations]
-    json.dump({found["reranker"]: found for found in shown}, sys.stdout, ensure_ascii=False)
+    collections = {found["reranker"]: found for found in shown}
+    json.dump({"collections": collections, "means": means(evaluations)}, sys.stdout)
     print()
 
 

@@ -26,7 +26,8 @@ AS $$
     ) s (stage, scores_first, only_after, needs_tokens, is_blended, runs_if, wants)
 $$;
 
--- Whether a value is weights by stage: numbers from 0 to 1000, one of them above 0, of stages that are blended.
+-- Whether a value is weights by stage, numbers from 0 to 1000, one of them above 0, of stages that are blended; or
+-- nothing at all, which has later stages overrule earlier ones.
 CREATE OR REPLACE FUNCTION _is_blend(_blend jsonb) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
@@ -39,7 +40,7 @@ BEGIN
         SELECT coalesce(bool_and(
                 w.key IN (SELECT s.stage FROM _stages() s WHERE s.is_blended)
                 AND CASE jsonb_typeof(w.value) WHEN 'number' THEN w.value::numeric BETWEEN 0 AND 1000 ELSE false END)
-            AND bool_or(w.value > '0'), false)
+            AND bool_or(w.value > '0'), true)
         FROM jsonb_each(_blend) w);
 END
 $$;

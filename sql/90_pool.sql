@@ -70,13 +70,14 @@ AS $$
         SELECT s.key, s.stage, (s.score::float8 - avg(s.score::float8) OVER stage)
             / nullif(stddev_pop(s.score::float8) OVER stage, 0) AS score
         FROM unnest(_scores) s JOIN unnest(_keys) k (key) ON k.key = s.key
-        WHERE _weights ? s.stage
+        WHERE _weights ? s.stage AND s.score IS NOT NULL
         WINDOW stage AS (PARTITION BY s.stage)) z ON z.key = k.key
     GROUP BY k.key
 $$;
 
 -- What a stage says of candidates: their scores, and the ranks by them or, where weights are given, by the scores
--- blended so far, which stand in rows of their own. Of equal scores the lower key comes first.
+-- blended so far, which stand in rows of their own. Of equal scores the lower key comes first. A score that is not
+-- finite is none.
 CREATE OR REPLACE FUNCTION _said(_stage text, _keys text[], _new_scores real[], _scores scored[], _weights jsonb)
 RETURNS scored[]
 LANGUAGE plpgsql IMMUTABLE
@@ -88,7 +89,8 @@ BEGIN
     SELECT array_agg((_stage, n.key, n.score, n.rank)::scored) INTO said
     FROM (
         SELECT n.key, n.score, row_number() OVER (ORDER BY n.score DESC, n.key) AS rank
-        FROM unnest(_keys, _new_scores) n (key, score)) n;
+        FROM unnest(_keys, _new_scores) n (key, score)
+        WHERE n.score > '-Infinity' AND n.score < 'Infinity') n;
     IF _weights IS NULL THEN
         RETURN said;
     END IF;

@@ -31,6 +31,7 @@ $$;
 COMMENT ON FUNCTION texts IS
     'The texts of these documents, or of all, that a reranker''s generation is made of, as the caller may read them';
 
+-- A document without a text is not judged: a model has some score for nothing, and often a high one.
 CREATE OR REPLACE FUNCTION _score_cross_encoder(
     _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
     OUT keys text[], OUT scores real[])
@@ -40,7 +41,9 @@ AS $$
 DECLARE
     contents text[];
 BEGIN
-    SELECT array_agg(t.key), array_agg(t.content) INTO keys, contents FROM _texts(_reranker, _generation, _keys) t;
+    SELECT array_agg(t.key), array_agg(t.content) INTO keys, contents
+    FROM _texts(_reranker, _generation, _keys) t
+    WHERE t.content ~ '\S';
     IF keys IS NOT NULL THEN
         scores := _cross_encode(_reranker.cross_encoder_model, _call.query, contents, _deadline);
     END IF;

@@ -240,7 +240,7 @@ BEGIN
     END IF;
     EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
     INTO keys, scores USING _reranker, _generation, _call, head, _deadline;
-    said := _said(_stage, keys, scores, _outcome.scores, CASE WHEN declared.is_blended THEN _reranker.blend END);
+    said := _said(_stage, keys, scores, _outcome.scores, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     _outcome.pool := _reordered(_outcome.pool, _stage, said);
     _outcome.scores := _outcome.scores || said;
     _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));

@@ -27,7 +27,14 @@ from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
 WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
-BLENDS = [None, {"recall": 1}, {"recall": 0.3, "maxsim": 0.7}, {"maxsim": 1, "cross_encoder": 2}]
+DEFAULT = {"recall": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}
+BLENDS = [
+    {},
+    DEFAULT,
+    {"recall": 1},
+    {"recall": 0.3, "maxsim": 0.7},
+    {"maxsim": 1, "cross_encoder": 2},
+]
 DOCUMENTS = 40
 
 
@@ -64,7 +71,8 @@ def asked(asked_dsn):
         yield connection
         connection.execute(
             "SELECT pgrerank.alter_reranker('documents', candidates => 20, maxsim_top => 5,"
-            " blend => '{}')"
+            " blend => %s)",
+            (Jsonb(DEFAULT),),
         )
 
 
@@ -115,7 +123,7 @@ def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked
     wide = ask(asked, variant, queries, candidates=40, stages=["recall", "maxsim"])
     deep = ask(asked, variant, queries, candidates=40, maxsim_top=40)
     pools = {query: pool_of(wide[query], deep[query]) for query in queries}
-    asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend or {}),))
+    asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend),))
     for candidates, maxsim_top in ((40, 40), (40, 7), (12, 5)):
         for query, text in queries.items():
             found = search(asked, text, top_k=10, candidates=candidates, maxsim_top=maxsim_top)
@@ -153,7 +161,9 @@ def test_a_blended_search_is_ordered_by_its_score(asked):
     ],
 )
 def test_a_blend_that_is_none_is_refused(asked, blend):
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"blend is .* expected weights"):
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue, match=r"blend is .* or weights by stage"
+    ):
         asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (blend,))
 
 
@@ -170,14 +180,16 @@ def test_tuning_finds_sizes_and_a_blend_and_writes_them(asked):
     assert by_size[5] == pytest.approx(quality["+ cross-encoder"])
     assert all(point["ms"] > 0 for points in depth.values() for point in points)
     blend = tuning["blend"]
-    assert blend["plain"] == pytest.approx(quality["+ cross-encoder"])
+    assert blend["present"] == pytest.approx(quality["+ cross-encoder"])
     assert blend["quality"] >= blend["cross_validated"]
+    recommended = {"gain_kept": 1, "time_share": 0.5, "text": ""}
     better = Tuning(
         depth=depth,
         recommendations=[
-            {"setting": "maxsim_top", "value": 10, "gain_kept": 1, "time_share": 0.5, "text": ""}
+            {"setting": "maxsim_top", "value": 10, "gain": 0.1, "p": 0.04, **recommended},
+            {"setting": "candidates", "value": 40, "gain": 0.1, "p": 0.06, **recommended},
         ],
-        blend={**blend, "p": 0.01, "cross_validated": blend["plain"] + 0.1},
+        blend={**blend, "p": 0.01, "cross_validated": blend["present"] + 0.1},
         warnings=[],
     )
     chosen = apply(asked, {**evaluation, "tuning": better})
@@ -221,7 +233,7 @@ def test_a_blend_that_chance_may_have_made_is_not_written(asked):
         "weights": {"recall": 1},
         "quality": 1,
         "cross_validated": 0.9,
-        "plain": 0.8,
+        "present": 0.8,
         "p": 0.3,
     }
     tuning = Tuning(depth={}, recommendations=[], blend=blend, warnings=[])
@@ -368,10 +380,10 @@ def test_weights_are_found_where_a_blend_is_better():
         unknown = dict.fromkeys(STAGES, np.full(30, np.nan))
         pools[f"q{number}"] = Pool(keys, unknown | {"recall": recall, "maxsim": maxsim})
         qrels[f"q{number}"] = {keys[place]: 1 for place in answers}
-    found = find_weights(pools, qrels, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10")
+    found = find_weights(pools, qrels, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10", {})
     assert 0.3 <= found["weights"]["recall"] <= 0.7
-    assert found["cross_validated"] > found["plain"] + 0.1
+    assert found["cross_validated"] > found["present"] + 0.1
     assert found["p"] < 0.01
     few = {query: qrels[query] for query in list(qrels)[:9]}
     with pytest.raises(EvaluationError, match="9 judged queries are too few"):
-        find_weights(pools, few, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10")
+        find_weights(pools, few, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10", {})

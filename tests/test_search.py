@@ -61,7 +61,7 @@ def search(searchable_dsn):
 
 
 def test_all_stages_rank_and_score(search):
-    rows = search(top_k=20, candidates=50, maxsim_top=10)
+    rows = search(top_k=20, candidates=50, maxsim_top=10, blend=Jsonb({}))
     assert [row["rank"] for row in rows] == list(range(1, 21))
     assert [row["stage"] for row in rows] == ["cross_encoder"] * 10 + ["maxsim"] * 10
     assert {row["degraded"] for row in rows} == {False}

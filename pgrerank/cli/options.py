@@ -63,7 +63,9 @@ MaxsimTop = Annotated[int | None, typer.Option(help="Best so far that the cross-
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
-    _object(help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {} for none."""),
+    _object(
+        help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {}: later ones overrule."""
+    ),
 ]
 
 # What else a search takes.

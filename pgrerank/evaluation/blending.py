@@ -37,15 +37,16 @@ def find_weights(
     stages: Sequence[str],
     sizes: Sizes,
     measure: str,
+    present: Mapping[str, float],
     *,
     seed: int = 1,
 ) -> BlendFound:
-    """The weights of the highest mean over the judged queries, and what they are worth on others.
+    """Find the weights of the highest mean over the judged queries, and their worth on others.
 
     The highest with its neighbours, a tenth away: a single best point is mostly luck.
     Cross-validated: of five parts of the queries, each is ranked by the weights that are best on
-    the other four. Raises EvaluationError where there are
-    fewer than ten queries: what is found on those is chance.
+    the other four, and compared with `present`, the weights in use. Raises EvaluationError where
+    there are fewer than ten queries: what is found on those is chance.
     """
     queries = sorted(qrels)
     if len(queries) < 2 * FOLDS:
@@ -55,19 +56,19 @@ def find_weights(
         )
     tried = list(weights_to_try(stages))
     values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])
-    plain = _values(pools, qrels, None, sizes, measure)
+    now = _values(pools, qrels, present, sizes, measure)
     smooth = _smoothed(values, np.array([[one.get(s, 0.0) for s in stages] for one in tried]))
     held = _cross_validated(values, smooth, seed)
     best = int(smooth.mean(axis=1).argmax())
     compared = compare(
-        dict(zip(queries, plain.tolist(), strict=True)),
+        dict(zip(queries, now.tolist(), strict=True)),
         dict(zip(queries, held.tolist(), strict=True)),
     )
     return BlendFound(
         weights=tried[best],
         quality=float(values[best].mean()),
         cross_validated=float(held.mean()),
-        plain=float(plain.mean()),
+        present=float(now.mean()),
         p=compared.p,
     )
 
@@ -75,7 +76,7 @@ def find_weights(
 def _values(
     pools: Mapping[str, Pool],
     qrels: Qrels,
-    weights: Mapping[str, float] | None,
+    weights: Mapping[str, float],
     sizes: Sizes,
     measure: str,
 ) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import psycopg
@@ -11,6 +11,7 @@ import psycopg
 from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Pool, Sizes
 from pgrerank.evaluation.result import DepthPoint, Recommendation
+from pgrerank.evaluation.significance import Comparison, compare
 from pgrerank.evaluation.traces import ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Qrels
@@ -33,14 +34,16 @@ def quality_by_size(
     pools: Mapping[str, Pool],
     qrels: Qrels,
     sizes: Sequence[Sizes],
-    blend: Mapping[str, float] | None,
+    blend: Mapping[str, float],
     measure: str,
-) -> Iterator[float]:
-    """The measure's mean for each of the sizes."""
-    for size in sizes:
-        run = {query: pool.order(size, blend) for query, pool in pools.items()}
-        values = measure_queries(qrels, run, [measure])[measure].values()
-        yield sum(values) / len(values)
+) -> list[dict[str, float]]:
+    """Measure each query for each of the sizes."""
+    return [
+        measure_queries(
+            qrels, {query: pool.order(size, blend) for query, pool in pools.items()}, [measure]
+        )[measure]
+        for size in sizes
+    ]
 
 
 def time_by_size(
@@ -69,10 +72,17 @@ def time_by_size(
         yield median(spent)
 
 
-def recommend(setting: str, points: Sequence[DepthPoint], measure: str) -> Recommendation | None:
-    """The smallest size that keeps nearly all of what the best one gains over the smallest.
+def recommend(
+    setting: str,
+    points: Sequence[DepthPoint],
+    qualities: Mapping[int, Mapping[str, float]],
+    present: int,
+    measure: str,
+) -> Recommendation | None:
+    """Find the smallest size that keeps nearly all of what the best one gains over the smallest.
 
-    None where there is nothing to choose from.
+    `qualities` are each query's by size; by them the size is compared with the present one. None
+    where there is nothing to choose from.
     """
     if len(points) < 2:
         return None
@@ -82,13 +92,21 @@ def recommend(setting: str, points: Sequence[DepthPoint], measure: str) -> Recom
     chosen = next(p for p in points if p["quality"] - base >= KEPT * gain)
     kept = (chosen["quality"] - base) / gain if gain > 0 else 1.0
     share = chosen["ms"] / deepest["ms"] if deepest["ms"] else 1.0
+    compared = compare(qualities[present], qualities[chosen["size"]])
     return Recommendation(
         setting=setting,
         value=chosen["size"],
         gain_kept=kept,
         time_share=share,
-        text=_text(setting, chosen, deepest, measure, (gain, kept, share)),
+        gain=compared.gain,
+        p=compared.p,
+        text=_text(setting, chosen, deepest, measure, (gain, kept, share))
+        + ("" if chosen["size"] == present else _against(present, compared)),
     )
+
+
+def _against(present: int, compared: Comparison) -> str:
+    return f"; against the present {present}: {compared.gain:+.4f} (p = {compared.p:.3f})"
 
 
 def _text(
@@ -110,10 +128,10 @@ def _text(
 
 
 def points(
-    sizes: Sequence[int], quality: Sequence[float], times: Sequence[float]
+    sizes: Sequence[int], qualities: Sequence[Mapping[str, float]], times: Sequence[float]
 ) -> list[DepthPoint]:
     """Pair qualities and times by size."""
     return [
-        DepthPoint(size=size, quality=good, ms=spent)
-        for size, good, spent in zip(sizes, quality, times, strict=True)
+        DepthPoint(size=size, quality=fmean(quality.values()), ms=spent)
+        for size, quality, spent in zip(sizes, qualities, times, strict=True)
     ]

@@ -54,17 +54,15 @@ class Pool:
     keys: list[str]
     scores: dict[str, Scores]
 
-    def before_head(self, sizes: Sizes, blend: Mapping[str, float] | None) -> NDArray[np.int64]:
+    def before_head(self, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """The candidates' places in the order whose head the cross-encoder reads."""
         return self._after("maxsim", sizes, blend)
 
-    def order(self, sizes: Sizes, blend: Mapping[str, float] | None) -> list[str]:
+    def order(self, sizes: Sizes, blend: Mapping[str, float]) -> list[str]:
         """Rank the candidates: keys, best first."""
         return [self.keys[place] for place in self._after("cross_encoder", sizes, blend)]
 
-    def _after(
-        self, last: str, sizes: Sizes, blend: Mapping[str, float] | None
-    ) -> NDArray[np.int64]:
+    def _after(self, last: str, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """Rank the head by the stage's scores; the rest follows in its order before."""
         places = np.arange(min(sizes.candidates, len(self.keys)))
         stages = list(STAGES)
@@ -72,7 +70,7 @@ class Pool:
             head = places[: sizes.scored_by(stage)]
             scored = head[np.isfinite(self.scores[stage][head])]
             values = self.scores[stage][scored]
-            if blend is not None and STAGES[stage].is_blended and len(scored):
+            if blend and STAGES[stage].is_blended and len(scored):
                 until = stages[: stages.index(stage) + 1]
                 values = blended({name: self.scores[name][scored] for name in until}, blend)
             rest = places[~np.isin(places, scored)]
@@ -155,4 +153,5 @@ def _score(
     statement, values = call_statement(
         "explain_search", arguments, select="key, cross_encoder_score"
     )
-    return dict(connection.execute(statement, values).fetchall())
+    rows = connection.execute(statement, values).fetchall()
+    return {key: score for key, score in rows if score is not None}

@@ -63,12 +63,17 @@ class DepthPoint(TypedDict):
 
 
 class Recommendation(TypedDict):
-    """A size of a stage that keeps nearly all of its gain: shares of gain and time, from 0 to 1."""
+    """A size of a stage that keeps nearly all of its gain: shares of gain and time, from 0 to 1.
+
+    `gain` is over the present size, `p` two-sided by a paired randomisation test.
+    """
 
     setting: str
     value: int
     gain_kept: float
     time_share: float
+    gain: float
+    p: float
     text: str
 
 
@@ -76,13 +81,13 @@ class BlendFound(TypedDict):
     """Weights of the stages' scores, and what they gain.
 
     `quality` is on the queries that they were found on, `cross_validated` on ones they were not,
-    `plain` without blending; `p` compares the latter two.
+    `present` is with the weights in use; `p` compares the latter two.
     """
 
     weights: dict[str, float]
     quality: float
     cross_validated: float
-    plain: float
+    present: float
     p: float
 
 

@@ -63,10 +63,13 @@ def tune(
         depths = [0, *grid(present.maxsim_top, deepest)]
         sizes["maxsim_top"] = [replace(present, maxsim_top=size) for size in depths]
     pools = tuner.pools(widest, [size for some in sizes.values() for size in some])
-    curves = {setting: tuner.curve(pools, setting, some) for setting, some in sizes.items()}
-    recommended = [
-        recommend(setting, curve, searched.measures[0]) for setting, curve in curves.items()
-    ]
+    curves, recommended = {}, []
+    for setting, some in sizes.items():
+        curves[setting], qualities = tuner.curve(pools, setting, some)
+        now = getattr(present, setting)
+        recommended.append(
+            recommend(setting, curves[setting], qualities, now, searched.measures[0])
+        )
     blend, warnings = tuner.blend(pools)
     return Tuning(
         depth=curves,
@@ -77,17 +80,17 @@ def tune(
 
 
 def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
-    """Write what is recommended to the reranker; returns the settings written, maybe none."""
+    """Write what gains by more than chance to the reranker; returns the settings written."""
     tuning = evaluation["tuning"]
     if tuning is None:
         return {}
     chosen: dict[str, Any] = {
         one["setting"]: one["value"]
         for one in tuning["recommendations"]
-        if one["value"] and one["value"] != evaluation["settings"][one["setting"]]
+        if one["value"] and _is_worth_it(one["gain"], one["p"])
     }
     blend = tuning["blend"]
-    if blend is not None and _is_worth_it(blend["cross_validated"] - blend["plain"], blend["p"]):
+    if blend is not None and _is_worth_it(blend["cross_validated"] - blend["present"], blend["p"]):
         chosen["blend"] = blend["weights"]
     if chosen:
         call(connection, "alter_reranker", {"reranker": evaluation["reranker"], **chosen})
@@ -155,10 +158,10 @@ class _Tuner:
 
     def curve(
         self, pools: Mapping[str, Pool], setting: str, sizes: Sequence[Sizes]
-    ) -> list[DepthPoint]:
-        """Measure quality and time by one setting."""
+    ) -> tuple[list[DepthPoint], dict[int, dict[str, float]]]:
+        """Measure quality and time by one setting; returns means, and each query's by size."""
         searched = self.searched
-        quality = quality_by_size(
+        qualities = quality_by_size(
             pools,
             searched.judgements.qrels,
             sizes,
@@ -172,7 +175,8 @@ class _Tuner:
             ):
                 times.append(spent)
                 progress(len(times), len(sizes))
-        return points([getattr(size, setting) for size in sizes], list(quality), times)
+        numbers = [getattr(size, setting) for size in sizes]
+        return points(numbers, qualities, times), dict(zip(numbers, qualities, strict=True))
 
     def blend(self, pools: Mapping[str, Pool]) -> tuple[BlendFound | None, list[str]]:
         """Find the best weights of the blended stages, or say why there are none."""
@@ -180,6 +184,7 @@ class _Tuner:
             return None, []
         qrels, measure = self.searched.judgements.qrels, self.searched.measures[0]
         try:
-            return find_weights(pools, qrels, self._blended, self.present, measure), []
+            weights = self.searched.settings["blend"]
+            return find_weights(pools, qrels, self._blended, self.present, measure, weights), []
         except EvaluationError as error:
             return None, [str(error)]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from pgrerank.catalog import call_statement
 from pgrerank.errors import EvaluationError
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
         TopRankedDocumentsType,
     )
 
-_OF_A_CALL = ("candidates", "maxsim_top")
-"""Arguments of each call. They, `blend` and the cross-encoder, which are altered, leave the stored
-vectors as they are: a change of them must not encode a corpus again."""
+_OF_A_CALL = ("candidates", "maxsim_top", "blend")
+"""Arguments of each call. They, and the cross-encoder, which is altered, leave the stored vectors
+as they are: a change of them must not encode a corpus again."""
 
 
 class PgrerankSearch:
@@ -65,13 +64,13 @@ class PgrerankSearch:
     ) -> None:
         self._dsn = dsn
         self._prefix = table_prefix
-        self._altered = (cross_encoder_model or "", Jsonb(settings.get("blend") or {}))
+        self._cross_encoder = cross_encoder_model or ""
         self._call = {key: settings.pop(key) for key in _OF_A_CALL if key in settings}
         self._settings = {
             "text_columns": ["title", "body"],
             "embedding_model": embedding_model,
             "late_interaction_model": late_interaction_model,
-            **{key: settings[key] for key in settings if key != "blend"},
+            **settings,
         }
         if stages is not None:
             self._call["stages"] = list(stages)
@@ -104,8 +103,8 @@ class PgrerankSearch:
             if not tables.is_loaded(connection, name, version):
                 tables.load(connection, name, version, _documents(corpus), self._settings)
             connection.execute(
-                "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => %s, blend => %s)",
-                (name, *self._altered),
+                "SELECT pgrerank.alter_reranker(%s, cross_encoder_model => %s)",
+                (name, self._cross_encoder),
             )
         with _progress("encoding", "documents", encode_kwargs) as progress:
             tables.encode(self._dsn, name, progress)

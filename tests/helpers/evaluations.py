@@ -53,6 +53,8 @@ def evaluation(**changed: Any) -> Evaluation:
                     "value": 200,
                     "gain_kept": 0.97,
                     "time_share": 0.2,
+                    "gain": 0.02,
+                    "p": 0.03,
                     "text": "candidates 200 keeps 97% of the gain",
                 }
             ],
@@ -60,7 +62,7 @@ def evaluation(**changed: Any) -> Evaluation:
                 "weights": {"recall": 0.25, "cross_encoder": 0.75},
                 "quality": 0.61,
                 "cross_validated": 0.58,
-                "plain": 0.55,
+                "present": 0.55,
                 "p": 0.04,
             },
             "warnings": [],

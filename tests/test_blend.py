@@ -1,0 +1,65 @@
+"""What a blend makes of the stages' scores, by default and where a score is none."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.helpers.workers import wait_for, worker
+
+DEFAULT = {"recall": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}
+SEARCH = (
+    "SELECT id, score, recall_score, recall_rank, cross_encoder_score, degraded"
+    " FROM pgrerank.documents_search('the pool', strict => true, {}) ORDER BY rank"
+)
+
+
+@pytest.fixture
+def served(dsn, db, source, tiny_models, tmp_path):
+    source.models(**tiny_models)
+    with worker(dsn, tmp_path):
+        yield source
+
+
+def test_stages_are_blended_unless_told_to_overrule(db, served):
+    served.create()
+    wait_for(db, "s.pending = 0")
+    assert db.execute("SELECT blend FROM pgrerank.rerankers").fetchone() == (DEFAULT,)
+    default = db.execute(SEARCH.format("blend => NULL")).fetchall()
+    assert default == db.execute(SEARCH.format("blend => %s"), [Jsonb(DEFAULT)]).fetchall()
+    assert sum(row[1] for row in default) == pytest.approx(0, abs=1e-4), (
+        "blended scores are centred"
+    )
+    overruled = db.execute(SEARCH.format("blend => '{}'")).fetchall()
+    assert [row[1] for row in overruled] == [row[4] for row in overruled]
+    db.execute("SELECT pgrerank.alter_reranker('documents', blend => '{}')")
+    assert db.execute(SEARCH.format("blend => NULL")).fetchall() == overruled
+
+
+def test_a_zero_vector_has_no_score_and_spoils_none(db, served):
+    db.execute("ALTER TABLE documents ADD vec vector(32)")
+    db.execute("UPDATE documents SET vec = array_fill(id::real, '{32}')::vector")
+    db.execute("INSERT INTO documents (title, vec) VALUES ('z', array_fill(0, '{32}')::vector)")
+    served.create(embedding_column="vec")
+    wait_for(db, "s.pending = 0")
+    rows = db.execute(SEARCH.format("recall => 'exact'")).fetchall()
+    assert [row[0] for row in rows if row[2] is None] == [4]
+    assert all(-10 < row[1] < 10 for row in rows)
+    zeros = "recall => 'exact', query_embedding => array_fill(0, '{32}')::vector"
+    rows = db.execute(SEARCH.format(zeros)).fetchall()
+    assert {row[2] for row in rows} == {None}
+    by_reading = sorted(rows, key=lambda row: -row[1])
+    assert [row[0] for row in rows] == [row[0] for row in by_reading]
+
+
+@pytest.mark.parametrize("blend", [{}, DEFAULT])
+def test_a_document_without_a_text_is_not_judged_by_what_reads_texts(db, served, blend):
+    db.execute("ALTER TABLE documents ADD vec vector(32)")
+    db.execute("INSERT INTO documents (title, body) VALUES (NULL, NULL), ('', E' \\n\\t ')")
+    db.execute("UPDATE documents SET vec = array_fill(id::real, '{32}')::vector")
+    served.create(embedding_column="vec", blend=Jsonb(blend))
+    wait_for(db, "s.pending = 0")
+    rows = db.execute(SEARCH.format("recall => 'exact'")).fetchall()
+    assert {row[0] for row in rows[:3]} == {1, 2, 3}
+    assert {(row[0], row[4]) for row in rows[3:]} == {(4, None), (5, None)}
+    assert not any(row[5] for row in rows)

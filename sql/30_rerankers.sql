@@ -98,8 +98,8 @@ AS $$
             'How long a generation is kept current after another took over, for rollback_reranker'),
         -- The preset is best without judgements over nine collections (docs/explanation/stages.md).
         ('blend', 'jsonb', $x$'{"recall": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}'$x$, 'rerankers', true, NULL, true,
-            NULL, '_is_blend(x)', '{} (later stages overrule earlier ones) or weights by stage, such as {"recall": 0.2, '
-                '"maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
+            NULL, '_is_blend(x)', '{} (later stages overrule earlier ones) or weights by stage, such as '
+                '{"recall": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
             'Weights by stage, by which scores are blended; {} where later stages overrule earlier ones'),
         ('log_sample', 'double precision', '0', 'rerankers', true, NULL, false, NULL,
             'x BETWEEN 0 AND 1', '0 to 1',

@@ -9,8 +9,8 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_call') IS NULL THEN
         CREATE TYPE search_call AS (
-            query text, top_k int, filter jsonb, stages text[], keys text[], query_embedding vector, query_tokens bytea,
-            recall text, "strict" boolean, generation int, settings jsonb);
+            query text, top_k int, filter jsonb, stages text[], keys text[], key_scores double precision[],
+            query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, settings jsonb);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (

@@ -1,12 +1,25 @@
 -- Recall makes the pool: by HNSW or exactly, from the caller's own keys, or by full text while no worker answers.
 
--- Similarity as a score: higher is better, whatever the distance.
-CREATE OR REPLACE FUNCTION _distance_sql(_distance text, OUT operator text, OUT score text)
-LANGUAGE sql IMMUTABLE
+-- What recall compares: the document's embedding (of the source d or the side table s), its distance to the query's,
+-- which is $1, and the score that a distance of n makes: higher is better, whatever the distance. A distance that is
+-- not finite, as that of zeros by cosine is, makes none.
+CREATE OR REPLACE FUNCTION _distance_sql(_reranker rerankers, OUT embedding text, OUT distance text, OUT score text)
+LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE _distance WHEN 'cosine' THEN '<=>' WHEN 'inner_product' THEN '<#>' ELSE '<->' END,
-           CASE _distance WHEN 'cosine' THEN '1 - n.distance' ELSE '-n.distance' END
+DECLARE
+    operator text := CASE _reranker.distance WHEN 'cosine' THEN '<=>' WHEN 'inner_product' THEN '<#>' ELSE '<->' END;
+    of_type text := 'halfvec';
+BEGIN
+    embedding := 's.embedding';
+    IF _reranker.embedding_column IS NOT NULL THEN
+        embedding := 'd.' || quote_ident(_reranker.embedding_column);
+        of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
+    END IF;
+    distance := format('(%s %s $1::%s)', embedding, operator, of_type);
+    score := format($score$nullif(nullif(nullif((%s)::real, 'NaN'), 'Infinity'), '-Infinity')$score$,
+        CASE _reranker.distance WHEN 'cosine' THEN '1 - n.distance' ELSE '-n.distance' END);
+END
 $$;
 
 -- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
@@ -33,67 +46,70 @@ END
 $$;
 
 -- The nearest documents. Exact recall orders by an expression that no index serves; so does a recall of more than HNSW
--- can be made to yield where pgvector has no iterative scan. A distance that is not finite, as that of zeros by cosine
--- is, gives no score.
+-- can be made to yield where pgvector has no iterative scan.
 CREATE OR REPLACE FUNCTION _recall_by_embedding(_reranker rerankers, _embedding vector, _predicate text, _exact boolean)
 RETURNS scored[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    measure record := _distance_sql(_reranker.distance);
+    measure record := _distance_sql(_reranker);
     documents text := format('%s d', _reranker.source);
-    embedding text := 'd.' || quote_ident(_reranker.embedding_column);
-    of_type text := 'halfvec';
     before jsonb := _widen_hnsw(_reranker.candidates);
-    distance text;
     recalled scored[];
 BEGIN
     IF _reranker.embedding_column IS NULL THEN
-        embedding := 's.embedding';
         documents := format('%s s JOIN %s d ON d.%I = s.key',
             _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column);
-    ELSE
-        of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
     END IF;
-    distance := format('(%s %s $1::%s)', embedding, measure.operator, of_type);
     IF _exact OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan') THEN
-        distance := distance || ' + 0';
+        measure.distance := measure.distance || ' + 0';
     END IF;
     EXECUTE format($sql$
         WITH nearest AS MATERIALIZED (
             SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
         SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
         FROM (
-            SELECT n.key, nullif(nullif(nullif((%4$s)::real, 'NaN'), 'Infinity'), '-Infinity') AS score, row_number() OVER (ORDER BY n.distance, n.key) AS rank
+            SELECT n.key, %4$s AS score, row_number() OVER (ORDER BY n.distance, n.key) AS rank
             FROM nearest n) n
-        $sql$, _reranker.key_column, distance,
-        format('%s WHERE %s IS NOT NULL AND %s', documents, embedding, _predicate), measure.score)
+        $sql$, _reranker.key_column, measure.distance,
+        format('%s WHERE %s IS NOT NULL AND %s', documents, measure.embedding, _predicate), measure.score)
     INTO recalled USING _embedding, _reranker.candidates;
     PERFORM set_config(b.key, b.value, true) FROM jsonb_each_text(before) b;
     RETURN recalled;
 END
 $$;
 
--- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter.
-CREATE OR REPLACE FUNCTION _recall_by_keys(_reranker rerankers, _keys text[], _predicate text) RETURNS scored[]
+-- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter. Their scores
+-- are the caller's, or else those by the query's embedding where there is one.
+CREATE OR REPLACE FUNCTION _recall_by_keys(_reranker rerankers, _call search_call, _predicate text) RETURNS scored[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
+    measure record := _distance_sql(_reranker);
+    documents text := format('%s d ON d.%I = k.key', _reranker.source, _reranker.key_column);
+    distance text := 'NULL::float8';
     recalled scored[];
 BEGIN
+    IF _call.query_embedding IS NOT NULL THEN
+        distance := measure.distance;
+        documents := format('%s LEFT JOIN %s s ON s.key = k.key',
+            documents, _side_table(_reranker.name, _reranker.generation));
+    END IF;
     EXECUTE format($sql$
-        SELECT array_agg(('recall', c.key, NULL, c.rank)::scored ORDER BY c.rank)
+        SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
         FROM (
-            SELECT d.%1$I AS key, row_number() OVER (ORDER BY k.place) AS rank
+            SELECT n.key, %4$s AS score, row_number() OVER (ORDER BY n.place) AS rank
             FROM (
-                SELECT u.key, min(u.place) AS place
-                FROM unnest($1::%2$s[]) WITH ORDINALITY u (key, place) GROUP BY u.key) k
-            JOIN %3$s d ON d.%1$I = k.key
-            WHERE %4$s) c
-        $sql$, _reranker.key_column, _reranker.key_type, _reranker.source, _predicate)
-    INTO recalled USING _keys;
+                SELECT k.key, k.place, k.score AS given, %3$s AS distance
+                FROM (
+                    SELECT u.key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1] AS score
+                    FROM unnest($2::%1$s[], $3) WITH ORDINALITY u (key, score, place) GROUP BY u.key) k
+                JOIN %2$s) n) n
+        $sql$, _reranker.key_type, format('%s WHERE %s', documents, _predicate), distance,
+        CASE WHEN _call.key_scores IS NULL THEN measure.score ELSE 'n.given::real' END)
+    INTO recalled USING _call.query_embedding, _call.keys, _call.key_scores;
     RETURN recalled;
 END
 $$;

@@ -54,6 +54,13 @@ BEGIN
             format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
         ('invalid_parameter_value', cardinality(_call.keys) > most,
             format('keys has %s elements, expected up to %s', cardinality(_call.keys), most)),
+        ('invalid_parameter_value',
+            _call.key_scores IS NOT NULL AND cardinality(_call.key_scores) IS DISTINCT FROM cardinality(_call.keys),
+            format('key_scores has %s elements, expected one for each of the %s keys',
+                cardinality(_call.key_scores), coalesce(cardinality(_call.keys), 0))),
+        ('invalid_parameter_value', (
+                SELECT bool_or(s.score = 'NaN' OR abs(s.score) > 3e38) FROM unnest(_call.key_scores) s (score)),
+            'key_scores has one that is no number of type real, expected numbers or NULL'),
         ('invalid_parameter_value', (_call.recall IN ('hnsw', 'exact')) IS NOT TRUE,
             format('recall is %L, expected hnsw or exact', _call.recall)),
         ('data_exception', embedding_dims <> vector_dims(_call.query_embedding),
@@ -208,7 +215,7 @@ SET search_path FROM CURRENT
 AS $$
 BEGIN
     IF _call.keys IS NOT NULL THEN
-        RETURN _recall_by_keys(_reranker, _call.keys, _predicate);
+        RETURN _recall_by_keys(_reranker, _call, _predicate);
     END IF;
     RETURN _recall_by_embedding(_reranker, _call.query_embedding, _predicate, _call.recall = 'exact');
 END
@@ -240,7 +247,8 @@ BEGIN
     END IF;
     EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
     INTO keys, scores USING _reranker, _generation, _call, head, _deadline;
-    said := _said(_stage, keys, scores, _outcome.scores, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
+    said := _said(_stage, keys, scores, _outcome.scores,
+        CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     _outcome.pool := _reordered(_outcome.pool, _stage, said);
     _outcome.scores := _outcome.scores || said;
     _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));
@@ -337,9 +345,9 @@ AS $$
         UNION ALL
         (SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call ORDER BY s.place)
         UNION ALL
-        VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('query_embedding', 'vector', 'NULL'),
-            ('query_tokens', 'bytea', 'NULL'), ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'),
-            ('strict', 'boolean', 'false')) a
+        VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
+            ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
+            ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'false')) a
 $$;
 
 -- For the functions made of them: their list as arguments, and the expression that makes a call of them.

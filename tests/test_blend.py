@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
@@ -63,3 +64,28 @@ def test_a_document_without_a_text_is_not_judged_by_what_reads_texts(db, served,
     assert {row[0] for row in rows[:3]} == {1, 2, 3}
     assert {(row[0], row[4]) for row in rows[3:]} == {(4, None), (5, None)}
     assert not any(row[5] for row in rows)
+
+
+def test_candidates_of_ones_own_bring_their_scores_or_get_them_by_the_embedding(db, served):
+    served.create(late_interaction_model=None)
+    wait_for(db, "s.pending = 0")
+    own = "keys => '{3,1,99,2,1}', blend => '{\"recall\": 1}', key_scores => %s"
+    rows = db.execute(SEARCH.format(own), [[0.5, 2.5, 9.0, None, 7.0]]).fetchall()
+    assert [(row[0], row[2], row[3]) for row in rows] == [(1, 2.5, 2), (2, None, 3), (3, 0.5, 1)]
+    vector = "(SELECT embedding::vector FROM pgrerank.documents_1 WHERE key = 2)"
+    near = f"keys => '{{1,2,3}}', query_embedding => {vector}, stages => '{{recall}}'"
+    rows = db.execute(SEARCH.format(near)).fetchall()
+    assert [row[0] for row in rows] == [1, 2, 3], "the order is the caller's"
+    assert rows[1][2] == pytest.approx(1, abs=1e-3) == max(row[2] for row in rows)
+    blended = near.replace("'{recall}'", "NULL") + ", blend => '{\"recall\": 1}'"
+    assert db.execute(SEARCH.format(blended)).fetchall()[0][0] == 2
+    for arguments, message in (
+        (
+            "keys => '{1,2}', key_scores => '{1}'",
+            "key_scores has 1 elements, expected one for each",
+        ),
+        ("key_scores => '{1}'", "one for each of the 0 keys"),
+        ("keys => '{1}', key_scores => '{NaN}'", "one that is no number"),
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+            db.execute(SEARCH.format(arguments))

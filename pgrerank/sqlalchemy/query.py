@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
     null,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine
 
@@ -52,6 +52,7 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "maxsim_bit_top": Integer(),
     "maxsim_top": Integer(),
     "stages": ARRAY(Text()),
+    "key_scores": ARRAY(DOUBLE_PRECISION),
     "query_embedding": Vector(),
     "query_tokens": LargeBinary(),
     "recall": Text(),
@@ -110,6 +111,7 @@ def search(
     maxsim_top: int | None = None,
     stages: Sequence[str] | None = None,
     keys: Sequence[Any] | Select[Any] | None = None,
+    key_scores: Sequence[float | None] | None = None,
     query_embedding: Sequence[float] | SQLColumnExpression[Any] | None = None,
     query_tokens: bytes | None = None,
     recall: str | None = None,
@@ -122,8 +124,9 @@ def search(
 
     The arguments are those of pgrerank.NAME_search; what is left out is the reranker's own. `keys`
     are the candidates in the order of an earlier stage, best first: a sequence, or a select of the
-    key column. `query` and `query_embedding` may be columns of another FROM element (a lateral
-    join). Values are bound, and the statement is cached.
+    key column; `key_scores` are their scores there, for a blend. `query` and `query_embedding` may
+    be columns of another FROM element (a lateral join). Values are bound, and the statement is
+    cached.
 
     Raises ArgumentError when the table has no reranker, or several and none is named.
     """
@@ -137,6 +140,7 @@ def search(
         "maxsim_bit_top": maxsim_bit_top,
         "maxsim_top": maxsim_top,
         "stages": None if stages is None else list(stages),
+        "key_scores": None if key_scores is None else list(key_scores),
         "query_embedding": query_embedding,
         "query_tokens": query_tokens,
         "recall": recall,

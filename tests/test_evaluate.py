@@ -16,6 +16,7 @@ from pgrerank.errors import EvaluationError, SettingsError
 from pgrerank.evaluation import measure, measure_queries
 from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.evaluate import evaluate, search_all
+from pgrerank.evaluation.orders import warnings
 from pgrerank.evaluation.pools import Pool, Sizes, pool_of
 from pgrerank.evaluation.result import Tuning
 from pgrerank.evaluation.traces import ask
@@ -23,6 +24,7 @@ from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.judgements import Judgements, save_set
 from pgrerank.stages import STAGES
+from tests.helpers.evaluations import orders
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
@@ -241,13 +243,22 @@ def test_a_blend_that_chance_may_have_made_is_not_written(asked):
     assert apply(asked, evaluation) == {}
 
 
+@pytest.mark.parametrize(("queries", "said"), [(49, False), (50, True)])
+def test_a_gain_that_may_be_chance_is_told_where_queries_are_many(queries, said):
+    first, second = orders()[:2]
+    second |= {"gain": 0.01, "p": 0.4}
+    found = warnings(
+        [first | {"stage": "recall"}, second | {"stage": "maxsim"}], "nDCG@10", queries
+    )
+    assert ["may gain nothing" in warning for warning in found] == [True] * said
+
+
 def test_a_stage_that_hurts_is_named(asked):
     found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
     falling = [order for order in found["orders"][2:] if order["gain"] < 0]
-    doubtful = [order for order in found["orders"][2:] if order["gain"] >= 0 and order["p"] > 0.05]
     *stages, missing = found["warnings"]
     hurting = [warning for warning in stages if "hurts" in warning]
-    assert len(stages) == len(falling) + len(doubtful)
+    assert len(stages) == len(falling)
     assert missing.startswith("1 of ")
     assert "not in the source, such as 999" in missing
     for order, warning in zip(falling, hurting, strict=True):

@@ -22,6 +22,9 @@ MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
 MAX_P = 0.05
 """A gain is taken for one when it is put down to chance no more often."""
 
+_TELLING = 50
+"""On fewer queries nearly every gain may be chance, and to say so of a stage tells nothing."""
+
 NAMES = {"exact": "recall, exact", **{name: stage.order for name, stage in STAGES.items()}}
 """What orders are called: that of exact recall, and by stage."""
 
@@ -98,7 +101,7 @@ def percentiles(values: Iterable[float]) -> Milliseconds:
 
 
 def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
-    """A sentence for each stage that makes the order worse, or gains no more than chance may."""
+    """Warn of each stage that makes the order worse, or gains no more than chance on many queries."""
     sentences = []
     for before, order in itertools.pairwise(orders):
         gain, p = order["gain"] or 0.0, order["p"] or 0.0
@@ -109,9 +112,9 @@ def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
         if gain < 0:
             sentences.append(
                 f"{order['name']} hurts: {change}, worse on {order['worse']} of {queries} queries"
-                f" and better on {order['better']}: leave it out, or blend it (pgrerank tune)"
+                f" and better on {order['better']}: leave it out, or find weights for it (pgrerank tune)"
             )
-        else:
+        elif queries >= _TELLING:
             spent = f"{order['stage_ms']['p50']:.0f} ms"
             sentences.append(
                 f"{order['name']} may gain nothing: {change}, for {spent} a call: judge more"

@@ -110,7 +110,7 @@ def compared(
         }.items()
         if values
     ]
-    return [*rows, {"order": "its weights", **best, "mean": ""}]
+    return [*rows, {"order": "its weights", **best, "mean": None}] if best else rows
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def percentiles(values: Iterable[float]) -> Milliseconds:
 
 
 def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
-    """Warn of each stage that makes the order worse, or gains no more than chance on many queries."""
+    """Warn of stages that make the order worse, or gain no more than chance on many queries."""
     sentences = []
     for before, order in itertools.pairwise(orders):
         gain, p = order["gain"] or 0.0, order["p"] or 0.0
@@ -112,7 +112,7 @@ def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
         if gain < 0:
             sentences.append(
                 f"{order['name']} hurts: {change}, worse on {order['worse']} of {queries} queries"
-                f" and better on {order['better']}: leave it out, or find weights for it (pgrerank tune)"
+                f" and better on {order['better']}: leave it out, or reweigh it (pgrerank tune)"
             )
         elif queries >= _TELLING:
             spent = f"{order['stage_ms']['p50']:.0f} ms"

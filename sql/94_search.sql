@@ -259,7 +259,7 @@ $$;
 -- All that a call does. A stage that fails with a condition of our own leaves the order before it, and a reason:
 -- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
 -- last whole stage made of it. What was set in the database meanwhile is undone. Any other error is the caller's to
--- see.
+-- see, and so is a call that could search nothing at all.
 CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -275,6 +275,7 @@ DECLARE
     wants_tokens boolean;
     mark timestamptz;
     encoding numeric := 0;
+    condition text;
 BEGIN
     PERFORM _check_call(_reranker, generation, _call);
     stages := _stages_of_call(_reranker, generation, _call);
@@ -306,12 +307,16 @@ BEGIN
             RAISE;
         END IF;
         outcome.reason := SQLERRM;
+        condition := SQLSTATE;
     END;
     IF outcome.pool IS NULL AND outcome.reason IS NOT NULL THEN
         outcome.first_stage := 'fulltext';
         outcome.scores := _recall_by_words(_reranker, _call.query, predicate);
         outcome.pool := _keys_of(outcome.scores);
-        IF outcome.pool IS NULL THEN
+        IF outcome.pool IS NULL AND _call."strict" IS NULL THEN
+            PERFORM _raise(condition, format('nothing could be searched: %s; and no document shares a word with the '
+                'query', outcome.reason), 'With strict => false there are no rows instead.');
+        ELSIF outcome.pool IS NULL THEN
             RAISE WARNING 'pgrerank: no document found: %', outcome.reason;
         END IF;
     END IF;
@@ -347,7 +352,7 @@ AS $$
         UNION ALL
         VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
             ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
-            ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'false')) a
+            ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
 $$;
 
 -- For the functions made of them: their list as arguments, and the expression that makes a call of them.

@@ -55,7 +55,7 @@ SET search_path FROM CURRENT
 AS $$
     SELECT jsonb_object_agg(a.key, a.value)
     FROM jsonb_each(to_jsonb(_call) - '{query,settings}'::text[] || _call.settings) a
-    WHERE a.value <> 'null' AND (a.key, a.value) NOT IN (('recall', '"hnsw"'), ('strict', 'false'))
+    WHERE a.value <> 'null' AND (a.key, a.value) <> ('recall', '"hnsw"')
 $$;
 
 -- Deletes what is older than its reranker's log_retention, or than what is given; a worker does so when it has

@@ -89,3 +89,15 @@ def test_candidates_of_ones_own_bring_their_scores_or_get_them_by_the_embedding(
     ):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
             db.execute(SEARCH.format(arguments))
+
+
+def test_a_call_that_could_search_nothing_raises_unless_told_not_to(db, source):
+    source.create()
+    source.encode_by_hand()
+    search = "SELECT id, stage FROM pgrerank.documents_search(%s{})"
+    assert db.execute(search.format(""), ["cat"]).fetchall() == [(2, "fulltext")]
+    with pytest.raises(psycopg.Error, match="nothing could be searched: no worker") as raised:
+        db.execute(search.format(""), ["zebra"])
+    assert raised.value.sqlstate == "PGR01"
+    assert "strict => false" in (raised.value.diag.message_hint or "")
+    assert db.execute(search.format(", strict => false"), ["zebra"]).fetchall() == []

@@ -88,7 +88,9 @@ def test_a_degraded_search_is_remembered_with_its_reason(db, source):
     source.create(log_sample=1, timeout="100 ms")
     source.encode_by_hand()
     db.execute(SEARCH, ("pool",))
-    db.execute(SEARCH, ("nothing has these words",))
+    db.execute(
+        "SELECT * FROM pgrerank.documents_search('nothing has these words', strict => false)"
+    )
     rows = db.execute(
         "SELECT stage, degraded, reason FROM pgrerank.searches ORDER BY id"
     ).fetchall()

@@ -38,7 +38,8 @@ def log(db, source):
 def search(db: psycopg.Connection, query: str, **arguments: object) -> list[int]:
     named = "".join(f", {name} => %({name})s" for name in arguments)
     rows = db.execute(
-        f"SELECT id FROM pgrerank.documents_search(%(query)s{named})", {"query": query, **arguments}
+        f"SELECT id FROM pgrerank.documents_search(%(query)s, strict => false{named})",
+        {"query": query, **arguments},
     )
     return [key for (key,) in rows]
 

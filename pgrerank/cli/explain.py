@@ -79,7 +79,7 @@ def explain(
     generation: Generation = None,
     blend: Blend = None,
     timeout: Timeout = None,
-    strict: Strict = False,
+    strict: Strict = None,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
 ) -> None:

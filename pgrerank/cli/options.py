@@ -81,7 +81,13 @@ Keys = Annotated[
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")]
 Generation = Annotated[int | None, typer.Option(help="Another generation than the one in use.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than degrade.")]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Fail rather than degrade; or not even where nothing could be searched at all.",
+    ),
+]
 Measures = Annotated[
     Words | None,
     _list("--measures", help="Of ir-measures; orders are compared by the first."),

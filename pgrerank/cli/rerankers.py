@@ -221,7 +221,7 @@ def search(
     generation: Generation = None,
     blend: Blend = None,
     timeout: Timeout = None,
-    strict: Strict = False,
+    strict: Strict = None,
     as_json: Json = False,
 ) -> None:
     """Search by a reranker, as pgrerank.NAME_search does."""

@@ -87,10 +87,18 @@ def test_the_price_of_smaller_token_vectors(collection, tmp_path):
 
 
 def test_what_each_stage_brings(collection, open_folder):
-    found = last_line("stages.py", collection, "--data", open_folder / "data")["tiny"]
+    said = last_line("stages.py", collection, "--data", open_folder / "data")
+    found = said["collections"]["tiny"]
+    assert said["means"] == {order["name"]: order["measures"] for order in found["orders"]}
     stages = ["exact_recall", "recall", "maxsim", "cross_encoder"]
     assert [order["stage"] for order in found["orders"]] == stages
     assert all(order["measures"]["nDCG@10"] > 0.5 for order in found["orders"])
+    blends = last_line("blends.py", collection, "--data", open_folder / "data")
+    assert [row["order"] for row in blends["recall, MaxSim"]] == [
+        *("the last overrules", "default blend"),
+    ]
+    default = blends["recall, MaxSim, cross-encoder"][1]
+    assert default["tiny"] == pytest.approx(found["orders"][-1]["measures"]["nDCG@10"])
 
 
 def test_what_fine_tuning_gains(collection, tiny_models, tmp_path, open_folder):

@@ -148,7 +148,8 @@ def test_what_an_upgrade_brings_is_there_for_rerankers_of_before(empty_dsn, foll
         source.encode_by_hand()
         schema.install(connection, following)
         keys = "SELECT id, stage, backwards_rank FROM pgrerank.documents_search('x', {})"
-        rows = connection.execute(keys.format("keys => '{1,2,3}', mood => 3")).fetchall()
+        overruling = "keys => '{1,2,3}', blend => '{}'"
+        rows = connection.execute(keys.format(f"{overruling}, mood => 3")).fetchall()
         assert rows == [(3, "backwards", 1), (2, "backwards", 2), (1, "backwards", 3)]
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="mood is '10', expected 1"):
             connection.execute(keys.format("mood => 10"))
@@ -156,7 +157,7 @@ def test_what_an_upgrade_brings_is_there_for_rerankers_of_before(empty_dsn, foll
         settings = "SELECT pgrerank.settings('documents') -> 'mood'"
         assert connection.execute(settings).fetchone() == (4,)
         [(trace,)] = connection.execute(
-            "SELECT pgrerank.trace('documents', 'x', keys => '{1,2,3}')"
+            f"SELECT pgrerank.trace('documents', 'x', {overruling})"
         ).fetchall()
         assert trace["scores"]["backwards"] == [3, 2, 1]
 

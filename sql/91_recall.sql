@@ -23,8 +23,8 @@ END
 $$;
 
 -- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
--- looks. Twice the candidates finds .989 to 1.0 of exact recall's hundred for some 1 ms more than once does, which
--- finds .968 (docs/explanation/search.md). Returns the settings to go back to.
+-- looks. Over nine collections twice the candidates finds .989 to 1.0 of exact recall's hundred, for some 1 ms more
+-- than once the candidates, which finds .968 to 1.0. Returns the settings to go back to.
 CREATE OR REPLACE FUNCTION _widen_hnsw(_candidates int) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -87,15 +87,17 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    measure record := _distance_sql(_reranker);
     documents text := format('%s d ON d.%I = k.key', _reranker.source, _reranker.key_column);
-    distance text := 'NULL::float8';
+    distance text := 'NULL';
+    score text := 'n.given::real';
     recalled scored[];
 BEGIN
-    IF _call.query_embedding IS NOT NULL THEN
-        distance := measure.distance;
-        documents := format('%s LEFT JOIN %s s ON s.key = k.key',
-            documents, _side_table(_reranker.name, _reranker.generation));
+    IF _call.key_scores IS NULL AND _call.query_embedding IS NOT NULL THEN
+        SELECT m.distance, m.score INTO distance, score FROM _distance_sql(_reranker) m;
+        IF _reranker.embedding_column IS NULL THEN
+            documents := format('%s LEFT JOIN %s s ON s.key = k.key',
+                documents, _side_table(_reranker.name, _reranker.generation));
+        END IF;
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
@@ -107,8 +109,7 @@ BEGIN
                     SELECT u.key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1] AS score
                     FROM unnest($2::%1$s[], $3) WITH ORDINALITY u (key, score, place) GROUP BY u.key) k
                 JOIN %2$s) n) n
-        $sql$, _reranker.key_type, format('%s WHERE %s', documents, _predicate), distance,
-        CASE WHEN _call.key_scores IS NULL THEN measure.score ELSE 'n.given::real' END)
+        $sql$, _reranker.key_type, format('%s WHERE %s', documents, _predicate), distance, score)
     INTO recalled USING _call.query_embedding, _call.keys, _call.key_scores;
     RETURN recalled;
 END

@@ -117,7 +117,7 @@ def _draw_bars(drawing: Drawing, title: str, bars: Mapping[str, list[_Bar]], axi
     gap = ROW / 2 if most_bars > 1 else 0
     top = drawing.height + 24
     bottom = top + sum(len(group) * ROW + gap for group in bars.values())
-    drawing.text((_LEFT, top - 8), title, size=13.5)
+    drawing.title((_LEFT, top - 8), title)
     _draw_axis(drawing, axis, top, bottom)
     middle = top + (ROW + gap) / 2
     for name, group in bars.items():

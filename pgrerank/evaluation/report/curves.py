@@ -73,7 +73,7 @@ def _draw_setting(
 ) -> None:
     across = _size_scale(sizes)
     ticks = _size_ticks(sizes, across)
-    drawing.text((_LEFT, drawing.height + 16), setting, size=13.5)
+    drawing.title((_LEFT, drawing.height + 16), setting)
     if any(curve.recommended for curve in curves):
         ring = (WIDTH, drawing.height + 16)
         drawing.text(ring, "ring: recommended", colour="muted", anchor="end")

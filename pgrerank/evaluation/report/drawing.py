@@ -96,9 +96,9 @@ class Drawing:
             *(*at, anchor, size, _style(fill=colour), text),
         )
 
-    def title(self, y: float, text: str) -> None:
-        """The heading of a part of the plot, at the left edge."""
-        self.text((0, y), text, size=13.5)
+    def title(self, at: Point, text: str) -> None:
+        """The heading of a part of the plot."""
+        self.text(at, text, size=13.5)
 
     def svg(self) -> Markup:
         """The whole, which scales with its container; the description serves screen readers."""

@@ -31,7 +31,7 @@ def draw_gains(contrast: Contrast, measure: str) -> Drawing:
     _draw_shape(drawing, contrast, measure)
     groups = _outermost(contrast)
     for title, gains in groups:
-        drawing.title(drawing.height + 24, title)
+        drawing.title((0, drawing.height + 24), title)
         drawing.height += 30
         _draw_named(drawing, gains, contrast.before is not None)
     if groups:
@@ -50,7 +50,7 @@ def _outermost(contrast: Contrast) -> list[tuple[str, list[Gain]]]:
 def _draw_shape(drawing: Drawing, contrast: Contrast, measure: str) -> None:
     is_single = contrast.before is None
     values = np.array([gain.after if is_single else gain.change for gain in contrast.gains])
-    drawing.title(16, _counts(contrast, measure))
+    drawing.title((0, 16), _counts(contrast, measure))
     top, bottom = 28.0, 28.0 + _SHAPE_HEIGHT
     most = max(float(np.abs(values).max()), 0.05) * 1.05
     up = Scale(0, 1.02, bottom, top) if is_single else Scale(-most, most, bottom, top)

@@ -1,29 +1,34 @@
 -- The stages of a search, in the order in which they run. A stage is declared here and lives in a file of its own,
--- which defines _score_STAGE: given candidates, it returns the keys and scores of those that it can score. What else
--- names stages (columns of a search, weights of a blend, traces, the log) is made of this table.
---   scores_first   the setting that says how many of the best so far it scores; NULL: all
---   only_after     the stage without which it scores all the same
+-- which defines _score_STAGE: given candidates, it returns the keys and scores of those that it can score; a leg of
+-- recall has _recall_STAGE besides, which looks for candidates. What else names stages (columns of a search, weights of
+-- a blend, traces, the log) is made of this table.
+--   is_leg         whether it makes the pool, alone or together with the other leg of recall
+--   scores_first   the setting that says how many of the best so far it scores
+--   only_after     the stage without which it scores as many as there are candidates
 --   needs_tokens   whether it wants token vectors of the query
 --   is_blended     whether its scores are blended with those before; else they overrule them
 --   runs_if        an expression over reranker r, generation g, has_text and has_tokens
 CREATE OR REPLACE FUNCTION _stages() RETURNS TABLE (
-    place bigint, stage text, scores_first text, only_after text, needs_tokens boolean, is_blended boolean,
-    runs_if text, wants text)
+    place bigint, stage text, is_leg boolean, scores_first text, only_after text, needs_tokens boolean,
+    is_blended boolean, runs_if text, wants text)
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT row_number() OVER (), s.* FROM (VALUES
-        ('recall', NULL, NULL, false, true, 'true', NULL),
-        ('maxsim_bit', NULL, NULL, true, false,
+        ('dense', true, NULL, NULL, false, true,
+            'g.embedding_model IS NOT NULL OR r.embedding_column IS NOT NULL',
+            'dense wants an embedding_model or embedding_column'),
+        ('lexical', true, NULL, NULL, false, true, 'has_text', 'lexical wants a query text'),
+        ('maxsim_bit', false, 'candidates', NULL, true, false,
             'g.late_interaction_model IS NOT NULL AND g.token_bits AND (has_text OR has_tokens)',
             'maxsim_bit wants what maxsim wants, and a maxsim_bit_top'),
-        ('maxsim', 'maxsim_bit_top', 'maxsim_bit', true, true,
+        ('maxsim', false, 'maxsim_bit_top', 'maxsim_bit', true, true,
             'g.late_interaction_model IS NOT NULL AND (has_text OR has_tokens)',
             'maxsim wants a late_interaction_model and a query text or query_tokens'),
-        ('cross_encoder', 'maxsim_top', NULL, false, true,
+        ('cross_encoder', false, 'maxsim_top', NULL, false, true,
             'r.cross_encoder_model IS NOT NULL AND has_text',
             'cross_encoder wants a cross_encoder_model and a query text')
-    ) s (stage, scores_first, only_after, needs_tokens, is_blended, runs_if, wants)
+    ) s (stage, is_leg, scores_first, only_after, needs_tokens, is_blended, runs_if, wants)
 $$;
 
 -- Whether a value is weights by stage, numbers from 0 to 1000, one of them above 0, of stages that are blended; or

@@ -73,7 +73,7 @@ AS $$
             'By which recall compares embeddings'),
         ('candidates', 'int', '100', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 1 AND 100000', '1 to 100000',
-            'How many documents recall returns'),
+            'How many documents recall looks for, by each of its legs, and how many the next stage scores'),
         ('maxsim_bit_top', 'int', NULL, 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 1 AND 100000', '1 to 100000',
             'How many of the best by one bit a dimension MaxSim scores in full; NULL: all, without that stage'),
@@ -91,15 +91,19 @@ AS $$
         ('timeout', 'interval', $x$'5 seconds'$x$, 'rerankers', true, NULL, true, NULL,
             $x$x BETWEEN '1 ms' AND '10 min'$x$, '1 ms to 10 min',
             'How long a search may take before it returns the best order reached'),
-        ('text_search_config', 'regconfig', $x$'simple'$x$, 'rerankers', false, NULL, false, NULL, NULL, NULL,
-            'By which texts are cut into words for full-text recall'),
+        -- Text, as a column of type regconfig would be in the way of pg_upgrade.
+        ('text_search_config', 'text', NULL, 'generations', true, NULL, false, NULL, NULL, NULL,
+            'By which texts are cut into words; by default the database''s default_text_search_config'),
+        ('language_expression', 'text', NULL, 'generations', true, '""', false, NULL, NULL, NULL,
+            'A document''s own language, as an expression over the source''s columns that yields a text search '
+                'configuration or a code such as de; NULL where all have text_search_config'),
         ('grace_period', 'interval', $x$'1 day'$x$, 'rerankers', true, NULL, false, NULL,
             $x$x BETWEEN '0' AND '1 year'$x$, '0 to 1 year',
             'How long a generation is kept current after another took over, for rollback_reranker'),
         -- The preset is best without judgements over nine collections (docs/explanation/stages.md).
-        ('blend', 'jsonb', $x$'{"recall": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}'$x$, 'rerankers', true, NULL, true,
-            NULL, '_is_blend(x)', '{} (later stages overrule earlier ones) or weights by stage, such as '
-                '{"recall": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
+        ('blend', 'jsonb', $x$'{"dense": 0.28, "lexical": 0.14, "maxsim": 0.28, "cross_encoder": 0.3}'$x$, 'rerankers', true,
+            NULL, true, NULL, '_is_blend(x)', '{} (later stages overrule earlier ones) or weights by stage, such as '
+                '{"dense": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
             'Weights by stage, by which scores are blended; {} where later stages overrule earlier ones'),
         ('log_sample', 'double precision', '0', 'rerankers', true, NULL, false, NULL,
             'x BETWEEN 0 AND 1', '0 to 1',

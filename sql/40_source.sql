@@ -76,7 +76,7 @@ BEGIN
             format('the text of a document in %s: give either text_columns or text_expression', _source),
             'For example text_columns => ''{title, body}''.');
     ELSIF _expression IS NOT NULL THEN
-        RETURN _checked_expression(_source, _expression);
+        RETURN _checked_expression(_source, 'text_expression', _expression);
     END IF;
     FOREACH "column" IN ARRAY _text_columns LOOP
         of_type := (_column_type(_source, "column")).type;
@@ -95,9 +95,9 @@ BEGIN
 END
 $$;
 
--- Checks an expression as Postgres checks a generated column: immutable, of this table's columns alone, no subquery, no
--- set. What comes back is deparsed, hence well-formed.
-CREATE OR REPLACE FUNCTION _checked_expression(_source regclass, _expression text) RETURNS text
+-- Checks the expression of a setting as Postgres checks a generated column: immutable, of this table's columns alone, no
+-- subquery, no set. What comes back is deparsed, hence well-formed.
+CREATE OR REPLACE FUNCTION _checked_expression(_source regclass, _setting text, _expression text) RETURNS text
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -108,7 +108,7 @@ DECLARE
 BEGIN
     IF _expression ~ ';|--|/\*' THEN
         PERFORM _raise('syntax_error', format(
-            'text_expression "%s" contains ";", "--" or "/*": expected an expression and nothing else', _expression));
+            '%s "%s" contains ";", "--" or "/*": expected an expression and nothing else', _setting, _expression));
     END IF;
     EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (LIKE %s) ON COMMIT DROP', _source);
     EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
@@ -120,16 +120,59 @@ BEGIN
         SELECT count(*) FROM pg_attribute b WHERE b.attrelid = d.adrelid AND b.attnum > 0 AND NOT b.attisdropped);
     DROP TABLE pg_temp.pgrerank_probe;
     IF checked IS NULL THEN
-        PERFORM _raise('syntax_error', format('text_expression "%s" is more than an expression', _expression));
+        PERFORM _raise('syntax_error', format('%s "%s" is more than an expression', _setting, _expression));
     END IF;
     RETURN checked;
 EXCEPTION
     WHEN undefined_column OR undefined_function OR syntax_error OR datatype_mismatch OR invalid_object_definition
         OR feature_not_supported OR grouping_error OR windowing_error OR invalid_column_reference
         OR undefined_table THEN
-        PERFORM _raise(SQLSTATE, format('text_expression of %s: %s', _source, SQLERRM),
+        PERFORM _raise(SQLSTATE, format('%s of %s: %s', _setting, _source, SQLERRM),
             'An immutable expression of type text over this table''s columns is expected, without subqueries.');
 END
+$$;
+
+-- The name of a text search configuration, or an error that says which there are. NULL stands for the database's own,
+-- or for english where that is simple, which neither stems nor knows stop words.
+CREATE OR REPLACE FUNCTION _checked_config(_config text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _config IS NULL THEN
+        _config := current_setting('default_text_search_config');
+        IF _config::regconfig = 'pg_catalog.simple'::regconfig THEN
+            RAISE NOTICE 'pgrerank: texts are cut into words by english, as the database has no other '
+                'default_text_search_config than simple'
+                USING HINT = 'Give text_search_config to choose another, simple included.';
+            _config := 'english';
+        END IF;
+    END IF;
+    RETURN _config::regconfig;
+EXCEPTION WHEN undefined_object OR invalid_name OR syntax_error THEN
+    PERFORM _raise('undefined_object', format('text_search_config "%s" does not exist', _config), (
+        SELECT format('There are: %s.', string_agg(c.oid::regconfig::text, ', ' ORDER BY c.cfgname))
+        FROM pg_ts_config c));
+END
+$$;
+
+-- The text search configuration for a language: one of that name, or the one that Postgres has for its ISO 639-1 code;
+-- where there is none, the fallback.
+CREATE OR REPLACE FUNCTION _config_of(_language text, _fallback text) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path FROM CURRENT
+AS $$
+    SELECT coalesce((
+        SELECT c.cfgname::text FROM pg_ts_config c
+        WHERE c.cfgnamespace = 'pg_catalog'::regnamespace AND c.cfgname = coalesce(
+            '{"ar": "arabic", "ca": "catalan", "da": "danish", "de": "german", "el": "greek", "en": "english",
+              "es": "spanish", "et": "estonian", "eu": "basque", "fi": "finnish", "fr": "french", "ga": "irish",
+              "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian", "it": "italian",
+              "lt": "lithuanian", "nb": "norwegian", "ne": "nepali", "nl": "dutch", "nn": "norwegian",
+              "no": "norwegian", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sr": "serbian",
+              "sv": "swedish", "ta": "tamil", "tr": "turkish", "yi": "yiddish"}'::jsonb
+                ->> substring(lower(_language) FROM '^([a-z]{2})([-_]|$)'),
+            lower(_language))), _fallback)
 $$;
 
 -- Returns type and dimensions of the user's own embedding column; a query vector must have as many.

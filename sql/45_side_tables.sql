@@ -1,5 +1,5 @@
--- A generation's side tables: one with the embedding, lexemes and content hash, and one for each tier of token vectors.
--- Beside them stands a view of the source: its documents, as this generation reads them.
+-- A generation's side tables: one with the embedding and content hash, one for each tier of token vectors, and those of
+-- words (43_words.sql). Beside them stands a view of the source: its documents, as this generation reads them.
 
 -- The side table of a generation, quoted and with its schema.
 CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int) RETURNS text
@@ -13,7 +13,8 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation || '_' || _tier) $$;
 
--- The view of a generation's documents: their key, and their text as content.
+-- The view of a generation's documents: their key, their text as content, and the text search configuration by which it
+-- is cut into words.
 CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -28,13 +29,25 @@ DECLARE
     documents text := _documents(_generation);
 BEGIN
     EXECUTE format($sql$
-        CREATE VIEW %s WITH (security_invoker = true) AS SELECT s.%I AS key, (%s) AS content FROM %s s
-        $sql$, documents, _reranker.key_column, _generation.text_expression, _reranker.source);
+        CREATE VIEW %s WITH (security_invoker = true) AS
+        SELECT s.%I AS key, (%s) AS content, (%s) AS config FROM %s s
+        $sql$, documents, _reranker.key_column, _generation.text_expression, _config_sql(_generation),
+        _reranker.source);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', documents);
     EXECUTE format('COMMENT ON VIEW %s IS %L', documents,
         format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));
     EXECUTE format('ALTER VIEW %s OWNER TO %s', documents, _owner());
 END
+$$;
+
+-- The expression that yields a document's text search configuration.
+CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _generation.language_expression IS NULL THEN format('%L::text', _generation.text_search_config)
+        ELSE format('pgrerank._config_of((%s)::text, %L)',
+            _generation.language_expression, _generation.text_search_config) END
 $$;
 
 -- The tiers in which a generation keeps token vectors.
@@ -49,6 +62,15 @@ SET search_path FROM CURRENT
 AS $$
     SELECT array_agg(_token_table(_generation.reranker, _generation.number, t.tier))
     FROM unnest(_tiers(_generation)) t (tier)
+$$;
+
+-- All that is stored by the key of a document.
+CREATE OR REPLACE FUNCTION _keyed_tables(_generation generations) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT ARRAY[_side_table(_generation.reranker, _generation.number), _words_table(_generation)]
+        || _token_tables(_generation)
 $$;
 
 CREATE OR REPLACE FUNCTION _create_side_tables(_reranker rerankers, _generation generations) RETURNS void
@@ -68,7 +90,6 @@ BEGIN
         CREATE TABLE %s (
             key %s PRIMARY KEY,
             embedding halfvec%s,
-            lexemes tsvector,
             content_hash bytea NOT NULL,
             encoded_at timestamptz NOT NULL DEFAULT now())
         $sql$, side_table, _reranker.key_type, '(' || dims || ')');
@@ -76,9 +97,9 @@ BEGIN
         EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side_table,
             CASE _reranker.distance WHEN 'inner_product' THEN 'ip' ELSE _reranker.distance END);
     END IF;
-    EXECUTE format('CREATE INDEX ON %s USING gin (lexemes)', side_table);
     PERFORM _protect(side_table, _generation,
         format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));
+    PERFORM _create_words_tables(_reranker, _generation);
     FOREACH tier IN ARRAY _tiers(_generation) LOOP
         PERFORM _create_token_table(_reranker, _generation, tier);
     END LOOP;
@@ -132,10 +153,10 @@ BEGIN
     FOR stale IN
         SELECT CASE c.relkind WHEN 'r' THEN 'TABLE' ELSE 'VIEW' END AS kind, c.oid::regclass AS name FROM pg_class c
         WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind IN ('r', 'v')
-          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits|_source)?$')
+          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits|_words|_terms|_source)?$')
           AND NOT EXISTS (
             SELECT FROM generations g
-            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits|source)$', ''))
+            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits|words|terms|source)$', ''))
         ORDER BY kind
     LOOP
         EXECUTE format('DROP %s IF EXISTS %s', stale.kind, stale.name);
@@ -156,6 +177,5 @@ AS $$
         $sql$, _keys_query, string_agg(
             format('deleted_%s AS (DELETE FROM %s s USING gone WHERE s.key = gone.key)', t.place, t.name),
             ', ' ORDER BY t.place), _generation.reranker, _generation.number)
-    FROM unnest(_side_table(_generation.reranker, _generation.number) || _token_tables(_generation))
-        WITH ORDINALITY t (name, place)
+    FROM unnest(_keyed_tables(_generation)) WITH ORDINALITY t (name, place)
 $$;

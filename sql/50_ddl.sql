@@ -2,8 +2,8 @@
 -- Settings go through as JSON by name; jsonb_populate_record puts each into its column.
 
 -- create_reranker(reranker, source, SETTING => …) and alter_reranker(reranker, SETTING => …): their arguments are the
--- settings. To alter, NULL leaves a setting as it is, and the setting's cleared_by makes it NULL: '' a model, 0
--- maxsim_bit_top and token_dims, '{}' blend.
+-- settings. To alter, NULL leaves a setting as it is, and the setting's cleared_by makes it NULL: '' a model
+-- and language_expression, 0 maxsim_bit_top and token_dims.
 DO $do$
 DECLARE
     body text := $body$
@@ -54,6 +54,7 @@ BEGIN
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
     generation.text_expression := _text_expression(_source, generation.text_columns, generation.text_expression);
+    generation := _with_language(_source, generation);
     INSERT INTO rerankers SELECT reranker.*;
     INSERT INTO generations SELECT generation.*;
     PERFORM _create_side_tables(reranker, generation);
@@ -102,6 +103,9 @@ BEGIN
         changed := jsonb_populate_record(changed, '{"text_columns": null, "text_expression": null}' || changes);
         changed.text_expression := _text_expression(reranker.source, changed.text_columns, changed.text_expression);
     END IF;
+    IF changes ?| '{text_search_config,language_expression}' THEN
+        changed := _with_language(reranker.source, changed);
+    END IF;
     IF changes -> 'token_dims' > '0' AND _is_badly_fitted(present) THEN
         changed.projection := NULL;
     END IF;
@@ -113,6 +117,21 @@ BEGIN
     IF changed.number > present.number THEN
         PERFORM _warn_of_a_small_sample(changed);
     END IF;
+END
+$$;
+
+-- The generation with its languages checked.
+CREATE OR REPLACE FUNCTION _with_language(_source regclass, _generation generations) RETURNS generations
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    _generation.text_search_config := _checked_config(_generation.text_search_config);
+    IF _generation.language_expression IS NOT NULL THEN
+        _generation.language_expression := _checked_expression(
+            _source, 'language_expression', _generation.language_expression);
+    END IF;
+    RETURN _generation;
 END
 $$;
 
@@ -238,9 +257,6 @@ BEGIN
         column_dims := (_embedding_column(_reranker.source, _reranker.embedding_column)).dims;
     END IF;
     SELECT * INTO broken FROM (VALUES
-        (embedding.name IS NULL AND _reranker.embedding_column IS NULL,
-            'invalid_parameter_value',
-            ' has neither embedding_model nor embedding_column: recall needs one', NULL),
         (late_interaction.name IS NULL
             AND (_generation.token_dims IS NOT NULL OR _generation.token_pool > 1 OR _generation.token_bits),
             'invalid_parameter_value',

@@ -53,7 +53,14 @@ DECLARE
     expression text := _text_expression(source_table,
         (jsonb_populate_record(NULL::generations, declared)).text_columns, declared ->> 'text_expression');
     is_same_text boolean := expression = (_newest_generation(reranker)).text_expression;
+    language text := declared ->> 'language_expression';
 BEGIN
+    IF language IS NOT NULL THEN
+        values := values || jsonb_build_object('language_expression',
+            _checked_expression(source_table, 'language_expression', language));
+    END IF;
+    values := values || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
+        THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END);
     RETURN QUERY
         SELECT 'source', stored -> 'source', to_jsonb(_qualified(source_table)), false, NULL::jsonb
         WHERE stored ->> 'source' <> _qualified(source_table);

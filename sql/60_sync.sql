@@ -68,8 +68,7 @@ BEGIN
         WHEN 'DELETE' THEN
             EXECUTE _forget_sql(generation, format('SELECT o.%I AS key FROM old_rows o', key_column));
         WHEN 'TRUNCATE' THEN
-            EXECUTE 'TRUNCATE ' || array_to_string(
-                _side_table(generation.reranker, generation.number) || _token_tables(generation), ', ');
+            EXECUTE 'TRUNCATE ' || array_to_string(_keyed_tables(generation), ', ');
             DELETE FROM pending p WHERE (p.reranker, p.generation) = (reranker.name, generation.number);
         END CASE;
     END LOOP;
@@ -77,17 +76,17 @@ BEGIN
 END
 $$;
 
--- A query for the keys of updated rows that are new or have another text than before.
+-- A query for the keys of updated rows that are new or have another text, or its language, than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         SELECT n.key::text
-        FROM (SELECT %1$I AS key, (%2$s) AS content FROM new_rows) n
-        LEFT JOIN (SELECT %1$I AS key, (%2$s) AS content FROM old_rows) o USING (key)
-        WHERE o.key IS NULL OR n.content IS DISTINCT FROM o.content
-        $sql$, _reranker.key_column, _generation.text_expression)
+        FROM (SELECT %1$I AS key, (%2$s) AS content, (%3$s) AS config FROM new_rows) n
+        LEFT JOIN (SELECT %1$I AS key, (%2$s) AS content, (%3$s) AS config FROM old_rows) o USING (key)
+        WHERE o.key IS NULL OR (n.content, n.config) IS DISTINCT FROM (o.content, o.config)
+        $sql$, _reranker.key_column, _generation.text_expression, _config_sql(_generation))
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is

@@ -55,6 +55,9 @@ BEGIN
         RETURN NEXT _claim_like(first, alive, max_documents, lease);
     ELSE
         PERFORM _switch_when_complete(r.name) FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker;
+        PERFORM _refresh_words(r, g, 0.1)
+        FROM rerankers r JOIN generations g ON g.reranker = r.name
+        WHERE claim.reranker IS NULL OR r.name = claim.reranker;
         PERFORM forget_searches();
     END IF;
 END
@@ -186,14 +189,13 @@ $$;
 COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and finishes their claims';
 
 -- Writes the side table's rows of those documents that are still there, held against deletion until we commit; returns
--- their keys. Lexemes are of a text's first 200,000 characters: a tsvector holds no more than 1 MB.
+-- their keys.
 CREATE OR REPLACE FUNCTION _store_documents(
     _reranker rerankers, _generation generations, _keys text[], _hashes bytea[], _embeddings text[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    lexemes text := format('to_tsvector(%L, left(d.content, 200000))', _reranker.text_search_config);
     documents text := format('%s d JOIN %s source ON source.%I = d.key',
         _documents(_generation), _reranker.source, _reranker.key_column);
     stored_keys text[];
@@ -202,15 +204,14 @@ BEGIN
         WITH alive AS MATERIALIZED (
             SELECT d.* FROM %1$s WHERE d.key = ANY ($1::%2$s[]) FOR KEY SHARE OF source),
         stored AS (
-            INSERT INTO %3$s AS s (key, embedding, lexemes, content_hash)
-            SELECT d.key, v.embedding::halfvec, %4$s, v.hash
+            INSERT INTO %3$s AS s (key, embedding, content_hash)
+            SELECT d.key, v.embedding::halfvec, v.hash
             FROM unnest($1, $2, $3) v (key, embedding, hash) JOIN alive d ON d.key = v.key::%2$s
             ON CONFLICT (key) DO UPDATE
-            SET embedding = excluded.embedding, lexemes = excluded.lexemes, content_hash = excluded.content_hash,
-                encoded_at = now()
+            SET embedding = excluded.embedding, content_hash = excluded.content_hash, encoded_at = now()
             RETURNING s.key)
         SELECT array_agg(s.key::text) FROM stored s
-        $sql$, documents, _reranker.key_type, _side_table(_reranker.name, _generation.number), lexemes)
+        $sql$, documents, _reranker.key_type, _side_table(_reranker.name, _generation.number))
     INTO stored_keys USING _keys, _embeddings, _hashes;
     RETURN stored_keys;
 END
@@ -238,14 +239,20 @@ BEGIN
 END
 $$;
 
--- Takes claimed documents off the queue. When a new generation has nothing left to do it takes over.
+-- Takes claimed documents off the queue, and stores their words: those of documents that have nothing else to be encoded
+-- too, as their language or the mean length may have changed. When a new generation has nothing left to do it takes over.
 CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off
 AS $$
+DECLARE
+    finished generations := _generation(reranker, generation);
 BEGIN
     DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
     WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
+    IF finished.number IS NOT NULL THEN
+        PERFORM _store_words(_reranker(reranker), finished, keys);
+    END IF;
     PERFORM _switch_when_complete(reranker);
 END
 $$;

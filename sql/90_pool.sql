@@ -12,9 +12,11 @@ BEGIN
             query text, top_k int, filter jsonb, stages text[], keys text[], key_scores double precision[],
             query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, settings jsonb);
     END IF;
+    IF to_regtype('pgrerank.search_scope') IS NULL THEN
+        CREATE TYPE search_scope AS (predicate text, matching float8, documents float8);
+    END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
-        CREATE TYPE search_outcome AS (
-            pool text[], scores scored[], first_stage text, reason text, times jsonb);
+        CREATE TYPE search_outcome AS (pool text[], scores scored[], reason text, times jsonb);
     END IF;
 END
 $do$;
@@ -47,8 +49,10 @@ COMMENT ON TYPE scored IS
     'What a stage said of a document; the stage "blend" stands for the blended score after the stage before it';
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
-    'What became of a search: keys in their last order, what every stage said, what made the pool, why it is degraded, '
-    'milliseconds by stage';
+    'What became of a search: keys in their last order, what every stage said, why it is degraded, milliseconds by '
+    'stage';
+COMMENT ON TYPE search_scope IS
+    'Where a search looks: its filter as SQL over alias d, how many documents the planner expects to match it, of how many';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.
@@ -114,8 +118,8 @@ AS $$
 $$;
 
 -- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was
--- said of it last; its stage is the last one that ranked it, and full text or the caller's own order may have made
--- the pool in place of recall. It is written out of the stages, whose rows become columns here and nowhere else.
+-- said of it last; its stage is the last one that ranked it. It is written out of the stages, whose rows become columns
+-- here and nowhere else.
 DO $do$
 BEGIN
     EXECUTE format($sql$
@@ -124,8 +128,7 @@ BEGIN
         SET search_path FROM CURRENT
         AS $body$
             SELECT d.key, d.score, d.place::int,
-                CASE d.stage WHEN 'recall' THEN _outcome.first_stage ELSE d.stage END,
-                _outcome.reason IS NOT NULL, _outcome.reason, %s
+                d.stage, _outcome.reason IS NOT NULL, _outcome.reason, %s
             FROM (
                 SELECT c.key, c.place,
                     (array_agg(s.score ORDER BY s.place DESC))[1] AS score,

@@ -1,143 +1,151 @@
--- Recall makes the pool: by HNSW or exactly, from the caller's own keys, or by full text while no worker answers.
+-- Recall makes the pool: of what its legs find, or of the caller's own keys. Each leg's score is then known of the whole
+-- pool, so that scores can be blended.
 
--- What recall compares: the document's embedding (of the source d or the side table s), its distance to the query's,
--- which is $1, and the score that a distance of n makes: higher is better, whatever the distance. A distance that is
--- not finite, as that of zeros by cosine is, makes none.
-CREATE OR REPLACE FUNCTION _distance_sql(_reranker rerankers, OUT embedding text, OUT distance text, OUT score text)
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    operator text := CASE _reranker.distance WHEN 'cosine' THEN '<=>' WHEN 'inner_product' THEN '<#>' ELSE '<->' END;
-    of_type text := 'halfvec';
-BEGIN
-    embedding := 's.embedding';
-    IF _reranker.embedding_column IS NOT NULL THEN
-        embedding := 'd.' || quote_ident(_reranker.embedding_column);
-        of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
-    END IF;
-    distance := format('(%s %s $1::%s)', embedding, operator, of_type);
-    score := format($score$nullif(nullif(nullif((%s)::real, 'NaN'), 'Infinity'), '-Infinity')$score$,
-        CASE _reranker.distance WHEN 'cosine' THEN '1 - n.distance' ELSE '-n.distance' END);
-END
-$$;
-
--- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
--- looks. Over nine collections twice the candidates finds .989 to 1.0 of exact recall's hundred, for some 1 ms more
--- than once the candidates, which finds .968 to 1.0. Returns the settings to go back to.
-CREATE OR REPLACE FUNCTION _widen_hnsw(_candidates int) RETURNS jsonb
+-- Where a search looks: what its filter says as SQL, and how many documents the planner expects to match it under the
+-- caller's rights, of how many.
+CREATE OR REPLACE FUNCTION _scope(_reranker rerankers, _predicate text) RETURNS search_scope
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    wanted jsonb := jsonb_build_object('hnsw.ef_search', coalesce(
-        nullif(current_setting('pgrerank.ef_search', true), '')::int, least(greatest(2 * _candidates, 40), 1000)));
-    before jsonb;
+    scope search_scope;
+    plan json;
 BEGIN
-    PERFORM '[1]'::vector;  -- loads the library, which defines the settings
-    IF current_setting('hnsw.iterative_scan', true) IS NOT NULL THEN
-        wanted := wanted || jsonb_build_object(
-            'hnsw.iterative_scan', 'relaxed_order', 'hnsw.max_scan_tuples', greatest(20000, 20 * _candidates));
-    END IF;
-    SELECT jsonb_object_agg(w.key, current_setting(w.key)) INTO before FROM jsonb_each_text(wanted) w;
-    PERFORM set_config(w.key, w.value, true) FROM jsonb_each_text(wanted) w;
-    RETURN before;
+    scope.predicate := _predicate;
+    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, _predicate) INTO plan;
+    scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
+    scope.documents := greatest(scope.matching, (
+        SELECT sum(c.reltuples) FROM pg_partition_tree(_reranker.source) t JOIN pg_class c ON c.oid = t.relid));
+    RETURN scope;
 END
 $$;
 
--- The nearest documents. Exact recall orders by an expression that no index serves; so does a recall of more than HNSW
--- can be made to yield where pgvector has no iterative scan.
-CREATE OR REPLACE FUNCTION _recall_by_embedding(_reranker rerankers, _embedding vector, _predicate text, _exact boolean)
-RETURNS scored[]
+-- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter.
+CREATE OR REPLACE FUNCTION _given(
+    _reranker rerankers, _call search_call, _predicate text, OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    measure record := _distance_sql(_reranker);
-    documents text := format('%s d', _reranker.source);
-    before jsonb := _widen_hnsw(_reranker.candidates);
-    recalled scored[];
 BEGIN
-    IF _reranker.embedding_column IS NULL THEN
-        documents := format('%s s JOIN %s d ON d.%I = s.key',
-            _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column);
-    END IF;
-    IF _exact OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan') THEN
-        measure.distance := measure.distance || ' + 0';
-    END IF;
     EXECUTE format($sql$
-        WITH nearest AS MATERIALIZED (
-            SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
-        SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
+        SELECT array_agg(k.key::text ORDER BY k.place), array_agg(k.score ORDER BY k.place)
         FROM (
-            SELECT n.key, %4$s AS score, row_number() OVER (ORDER BY n.distance, n.key) AS rank
-            FROM nearest n) n
-        $sql$, _reranker.key_column, measure.distance,
-        format('%s WHERE %s IS NOT NULL AND %s', documents, measure.embedding, _predicate), measure.score)
-    INTO recalled USING _embedding, _reranker.candidates;
-    PERFORM set_config(b.key, b.value, true) FROM jsonb_each_text(before) b;
-    RETURN recalled;
+            SELECT u.key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1]::real AS score
+            FROM unnest($1::%1$s[], $2) WITH ORDINALITY u (key, score, place) GROUP BY u.key) k
+        JOIN %2$s d ON d.%3$I = k.key
+        WHERE %4$s
+        $sql$, _reranker.key_type, _reranker.source, _reranker.key_column, _predicate)
+    INTO keys, scores USING _call.keys, _call.key_scores;
 END
 $$;
 
--- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter. Their scores
--- are the caller's, or else those by the query's embedding where there is one.
-CREATE OR REPLACE FUNCTION _recall_by_keys(_reranker rerankers, _call search_call, _predicate text) RETURNS scored[]
+-- What is said of the caller's own candidates: as dense score the caller's, or else that by the query's embedding where
+-- there is one; the lexical score where that leg was wanted. The ranks are the caller's.
+CREATE OR REPLACE FUNCTION _recall_given(
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text) RETURNS scored[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    documents text := format('%s d ON d.%I = k.key', _reranker.source, _reranker.key_column);
-    distance text := 'NULL';
-    score text := 'n.given::real';
+    given record := _given(_reranker, _call, _predicate);
+    scored record;
     recalled scored[];
+    leg text;
 BEGIN
-    IF _call.key_scores IS NULL AND _call.query_embedding IS NOT NULL THEN
-        SELECT m.distance, m.score INTO distance, score FROM _distance_sql(_reranker) m;
-        IF _reranker.embedding_column IS NULL THEN
-            documents := format('%s LEFT JOIN %s s ON s.key = k.key',
-                documents, _side_table(_reranker.name, _reranker.generation));
+    FOREACH leg IN ARRAY _legs LOOP
+        scored := given;
+        IF leg <> 'dense' OR (_call.key_scores IS NULL AND _call.query_embedding IS NOT NULL) THEN
+            scored := _scored_by(leg, _reranker, _generation, _call, given.keys, NULL);
         END IF;
-    END IF;
-    EXECUTE format($sql$
-        SELECT array_agg(('recall', n.key, n.score, n.rank)::scored ORDER BY n.rank)
-        FROM (
-            SELECT n.key, %4$s AS score, row_number() OVER (ORDER BY n.place) AS rank
-            FROM (
-                SELECT k.key, k.place, k.score AS given, %3$s AS distance
-                FROM (
-                    SELECT u.key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1] AS score
-                    FROM unnest($2::%1$s[], $3) WITH ORDINALITY u (key, score, place) GROUP BY u.key) k
-                JOIN %2$s) n) n
-        $sql$, _reranker.key_type, format('%s WHERE %s', documents, _predicate), distance, score)
-    INTO recalled USING _call.query_embedding, _call.keys, _call.key_scores;
+        recalled := recalled || ARRAY(
+            SELECT (leg, k.key, s.score, k.place)::scored
+            FROM unnest(given.keys) WITH ORDINALITY k (key, place)
+            LEFT JOIN unnest(scored.keys, scored.scores) s (key, score) ON s.key = k.key);
+    END LOOP;
     RETURN recalled;
 END
 $$;
 
--- Recall without a query vector: the documents that share most words with the query. It keeps search answering
--- while no worker does.
-CREATE OR REPLACE FUNCTION _recall_by_words(_reranker rerankers, _query text, _predicate text) RETURNS scored[]
+-- What the legs of recall say of all that one of them found, and the milliseconds that each took. Where both rank, the
+-- second's ranks are those of both: by their blended scores or, where the blend gives them no weights, by reciprocal
+-- ranks.
+CREATE OR REPLACE FUNCTION _recall(
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text,
+    OUT scores scored[], OUT times jsonb)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    words tsquery := (
-        SELECT string_agg(quote_literal(w), ' | ')::tsquery
-        FROM unnest(tsvector_to_array(to_tsvector(_reranker.text_search_config, left(_query, _longest_query())))) w);
-    recalled scored[];
+    scope search_scope := _scope(_reranker, _predicate);
+    weights jsonb := _weights_of(_reranker.blend, _legs);
+    started timestamptz;
+    leg text;
+    one record;
+    found scored[];
+    said scored[];
 BEGIN
-    EXECUTE format($sql$
-        SELECT array_agg(('recall', b.key, b.score, b.rank)::scored ORDER BY b.rank)
-        FROM (
-            SELECT b.key, b.score, row_number() OVER (ORDER BY b.score DESC, b.key) AS rank
-            FROM (
-                SELECT s.key, ts_rank_cd(s.lexemes, $1, 1) AS score
-                FROM %1$s s JOIN %2$s d ON d.%3$I = s.key
-                WHERE s.lexemes @@ $1 AND %4$s
-                ORDER BY score DESC LIMIT $2) b) b
-        $sql$, _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column, _predicate)
-    INTO recalled USING words, _reranker.candidates;
-    RETURN recalled;
+    times := '{}';
+    FOREACH leg IN ARRAY _legs LOOP
+        started := clock_timestamp();
+        EXECUTE format('SELECT r.keys, r.scores FROM %I($1, $2, $3, $4) r', '_recall_' || leg)
+        INTO one USING _reranker, _generation, _call, scope;
+        found := found || ARRAY(
+            SELECT (leg, o.key, o.score, NULL)::scored FROM unnest(one.keys, one.scores) o (key, score));
+        times := times || jsonb_build_object(leg, _milliseconds(started));
+    END LOOP;
+    FOREACH leg IN ARRAY _legs LOOP
+        started := clock_timestamp();
+        one := _completed(leg, _reranker, _generation, _call, found);
+        said := _said(leg, one.keys, one.scores, scores, CASE WHEN scores IS NOT NULL THEN weights END);
+        IF scores IS NOT NULL AND weights IS NULL THEN
+            said := _by_reciprocal_rank(scores, said);
+        END IF;
+        scores := scores || said;
+        times := times || jsonb_build_object(leg, (times ->> leg)::numeric + _milliseconds(started));
+    END LOOP;
 END
+$$;
+
+-- The weights that a blend gives to some stages; NULL where it gives them none.
+CREATE OR REPLACE FUNCTION _weights_of(_blend jsonb, _stages text[]) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT jsonb_object_agg(w.key, w.value) FROM jsonb_each(_blend) w WHERE w.key = ANY (_stages) AND w.value > '0'
+$$;
+
+-- A leg's scores of all that was found, by itself or by the other leg.
+CREATE OR REPLACE FUNCTION _completed(
+    _leg text, _reranker rerankers, _generation generations, _call search_call, _found scored[],
+    OUT keys text[], OUT scores real[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    missing text[];
+    rest record;
+BEGIN
+    SELECT array_agg(f.key), array_agg(f.score) INTO keys, scores FROM unnest(_found) f WHERE f.stage = _leg;
+    missing := ARRAY(
+        SELECT f.key FROM unnest(_found) f WHERE f.stage <> _leg
+        EXCEPT SELECT f.key FROM unnest(_found) f WHERE f.stage = _leg);
+    IF missing <> '{}' THEN
+        rest := _scored_by(_leg, _reranker, _generation, _call, missing, NULL);
+        keys := keys || rest.keys;
+        scores := scores || rest.scores;
+    END IF;
+END
+$$;
+
+-- What the second leg said, ranked by the sum of reciprocal ranks in both (Cormack, Clarke and Büttcher, SIGIR 2009;
+-- k 60).
+CREATE OR REPLACE FUNCTION _by_reciprocal_rank(_first scored[], _second scored[]) RETURNS scored[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg((s.stage, s.key, s.score, s.fused)::scored)
+    FROM (
+        SELECT s.stage, s.key, s.score, row_number() OVER (
+            ORDER BY 1.0 / (60 + s.rank) + coalesce(1.0 / (60 + f.rank), 0) DESC, s.key) AS fused
+        FROM unnest(_second) s LEFT JOIN unnest(_first) f ON f.key = s.key) s
 $$;

@@ -61,8 +61,8 @@ BEGIN
         ('invalid_parameter_value', (
                 SELECT bool_or(s.score = 'NaN' OR abs(s.score) > 3e38) FROM unnest(_call.key_scores) s (score)),
             'key_scores has one that is no number of type real, expected numbers or NULL'),
-        ('invalid_parameter_value', (_call.recall IN ('hnsw', 'exact')) IS NOT TRUE,
-            format('recall is %L, expected hnsw or exact', _call.recall)),
+        ('invalid_parameter_value', (_call.recall IN ('auto', 'hnsw', 'exact')) IS NOT TRUE,
+            format('recall is %L, expected auto, hnsw or exact', _call.recall)),
         ('data_exception', embedding_dims <> vector_dims(_call.query_embedding),
             format('query_embedding: expected %s dimensions, not %s',
                 embedding_dims, vector_dims(_call.query_embedding)))
@@ -120,24 +120,51 @@ BEGIN
 END
 $do$;
 
--- The stages of a call, in the order in which they run: those asked for, or all that are possible.
-CREATE OR REPLACE FUNCTION _stages_of_call(_reranker rerankers, _generation generations, _call search_call)
-RETURNS text[]
+-- The stages of a call, in the order in which they run: those asked for, or all that are possible and that the blend
+-- gives a weight. Legs of recall stand apart: where none is asked for, those run that would otherwise.
+CREATE OR REPLACE FUNCTION _stages_of_call(
+    _reranker rerankers, _generation generations, _call search_call,
+    OUT legs text[], OUT others text[], OUT need_tokens boolean)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     possible text[] := _possible_stages(
-        _reranker, _generation, _call.query IS NOT NULL, _call.query_tokens IS NOT NULL);
+        _reranker, _generation, coalesce(_call.query ~ '\S', false), _call.query_tokens IS NOT NULL);
+    weighted text[] := _weighted(possible, _reranker.blend);
+    wanted text[] := coalesce(_call.stages, weighted);
 BEGIN
-    IF NOT coalesce(_call.stages, '{}') <@ possible THEN
+    IF NOT wanted <@ coalesce(possible, '{}') THEN
         PERFORM _raise('invalid_parameter_value',
-            format('stages %s can''t all run: possible here are %s', _call.stages, possible),
+            format('stages %s can''t all run: possible here are %s', wanted, possible),
             (SELECT string_agg(s.wants, '; ' ORDER BY s.place) || '.' FROM _stages() s));
     END IF;
-    RETURN ARRAY(
-        SELECT s.stage FROM _stages() s WHERE s.stage = ANY (coalesce(_call.stages, possible)) ORDER BY s.place);
+    SELECT coalesce(
+            array_agg(s.stage ORDER BY s.place) FILTER (WHERE s.is_leg AND s.stage = ANY (wanted)),
+            array_agg(s.stage ORDER BY s.place) FILTER (WHERE s.is_leg AND s.stage = ANY (weighted)),
+            '{dense}'),
+        coalesce(array_agg(s.stage ORDER BY s.place) FILTER (WHERE NOT s.is_leg AND s.stage = ANY (wanted)), '{}'),
+        coalesce(bool_or(s.needs_tokens) FILTER (WHERE s.stage = ANY (wanted)), false)
+    INTO legs, others, need_tokens
+    FROM _stages() s;
 END
+$$;
+
+-- Of these stages those that a blend gives a weight, and those whose scores aren't blended, if what follows them runs.
+-- Where no leg of recall has a weight, all make the pool; nothing is left out where there is no blend.
+CREATE OR REPLACE FUNCTION _weighted(_stages text[], _blend jsonb) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(s.stage)
+    FROM (
+        SELECT s.*, coalesce(_blend -> s.stage > '0', false) AS has_weight FROM _stages() s
+        WHERE s.stage = ANY (_stages)) s
+    WHERE _blend = '{}' OR s.has_weight
+        OR (s.is_leg AND _weights_of(_blend, ARRAY(
+            SELECT l.stage FROM _stages() l WHERE l.is_leg AND l.stage = ANY (_stages))) IS NULL)
+        OR (NOT s.is_blended AND EXISTS (
+            SELECT FROM _stages() l WHERE l.only_after = s.stage AND _blend -> l.stage > '0'))
 $$;
 
 -- The call with the query's own vectors, from the worker: those that are wanted and that the caller has not given.
@@ -208,23 +235,51 @@ EXCEPTION WHEN data_exception THEN
 END
 $$;
 
--- Makes the pool: of the caller's keys, or of what is nearest.
-CREATE OR REPLACE FUNCTION _recall(_reranker rerankers, _call search_call, _predicate text) RETURNS scored[]
+-- The keys that a stage ranked, in that order, and then those that only another one did.
+CREATE OR REPLACE FUNCTION _keys_of(_recalled scored[], _stage text) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(k.key ORDER BY k.rank, k.before)
+    FROM (
+        SELECT s.key, min(s.rank) FILTER (WHERE s.stage = _stage) AS rank, min(s.rank) AS before
+        FROM unnest(_recalled) s GROUP BY s.key) k
+$$;
+
+-- What a stage says of documents.
+CREATE OR REPLACE FUNCTION _scored_by(
+    _stage text, _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
+    OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF _call.keys IS NOT NULL THEN
-        RETURN _recall_by_keys(_reranker, _call, _predicate);
-    END IF;
-    RETURN _recall_by_embedding(_reranker, _call.query_embedding, _predicate, _call.recall = 'exact');
+    EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
+    INTO keys, scores USING _reranker, _generation, _call, _keys, _deadline;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _keys_of(_recalled scored[]) RETURNS text[]
-LANGUAGE sql IMMUTABLE
+-- Has recall make the pool. Of the caller's own keys all are candidates.
+CREATE OR REPLACE FUNCTION _run_recall(
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text,
+    _outcome search_outcome) RETURNS search_outcome
+LANGUAGE plpgsql
 SET search_path FROM CURRENT
-AS $$ SELECT array_agg(s.key ORDER BY s.rank) FROM unnest(_recalled) s $$;
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+BEGIN
+    IF _call.keys IS NULL THEN
+        SELECT r.scores, _outcome.times || r.times INTO _outcome.scores, _outcome.times
+        FROM _recall(_reranker, _generation, _call, _legs, _predicate) r;
+    ELSE
+        _outcome.scores := _recall_given(_reranker, _generation, _call, _legs, _predicate);
+        _outcome.times := _outcome.times || jsonb_build_object(_legs[1], _milliseconds(started));
+    END IF;
+    _outcome.pool := _keys_of(_outcome.scores, _legs[cardinality(_legs)]);
+    RETURN _outcome;
+END
+$$;
 
 -- Has one stage score the first candidates of a pool; the pool is in its new order after.
 CREATE OR REPLACE FUNCTION _run_stage(
@@ -236,18 +291,16 @@ AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     declared record;
-    head text[] := _outcome.pool;
-    keys text[];
-    scores real[];
+    size int := coalesce(cardinality(_call.keys), _reranker.candidates);
+    found record;
     said scored[];
 BEGIN
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
-    IF declared.scores_first IS NOT NULL AND (declared.only_after IS NULL OR _outcome.times ? declared.only_after) THEN
-        head := head[:(to_jsonb(_reranker) ->> declared.scores_first)::int];
+    IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
+        size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
     END IF;
-    EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
-    INTO keys, scores USING _reranker, _generation, _call, head, _deadline;
-    said := _said(_stage, keys, scores, _outcome.scores,
+    found := _scored_by(_stage, _reranker, _generation, _call, _outcome.pool[:size], _deadline);
+    said := _said(_stage, found.keys, found.scores, _outcome.scores,
         CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     _outcome.pool := _reordered(_outcome.pool, _stage, said);
     _outcome.scores := _outcome.scores || said;
@@ -258,8 +311,8 @@ $$;
 
 -- All that a call does. A stage that fails with a condition of our own leaves the order before it, and a reason:
 -- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
--- last whole stage made of it. What was set in the database meanwhile is undone. Any other error is the caller's to
--- see, and so is a call that could search nothing at all.
+-- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
+-- searched for by its words. Any other error is the caller's to see, and so is a call that could search nothing at all.
 CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -268,37 +321,34 @@ DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
     generation generations := _generation(_reranker.name, _reranker.generation);
-    outcome search_outcome;
     predicate text;
+    legs text[];
     stages text[];
     stage text;
     wants_tokens boolean;
+    outcome search_outcome;
     mark timestamptz;
     encoding numeric := 0;
     condition text;
 BEGIN
     PERFORM _check_call(_reranker, generation, _call);
-    stages := _stages_of_call(_reranker, generation, _call);
-    wants_tokens := (SELECT bool_or(s.needs_tokens) FROM _stages() s WHERE s.stage = ANY (stages));
+    SELECT c.legs, c.others, c.need_tokens INTO legs, stages, wants_tokens
+    FROM _stages_of_call(_reranker, generation, _call) c;
     predicate := _filter_sql(_reranker.source, _call.filter);
-    outcome.first_stage := 'recall';
     outcome.times := '{}';
     BEGIN
-        IF _call.keys IS NULL AND _call.query_embedding IS NULL THEN
+        IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
             _call := _with_vectors(generation, _call, true, wants_tokens, deadline);
             encoding := _milliseconds(mark);
         END IF;
-        mark := clock_timestamp();
-        outcome.scores := _recall(_reranker, _call, predicate);
-        outcome.pool := _keys_of(outcome.scores);
-        outcome.times := jsonb_build_object('recall', _milliseconds(mark));
+        outcome := _run_recall(_reranker, generation, _call, legs, predicate, outcome);
         IF wants_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
             _call := _with_vectors(generation, _call, false, true, deadline);
             encoding := encoding + _milliseconds(mark);
         END IF;
-        FOREACH stage IN ARRAY array_remove(stages, 'recall') LOOP
+        FOREACH stage IN ARRAY stages LOOP
             EXIT WHEN outcome.pool IS NULL;
             outcome := _run_stage(stage, _reranker, generation, _call, outcome, deadline);
         END LOOP;
@@ -310,9 +360,7 @@ BEGIN
         condition := SQLSTATE;
     END;
     IF outcome.pool IS NULL AND outcome.reason IS NOT NULL THEN
-        outcome.first_stage := 'fulltext';
-        outcome.scores := _recall_by_words(_reranker, _call.query, predicate);
-        outcome.pool := _keys_of(outcome.scores);
+        outcome := _run_recall(_reranker, generation, _call, '{lexical}', predicate, outcome);
         IF outcome.pool IS NULL AND _call."strict" IS NULL THEN
             PERFORM _raise(condition, format('nothing could be searched: %s; and no document shares a word with the '
                 'query', outcome.reason), 'With strict => false there are no rows instead.');
@@ -352,7 +400,7 @@ AS $$
         UNION ALL
         VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
             ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
-            ('recall', 'text', $x$'hnsw'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
+            ('recall', 'text', $x$'auto'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
 $$;
 
 -- For the functions made of them: their list as arguments, and the expression that makes a call of them.

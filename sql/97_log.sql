@@ -10,7 +10,7 @@ CREATE TABLE IF NOT EXISTS searches (
     arguments jsonb NOT NULL,
     keys text[] NOT NULL,
     ranks jsonb NOT NULL,
-    stage text NOT NULL,
+    stage text,
     degraded boolean NOT NULL,
     reason text,
     times jsonb NOT NULL,
@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS searches (
 CREATE INDEX IF NOT EXISTS searches_reranker ON searches (reranker, searched_at);
 COMMENT ON TABLE searches IS 'A sample of searches, for as long as their reranker''s log_retention says';
 COMMENT ON COLUMN searches.arguments IS 'What the call was given besides the query; nothing that was left out';
+COMMENT ON COLUMN searches.stage IS 'The last stage that ranked the first document; NULL where there is none';
 COMMENT ON COLUMN searches.keys IS 'The documents that it returned, in their order';
 COMMENT ON COLUMN searches.ranks IS 'By stage, their ranks after it, in the order of the keys';
 COMMENT ON COLUMN searches.times IS 'Milliseconds by stage';
@@ -43,7 +44,7 @@ BEGIN
     VALUES (
         _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call), returned,
         (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(returned, _outcome.scores) b),
-        coalesce((SELECT d.stage FROM _ranked(_outcome, 1) d), _outcome.first_stage),
+        (SELECT d.stage FROM _ranked(_outcome, 1) d),
         _outcome.reason IS NOT NULL, _outcome.reason, _outcome.times);
 END
 $$;
@@ -55,7 +56,7 @@ SET search_path FROM CURRENT
 AS $$
     SELECT jsonb_object_agg(a.key, a.value)
     FROM jsonb_each(to_jsonb(_call) - '{query,settings}'::text[] || _call.settings) a
-    WHERE a.value <> 'null' AND (a.key, a.value) <> ('recall', '"hnsw"')
+    WHERE a.value <> 'null' AND (a.key, a.value) <> ('recall', '"auto"')
 $$;
 
 -- Deletes what is older than its reranker's log_retention, or than what is given; a worker does so when it has

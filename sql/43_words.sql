@@ -1,0 +1,269 @@
+-- What BM25 needs: of each document the weights of its words, of all documents how many have a word. Both are ours, so
+-- that lexical recall wants no extension besides pgvector, whose sparse vectors carry the weights.
+
+-- How often words come in how many of a generation's documents; refreshed whenever the documents have doubled, and
+-- when a worker has nothing else to do.
+CREATE TABLE IF NOT EXISTS word_statistics (
+    reranker text NOT NULL,
+    generation int NOT NULL,
+    documents bigint NOT NULL DEFAULT 0,
+    mean_length real,
+    shares real[],
+    configs text[],
+    changes bigint NOT NULL DEFAULT 0,
+    refreshed_at timestamptz,
+    PRIMARY KEY (reranker, generation),
+    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+);
+GRANT SELECT ON word_statistics TO PUBLIC;
+COMMENT ON TABLE word_statistics IS 'What lexical recall knows of all documents of a generation';
+COMMENT ON COLUMN word_statistics.mean_length IS 'Words in a document, on the mean';
+COMMENT ON COLUMN word_statistics.shares IS 'Of all words of documents, the share that has at least each level''s weight';
+COMMENT ON COLUMN word_statistics.configs IS 'The text search configurations by which documents are cut into words';
+COMMENT ON COLUMN word_statistics.changes IS 'Documents stored since it was refreshed';
+
+-- The table with each document's words; NAME_N_terms says in how many documents a lexeme comes, if in more than two.
+CREATE OR REPLACE FUNCTION _words_table(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_words') $$;
+
+CREATE OR REPLACE FUNCTION _terms_table(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_terms') $$;
+
+-- Lexemes are indexed and never read; weights are read of each document that matches, hence kept in the row.
+-- How many documents have a word is told to whoever may read the source at all: like every score by IDF, it counts
+-- documents that row-level security hides.
+CREATE OR REPLACE FUNCTION _create_words_tables(_reranker rerankers, _generation generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    words text := _words_table(_generation);
+    terms text := _terms_table(_generation);
+BEGIN
+    EXECUTE format($sql$
+        CREATE TABLE %s (
+            key %s PRIMARY KEY,
+            lexemes tsvector,
+            weights sparsevec STORAGE MAIN,
+            length int NOT NULL,
+            mean_length real NOT NULL,
+            config text NOT NULL)
+        $sql$, words, _reranker.key_type);
+    EXECUTE format('CREATE INDEX ON %s USING gin (lexemes) WITH (gin_pending_list_limit = 256)', words);
+    PERFORM _protect(words, _generation,
+        format('Words of reranker %s, generation %s, weighted by BM25', _reranker.name, _generation.number));
+    EXECUTE format('CREATE TABLE %s (lexeme text COLLATE "C" PRIMARY KEY, documents int NOT NULL)', terms);
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', terms);
+    EXECUTE format($sql$
+        CREATE POLICY visible_with_source ON %s FOR SELECT USING (has_any_column_privilege(%L::regclass, 'SELECT'))
+        $sql$, terms, _reranker.source);
+    EXECUTE format('GRANT SELECT ON %s TO PUBLIC', terms);
+    EXECUTE format('COMMENT ON TABLE %s IS %L', terms, format('In how many documents of reranker %s, generation %s, '
+        'a word comes', _reranker.name, _generation.number));
+    EXECUTE format('ALTER TABLE %s OWNER TO %s', terms, _owner());
+    INSERT INTO word_statistics (reranker, generation) VALUES (_generation.reranker, _generation.number);
+END
+$$;
+
+-- The weight of a word in a document (Robertson and Zaragoza 2009, with k1 1.2 and b 0.75): from 0 to 2.2.
+CREATE OR REPLACE FUNCTION _word_weight(_occurrences float8, _length float8, _mean_length float8) RETURNS float8
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT _occurrences * 2.2 / (_occurrences + 1.2 * (0.25 + 0.75 * _length / _mean_length)) $$;
+
+-- Weights from which on a word of a document is indexed once more, with a mark: a search that can't read all documents
+-- of a frequent word reads those where it weighs most. No lexeme ends in a blank and a digit.
+CREATE OR REPLACE FUNCTION _word_levels() RETURNS TABLE (level int, mark text, lowest float8, highest float8)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ VALUES (0, '', 0.0::float8, 1.3::float8), (1, ' 1', 1.3, 1.5), (2, ' 2', 1.5, 1.7), (3, ' 3', 1.7, 2.2) $$;
+
+-- The level of an indexed lexeme, by its mark.
+CREATE OR REPLACE FUNCTION _word_level(_lexeme text) RETURNS int
+LANGUAGE sql IMMUTABLE
+AS $$ SELECT CASE WHEN right(_lexeme, 2) IN (' 1', ' 2', ' 3') THEN right(_lexeme, 1)::int ELSE 0 END $$;
+
+-- Where a lexeme's weight stands in a sparse vector: 28 bits of its hash. Two of a vocabulary of a million words share
+-- a place in one case of 270.
+CREATE OR REPLACE FUNCTION _word_place(_lexeme text) RETURNS int
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT ('x' || left(md5(_lexeme), 7))::bit(28)::int + 1 $$;
+
+-- Weights by place as a sparse vector; of too many the heaviest 16,000, which is what pgvector takes.
+CREATE OR REPLACE FUNCTION _sparse(_lexemes text[], _weights float8[]) RETURNS sparsevec
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('{%s}/268435456', string_agg(concat(w.place, ':', w.weight::real), ','))::sparsevec
+    FROM (
+        SELECT _word_place(u.lexeme) AS place, max(u.weight) AS weight
+        FROM unnest(_lexemes, _weights) u (lexeme, weight) GROUP BY 1 ORDER BY 2 DESC LIMIT 16000) w
+$$;
+
+-- Scripts that are written without blanks between words, as a class of characters: Thai, Lao, Burmese, Khmer, kana,
+-- Han and Hangul. They are cut into pairs of characters, since Postgres's parser doesn't cut them.
+CREATE OR REPLACE FUNCTION _unspaced_script() RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT '[\u0E01-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u9FFF\uAC00-\uD7AF\uF900-\uFAFF]' $$;
+
+-- The words of a text and how often they come: stemmed, without stop words. Of a very long text the first 200,000
+-- characters count; what is longer than any word isn't one.
+CREATE OR REPLACE FUNCTION _words(_config text, _content text) RETURNS TABLE (lexeme text, occurrences int)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    content text := left(_content, 200000);
+BEGIN
+    IF content ~ _unspaced_script() THEN
+        RETURN QUERY
+            SELECT p.pair, count(*)::int
+            FROM (
+                SELECT c.letter || lead(c.letter) OVER (PARTITION BY r.place ORDER BY c.place) AS pair
+                FROM regexp_matches(content, _unspaced_script() || '+', 'g') WITH ORDINALITY r (run, place),
+                    string_to_table(r.run[1], NULL) WITH ORDINALITY c (letter, place)) p
+            WHERE p.pair IS NOT NULL GROUP BY p.pair;
+        content := regexp_replace(content, _unspaced_script() || '+', ' ', 'g');
+    END IF;
+    RETURN QUERY
+        SELECT v.lexeme, cardinality(v.positions) FROM unnest(to_tsvector(_config::regconfig, content)) v
+        WHERE octet_length(v.lexeme) <= 200;
+END
+$$;
+
+-- A document's words as they are stored: lexemes with their marks, weights by place, and how many words there are.
+CREATE OR REPLACE FUNCTION _weighed_words(
+    _config text, _content text, _mean_length real, OUT lexemes tsvector, OUT weights sparsevec, OUT length int)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    words text[];
+    occurrences int[];
+    weighed float8[];
+BEGIN
+    SELECT array_agg(w.lexeme), array_agg(w.occurrences), coalesce(sum(w.occurrences), 0)
+    INTO words, occurrences, length FROM _words(_config, _content) w;
+    IF words IS NULL THEN
+        RETURN;
+    END IF;
+    weighed := ARRAY(
+        SELECT _word_weight(o.n, length, _mean_length) FROM unnest(occurrences) WITH ORDINALITY o (n, place)
+        ORDER BY o.place);
+    weights := _sparse(words, weighed);
+    lexemes := array_to_tsvector(ARRAY(
+        SELECT w.lexeme || l.mark FROM unnest(words, weighed) w (lexeme, weight)
+        JOIN _word_levels() l ON w.weight >= l.lowest));
+END
+$$;
+
+-- What is known of the words of a generation's documents.
+CREATE OR REPLACE FUNCTION _word_statistics(_generation generations) RETURNS word_statistics
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT s FROM word_statistics s WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number)
+$$;
+
+-- Stores the words of those documents that are still there, held against deletion until we commit. The first documents
+-- are weighed by their own mean length.
+CREATE OR REPLACE FUNCTION _store_words(_reranker rerankers, _generation generations, _keys text[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    known word_statistics := _word_statistics(_generation);
+    alive text := format($sql$
+        SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source
+        $sql$, _documents(_generation), _reranker.source, _reranker.key_column, _reranker.key_type);
+    stored int;
+BEGIN
+    IF known.mean_length IS NULL THEN
+        EXECUTE format($sql$
+            WITH alive AS MATERIALIZED (%s)
+            SELECT avg((SELECT sum(w.occurrences) FROM _words(a.config, a.content) w)) FROM alive a
+            $sql$, alive)
+        INTO known.mean_length USING _keys;
+    END IF;
+    EXECUTE format($sql$
+        WITH alive AS MATERIALIZED (%s)
+        INSERT INTO %s AS s (key, lexemes, weights, length, mean_length, config)
+        SELECT a.key, w.lexemes, w.weights, w.length, $2, a.config
+        FROM alive a CROSS JOIN LATERAL _weighed_words(a.config, a.content, $2) w
+        ON CONFLICT (key) DO UPDATE
+        SET (lexemes, weights, length, mean_length, config)
+            = (excluded.lexemes, excluded.weights, excluded.length, excluded.mean_length, excluded.config)
+        $sql$, alive, _words_table(_generation))
+    USING _keys, coalesce(known.mean_length, 1);
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    UPDATE word_statistics s SET changes = s.changes + stored
+    WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number);
+    PERFORM _refresh_words(_reranker, _generation, 1);
+END
+$$;
+
+-- Counts words anew where as many documents have been stored since as the given share of those counted before.
+-- Documents that were weighed by a mean length a fifth off are enqueued: their text is encoded, so that only their
+-- words are stored again.
+CREATE OR REPLACE FUNCTION _refresh_words(_reranker rerankers, _generation generations, _share float8) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    known word_statistics;
+BEGIN
+    SELECT s.* INTO known FROM word_statistics s
+    WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number)
+      AND s.changes > 0 AND s.changes >= _share * s.documents
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    known := _counted_words(_generation, known);
+    UPDATE word_statistics s
+    SET (documents, mean_length, shares, configs, changes, refreshed_at)
+        = (known.documents, known.mean_length, known.shares, known.configs, 0, now())
+    WHERE (s.reranker, s.generation) = (known.reranker, known.generation);
+    EXECUTE _enqueue_sql(_generation.reranker, _generation.number, format(
+        'SELECT w.key::text AS key FROM %s w WHERE w.length > 0 AND w.mean_length NOT BETWEEN %s AND %s',
+        _words_table(_generation), known.mean_length / 1.25, known.mean_length * 1.25));
+END
+$$;
+
+-- Counts in how many documents each word comes, and returns the new statistics. Of more than 100,000 documents a sample
+-- of as many stands for all.
+CREATE OR REPLACE FUNCTION _counted_words(_generation generations, _known word_statistics) RETURNS word_statistics
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    part float8 := least(1, 100000.0 / (_known.documents + _known.changes));
+    sample text := _words_table(_generation);
+BEGIN
+    IF part < 1 THEN
+        sample := format('%s TABLESAMPLE SYSTEM (%s)', sample, 100 * part);
+    END IF;
+    EXECUTE 'DELETE FROM ' || _terms_table(_generation);
+    EXECUTE format($sql$
+        WITH counted AS MATERIALIZED (SELECT w.lexemes, w.length, w.config FROM %s w),
+        entries AS MATERIALIZED (
+            SELECT u.lexeme, _word_level(u.lexeme) AS level, count(*) / $1 AS documents
+            FROM counted c, unnest(tsvector_to_array(c.lexemes)) u (lexeme) GROUP BY u.lexeme),
+        stored AS (
+            INSERT INTO %s (lexeme, documents)
+            SELECT e.lexeme, e.documents FROM entries e WHERE e.level = 0 AND e.documents * $1 > 2)
+        SELECT count(*) / $1, avg(nullif(c.length, 0)), array_agg(DISTINCT c.config), (
+            SELECT array_agg(coalesce(n.documents / n.of_all, 0) ORDER BY l.level)
+            FROM _word_levels() l LEFT JOIN (
+                SELECT e.level, sum(e.documents) AS documents, max(sum(e.documents)) OVER () AS of_all
+                FROM entries e GROUP BY e.level) n USING (level))
+        FROM counted c
+        $sql$, sample, _terms_table(_generation))
+    INTO _known.documents, _known.mean_length, _known.configs, _known.shares USING part;
+    _known.mean_length := coalesce(_known.mean_length, 1);
+    RETURN _known;
+END
+$$;

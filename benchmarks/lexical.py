@@ -94,7 +94,9 @@ def found_by_bm25s(texts: Mapping[str, str], queries: Mapping[str, str]) -> dict
     index.index(cut(list(texts.values())), show_progress=False)
     keys = list(texts)
     places, _ = index.retrieve(cut(list(queries.values())), k=DEPTH, show_progress=False)
-    return {query: [keys[place] for place in row] for query, row in zip(queries, places, strict=True)}
+    return {
+        query: [keys[place] for place in row] for query, row in zip(queries, places, strict=True)
+    }
 
 
 def compared(connection: psycopg.Connection, folder: Path) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def compared(connection: psycopg.Connection, folder: Path) -> dict[str, Any]:
 
 def halves(texts: Sequence[str], rows: int) -> Iterator[tuple[str, str]]:
     """Documents made of the halves of two; the same ones in every run."""
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     for number in range(rows):
         first, second = rng.choice(texts), rng.choice(texts)
         yield str(number), first[: len(first) // 2] + " " + second[len(second) // 2 :]
@@ -167,18 +169,22 @@ def large(connection: psycopg.Connection, folders: Sequence[Path], rows: int) ->
         f" pg_total_relation_size('pgrerank.{name}_1_terms'), sum(octet_length(body)) FROM {name}"
     ).fetchone() or (0, 0, 0)
     frequent = connection.execute(
-        f"SELECT lexeme, documents FROM pgrerank.{name}_1_terms ORDER BY documents DESC LIMIT 20"
+        f"SELECT lexeme, share FROM pgrerank.{name}_1_terms ORDER BY share DESC LIMIT 20"
     ).fetchall()
-    return {
-        "rows": rows,
-        "bytes": {"text": int(text), "words": words, "statistics": terms},
-        "most frequent": frequent[0][1] / rows,
-    } | {
-        folder.name: timed(
-            connection, name, list(read_beir(folder, "test").queries.values())[:100]
-        )
-        for folder in folders
-    } | {"one frequent word": timed(connection, name, [lexeme for lexeme, _ in frequent])}
+    return (
+        {
+            "rows": rows,
+            "bytes": {"text": int(text), "words": words, "statistics": terms},
+            "most frequent": frequent[0][1],
+        }
+        | {
+            folder.name: timed(
+                connection, name, list(read_beir(folder, "test").queries.values())[:100]
+            )
+            for folder in folders
+        }
+        | {"one frequent word": timed(connection, name, [lexeme for lexeme, _ in frequent])}
+    )
 
 
 def main() -> None:

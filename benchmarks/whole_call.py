@@ -36,9 +36,9 @@ TOPICS, DISTINCT, QUERIES = 200, 1000, 100
 BIT_TOP = 100
 USER = "asks"
 STAGES = {
-    "recall": "{recall}",
-    "recall, MaxSim": "{recall,maxsim}",
-    f"recall, bits, MaxSim of {BIT_TOP}": "{recall,maxsim_bit,maxsim}",
+    "dense": "{dense}",
+    "dense, MaxSim": "{dense,maxsim}",
+    f"dense, bits, MaxSim of {BIT_TOP}": "{dense,maxsim_bit,maxsim}",
 }
 ALONE = "pgvector alone, top 10"
 SEARCH = (
@@ -165,7 +165,7 @@ def measure(dsn: str, case: Case, seconds: float) -> dict[str, float]:
 def ratios(found: dict[Case, dict[str, float]]) -> dict[str, float]:
     """How a call with MaxSim over 100 candidates, by one client, compares and grows."""
     p50 = {(c.documents, c.what, c.pool): m["p50"] for c, m in found.items() if c.clients == 1}
-    what = "recall, MaxSim"
+    what = "dense, MaxSim"
     sizes = sorted({case.documents for case in found})
     answer = {f"over_pgvector_{n}": p50[n, what, 100] / p50[n, ALONE, 10] for n in sizes}
     for small, large in ((100, 1000), (1000, 10_000)):

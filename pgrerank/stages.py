@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["STAGES", "Stage", "columns"]
+__all__ = ["LEGS", "STAGES", "Stage", "columns"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class Stage:
     """What people call a stage.
 
     `order` names the order that it makes of the one before, in tables; `colour` is its own in
-    pictures, by its name in :data:`pgrerank.palette.PALETTE`.
+    pictures, by its name in :data:`pgrerank.palette.PALETTE`. A leg looks for candidates itself;
+    the two of them make the pool.
     """
 
     name: str
@@ -21,18 +22,23 @@ class Stage:
     order: str
     colour: str
     is_blended: bool = True
+    is_leg: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("recall", "recall", "recall, HNSW", "sky"),
+        Stage("dense", "dense", "dense", "sky", is_leg=True),
+        Stage("lexical", "lexical", "+ BM25", "green", is_leg=True),
         Stage("maxsim_bit", "MaxSim by bits", "+ bits", "orange", is_blended=False),
         Stage("maxsim", "MaxSim", "+ MaxSim", "blue"),
         Stage("cross_encoder", "cross-encoder", "+ cross-encoder", "purple"),
     )
 }
 """By name, in the order in which they run."""
+
+LEGS = tuple(name for name, stage in STAGES.items() if stage.is_leg)
+"""The names of those that recall is made of."""
 
 
 def columns() -> dict[str, type]:

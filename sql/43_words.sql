@@ -22,7 +22,7 @@ COMMENT ON COLUMN word_statistics.shares IS 'Of all words of documents, the shar
 COMMENT ON COLUMN word_statistics.configs IS 'The text search configurations by which documents are cut into words';
 COMMENT ON COLUMN word_statistics.changes IS 'Documents stored since it was refreshed';
 
--- The table with each document's words; NAME_N_terms says in how many documents a lexeme comes, if in more than two.
+-- The table with each document's words; NAME_N_terms says what share of the documents has a lexeme, if more than two do.
 CREATE OR REPLACE FUNCTION _words_table(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -33,7 +33,8 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_terms') $$;
 
--- Lexemes are indexed and never read; weights are read of each document that matches, hence kept in the row.
+-- Lexemes are indexed and never read, hence kept apart; weights are read of each document that matches, hence kept in
+-- the row.
 -- How many documents have a word is told to whoever may read the source at all: like every score by IDF, it counts
 -- documents that row-level security hides.
 CREATE OR REPLACE FUNCTION _create_words_tables(_reranker rerankers, _generation generations) RETURNS void
@@ -52,18 +53,19 @@ BEGIN
             length int NOT NULL,
             mean_length real NOT NULL,
             config text NOT NULL)
+        WITH (toast_tuple_target = 256)
         $sql$, words, _reranker.key_type);
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes) WITH (gin_pending_list_limit = 256)', words);
     PERFORM _protect(words, _generation,
         format('Words of reranker %s, generation %s, weighted by BM25', _reranker.name, _generation.number));
-    EXECUTE format('CREATE TABLE %s (lexeme text COLLATE "C" PRIMARY KEY, documents int NOT NULL)', terms);
+    EXECUTE format('CREATE TABLE %s (lexeme text COLLATE "C" PRIMARY KEY, share real NOT NULL)', terms);
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', terms);
     EXECUTE format($sql$
         CREATE POLICY visible_with_source ON %s FOR SELECT USING (has_any_column_privilege(%L::regclass, 'SELECT'))
         $sql$, terms, _reranker.source);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', terms);
-    EXECUTE format('COMMENT ON TABLE %s IS %L', terms, format('In how many documents of reranker %s, generation %s, '
-        'a word comes', _reranker.name, _generation.number));
+    EXECUTE format('COMMENT ON TABLE %s IS %L', terms, format('The share of documents of reranker %s, generation '
+        '%s, that have a word', _reranker.name, _generation.number));
     EXECUTE format('ALTER TABLE %s OWNER TO %s', terms, _owner());
     INSERT INTO word_statistics (reranker, generation) VALUES (_generation.reranker, _generation.number);
 END
@@ -233,8 +235,8 @@ BEGIN
 END
 $$;
 
--- Counts in how many documents each word comes, and returns the new statistics. Of more than 100,000 documents a sample
--- of as many stands for all.
+-- Counts which share of documents each word comes in, and returns the new statistics. Of more than 100,000 documents a
+-- sample of as many stands for all. Shares change less than numbers do as documents come: few rows are written anew.
 CREATE OR REPLACE FUNCTION _counted_words(_generation generations, _known word_statistics) RETURNS word_statistics
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
@@ -246,21 +248,24 @@ BEGIN
     IF part < 1 THEN
         sample := format('%s TABLESAMPLE SYSTEM (%s)', sample, 100 * part);
     END IF;
-    EXECUTE 'DELETE FROM ' || _terms_table(_generation);
     EXECUTE format($sql$
-        WITH counted AS MATERIALIZED (SELECT w.lexemes, w.length, w.config FROM %s w),
+        WITH counted AS MATERIALIZED (SELECT w.lexemes, w.length, w.config FROM %1$s w),
+        size AS (SELECT count(*)::float8 AS documents FROM counted),
         entries AS MATERIALIZED (
-            SELECT u.lexeme, _word_level(u.lexeme) AS level, count(*) / $1 AS documents
-            FROM counted c, unnest(tsvector_to_array(c.lexemes)) u (lexeme) GROUP BY u.lexeme),
+            SELECT u.lexeme, _word_level(u.lexeme) AS level, count(*) / max(s.documents) AS share, count(*) AS found
+            FROM size s, counted c, unnest(tsvector_to_array(c.lexemes)) u (lexeme) GROUP BY u.lexeme),
+        words AS (SELECT e.lexeme, e.share FROM entries e WHERE e.level = 0 AND e.found > 2),
+        gone AS (DELETE FROM %2$s t WHERE NOT EXISTS (SELECT FROM words w WHERE w.lexeme = t.lexeme)),
         stored AS (
-            INSERT INTO %s (lexeme, documents)
-            SELECT e.lexeme, e.documents FROM entries e WHERE e.level = 0 AND e.documents * $1 > 2)
-        SELECT count(*) / $1, avg(nullif(c.length, 0)), array_agg(DISTINCT c.config), (
-            SELECT array_agg(coalesce(n.documents / n.of_all, 0) ORDER BY l.level)
+            INSERT INTO %2$s AS t (lexeme, share) SELECT w.lexeme, w.share FROM words w
+            ON CONFLICT (lexeme) DO UPDATE SET share = excluded.share
+            WHERE excluded.share NOT BETWEEN t.share / 1.05 AND t.share * 1.05)
+        SELECT max(s.documents) / $1, avg(nullif(c.length, 0)), array_agg(DISTINCT c.config), (
+            SELECT array_agg(coalesce(n.share / n.of_all, 0) ORDER BY l.level)
             FROM _word_levels() l LEFT JOIN (
-                SELECT e.level, sum(e.documents) AS documents, max(sum(e.documents)) OVER () AS of_all
+                SELECT e.level, sum(e.share) AS share, max(sum(e.share)) OVER () AS of_all
                 FROM entries e GROUP BY e.level) n USING (level))
-        FROM counted c
+        FROM counted c, size s
         $sql$, sample, _terms_table(_generation))
     INTO _known.documents, _known.mean_length, _known.configs, _known.shares USING part;
     _known.mean_length := coalesce(_known.mean_length, 1);

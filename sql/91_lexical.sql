@@ -12,9 +12,9 @@ BEGIN
     RETURN QUERY EXECUTE format($sql$
         SELECT w.lexeme, w.documents, ln(1 + (greatest($2 - w.documents, 0) + 0.5) / (w.documents + 0.5))
         FROM (
-            SELECT w.lexeme, coalesce(t.documents, 1)::float8 AS documents
-            FROM (SELECT DISTINCT w.lexeme FROM unnest($1) c (config), _words(c.config, $3) w) w
-            LEFT JOIN %s t ON t.lexeme = w.lexeme) w
+            SELECT w.lexeme, least(greatest((SELECT t.share FROM %s t WHERE t.lexeme = w.lexeme) * $2, 1), $2)
+                AS documents
+            FROM (SELECT DISTINCT w.lexeme FROM unnest($1) c (config), _words(c.config, $3) w) w) w
         ORDER BY w.documents, w.lexeme LIMIT 32
         $sql$, _terms_table(_generation))
     USING coalesce(_known.configs, ARRAY[_generation.text_search_config]), _known.documents,
@@ -33,20 +33,18 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT greatest(1000, 10 * _candidates) * greatest(1, sqrt(_documents / 100000)) $$;
 
--- The documents to be read for a query: a tsquery that few documents match, those with the highest scores among them.
--- It is made of parts, beginning with those that promise most: a rare word, or a frequent one where it weighs much,
--- until the documents expected reach the budget; then, of the words left, two together. That is MaxScore's idea (Turtle
--- and Flood 1995), what can't be among the best isn't read, by estimates: over a million documents of real text it
--- finds .95 to 1.0 of the best hundred, and all of the best ten of nearly every query.
-CREATE OR REPLACE FUNCTION _bounded_query(
+-- The documents to be read for a query: those that match one of a few tsqueries, with the highest scores among them.
+-- The first is made of what promises most, rare words, and frequent ones where they weigh much, until the documents
+-- expected reach the budget; the others of two words together. That is MaxScore's idea (Turtle and Flood 1995), what
+-- can't be among the best isn't read, by estimates (docs/explanation/search.md has how often they are right).
+CREATE OR REPLACE FUNCTION _bounded_queries(
     _known word_statistics, _lexemes text[], _documents float8[], _idfs float8[], _budget float8,
-    OUT query tsquery, OUT is_whole boolean)
+    OUT queries tsquery[], OUT are_whole boolean)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    lowest int[];
-    parts text[];
+    levels int[];
 BEGIN
     WITH levels AS (
         SELECT l.level, l.highest, coalesce(_known.shares[l.level + 1], 1) AS share,
@@ -56,58 +54,63 @@ BEGIN
         SELECT w.place, l.level, row_number() OVER best AS number,
             sum(w.documents * (l.share - l.above)) OVER best AS so_far
         FROM unnest(_documents, _idfs) WITH ORDINALITY w (documents, idf, place) CROSS JOIN levels l
-        WINDOW best AS (ORDER BY w.idf * l.highest DESC, w.place ROWS UNBOUNDED PRECEDING)),
-    taken AS (
+        WINDOW best AS (ORDER BY w.idf * l.highest DESC, w.place ROWS UNBOUNDED PRECEDING))
+    SELECT array_agg(t.level ORDER BY t.place) INTO levels
+    FROM (
         SELECT c.place, min(c.level) FILTER (WHERE c.so_far <= _budget OR c.number = 1) AS level
-        FROM cells c GROUP BY c.place)
-    SELECT array_agg(t.level ORDER BY t.place),
-        array_agg(_quoted_lexeme(_lexemes[t.place] || l.mark) ORDER BY t.place) FILTER (WHERE l.mark IS NOT NULL)
-    INTO lowest, parts
-    FROM taken t LEFT JOIN _word_levels() l ON l.level = t.level;
-    is_whole := NOT EXISTS (SELECT FROM unnest(lowest) l (level) WHERE l.level IS DISTINCT FROM 0);
-    IF NOT is_whole THEN
-        parts := parts || _word_pairs(_known, _lexemes, _documents, _idfs, lowest, 2 * _budget);
+        FROM cells c GROUP BY c.place) t;
+    queries := ARRAY[(
+        SELECT string_agg(_quoted_lexeme(u.lexeme || l.mark), ' | ')::tsquery
+        FROM unnest(_lexemes, levels) u (lexeme, level) JOIN _word_levels() l ON l.level = u.level)];
+    are_whole := NOT EXISTS (SELECT FROM unnest(levels) l (level) WHERE l.level IS DISTINCT FROM 0);
+    IF NOT are_whole THEN
+        queries := queries || _paired_queries(_known, _lexemes, _documents, _idfs, levels, 2 * _budget);
     END IF;
-    query := array_to_string(parts, ' | ')::tsquery;
 END
 $$;
 
 -- Two words together, of the twelve rarest that are not read whole: all documents with both, or those where both weigh
 -- much; as many as are expected to stay within the budget, the weightiest first. Words come together twice as often as
--- by chance.
-CREATE OR REPLACE FUNCTION _word_pairs(
-    _known word_statistics, _lexemes text[], _documents float8[], _idfs float8[], _lowest int[], _budget float8)
-RETURNS text[]
+-- by chance. Pairs with the same rarer word are one tsquery, for which GIN reads the others' entries only where that
+-- word comes.
+CREATE OR REPLACE FUNCTION _paired_queries(
+    _known word_statistics, _lexemes text[], _documents float8[], _idfs float8[], _levels int[], _budget float8)
+RETURNS tsquery[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    "left" float8 := _budget;
     pair record;
-    firsts text[] := '{}';
-    seconds text[] := '{}';
+    rarer text[] := '{}';
+    others text[] := '{}';
+    marks text[] := '{}';
 BEGIN
     FOR pair IN
         WITH words AS (
             SELECT w.place, w.documents, w.idf
-            FROM unnest(_documents, _idfs, _lowest) WITH ORDINALITY w (documents, idf, lowest, place)
-            WHERE w.lowest IS DISTINCT FROM 0 ORDER BY w.place LIMIT 12)
-        SELECT _quoted_lexeme(_lexemes[a.place] || l.mark) AS first,
-            _quoted_lexeme(_lexemes[b.place] || l.mark) AS second,
+            FROM unnest(_documents, _idfs, _levels) WITH ORDINALITY w (documents, idf, level, place)
+            WHERE w.level IS DISTINCT FROM 0 ORDER BY w.place LIMIT 12)
+        SELECT _lexemes[a.place] AS rarer, _lexemes[b.place] AS other, l.mark,
             2 * a.documents * b.documents / greatest(_known.documents, 1) * l.share ^ 2 AS documents
         FROM words a JOIN words b ON a.place < b.place
         CROSS JOIN (
             VALUES ('', 0.8, 1.0), (' 1', 1.3, coalesce(_known.shares[2], 1))) l (mark, lowest, share)
         ORDER BY (a.idf + b.idf) * l.lowest DESC
     LOOP
-        CONTINUE WHEN pair.documents > "left";
-        "left" := "left" - pair.documents;
-        firsts := firsts || pair.first;
-        seconds := seconds || pair.second;
+        CONTINUE WHEN pair.documents > _budget;
+        _budget := _budget - pair.documents;
+        rarer := rarer || pair.rarer;
+        others := others || pair.other;
+        marks := marks || pair.mark;
     END LOOP;
     RETURN ARRAY(
-        SELECT format('%s & (%s)', p.first, string_agg(p.second, ' | '))
-        FROM unnest(firsts, seconds) p (first, second) GROUP BY p.first);
+        SELECT format('%s & (%s)', _quoted_lexeme(p.rarer || p.mark),
+            string_agg(_quoted_lexeme(p.other || p.mark), ' | '))::tsquery
+        FROM (
+            SELECT u.*, bool_or(u.mark = '') OVER (PARTITION BY u.rarer, u.other) AS has_all
+            FROM unnest(rarer, others, marks) u (rarer, other, mark)) p
+        WHERE p.mark = '' OR NOT p.has_all
+        GROUP BY p.rarer, p.mark);
 END
 $$;
 
@@ -140,19 +143,19 @@ BEGIN
     END IF;
     most := least(widest, most * greatest(1, known.documents / greatest(_scope.matching, 1)));
     LOOP
-        bounded := _bounded_query(known, lexemes, documents, idfs, most);
+        bounded := _bounded_queries(known, lexemes, documents, idfs, most);
         SELECT h.keys, h.scores INTO keys, scores
-        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.query, _scope.predicate) h;
-        EXIT WHEN bounded.is_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates;
+        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _scope.predicate) h;
+        EXIT WHEN bounded.are_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates;
         most := 8 * most;
     END LOOP;
 END
 $$;
 
--- The documents with the highest scores, of those that match a tsquery, or of all that pass the filter. The plan is
--- bound to the index, for the planner overestimates what a tsquery of many words matches.
+-- The documents with the highest scores, of those that match one of the tsqueries, or of all that pass the filter. The
+-- plan is bound to the index, for the planner overestimates what a tsquery of many words matches.
 CREATE OR REPLACE FUNCTION _highest(
-    _reranker rerankers, _generation generations, _weights sparsevec, _words tsquery, _predicate text,
+    _reranker rerankers, _generation generations, _weights sparsevec, _queries tsquery[], _predicate text,
     OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -164,14 +167,15 @@ BEGIN
             SELECT h.key, h.score
             FROM (
                 SELECT s.key, (0 - (s.weights <#> $1))::real AS score
-                FROM %1$s WHERE %4$s AND %5$s ORDER BY score DESC, s.key LIMIT $3) h
+                FROM %1$s WHERE (%4$s) AND %5$s ORDER BY score DESC, s.key LIMIT $2) h
             JOIN %2$s d ON d.%3$I = h.key
             WHERE h.score > 0) h
         $sql$, _words_table(_generation) || CASE WHEN _predicate = 'true' THEN ' s'
             ELSE format(' s JOIN %s d ON d.%I = s.key', _reranker.source, _reranker.key_column) END,
-        _reranker.source, _reranker.key_column, CASE WHEN _words IS NULL THEN 'true' ELSE 's.lexemes @@ $2' END,
-        _predicate)
-    INTO keys, scores USING _weights, _words, _reranker.candidates;
+        _reranker.source, _reranker.key_column, coalesce((
+            SELECT string_agg(format('s.lexemes @@ %L::tsquery', q.query), ' OR ') FROM unnest(_queries) q (query)),
+            'true'), _predicate)
+    INTO keys, scores USING _weights, _reranker.candidates;
 END
 $$;
 

@@ -96,7 +96,7 @@ EXPRESSION = f"""
     Reranker("documents", Document,
              text=Document.title + " 100% :x " + func.lower(Document.content),
              embedding_model={MINILM}, candidates=200, maxsim_top=30,
-             blend={{"recall": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7))
+             blend={{"dense": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7))
 """
 
 
@@ -199,7 +199,7 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     project.alembic("upgrade", "head")
     second = project.settings()
     assert (second["candidates"], second["text_columns"]) == (200, None)
-    assert second["blend"] == {"recall": 1, "maxsim": 2.5}
+    assert second["blend"] == {"dense": 1, "maxsim": 2.5}
     assert (second["log_sample"], second["log_retention"]) == (0.25, "168:00:00")
     assert "100% :x" in second["text_expression"]
     assert "No new upgrade operations detected" in project.alembic("check")

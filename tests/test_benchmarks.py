@@ -90,7 +90,7 @@ def test_what_each_stage_brings(collection, open_folder):
     said = last_line("stages.py", collection, "--data", open_folder / "data")
     found = said["collections"]["tiny"]
     assert said["means"] == {order["name"]: order["measures"] for order in found["orders"]}
-    stages = ["exact_recall", "recall", "maxsim", "cross_encoder"]
+    stages = ["exact_recall", "dense", "lexical", "maxsim", "cross_encoder"]
     assert [order["stage"] for order in found["orders"]] == stages
     assert all(order["measures"]["nDCG@10"] > 0.5 for order in found["orders"])
     blends = last_line("blends.py", collection, "--data", open_folder / "data")

@@ -29,12 +29,12 @@ from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
 WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
-DEFAULT = {"recall": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}
+DEFAULT = {"dense": 0.3, "maxsim": 0.3, "cross_encoder": 0.4}
 BLENDS = [
     {},
     DEFAULT,
-    {"recall": 1},
-    {"recall": 0.3, "maxsim": 0.7},
+    {"dense": 1},
+    {"dense": 0.3, "maxsim": 0.7},
     {"maxsim": 1, "cross_encoder": 2},
 ]
 DOCUMENTS = 40
@@ -90,9 +90,9 @@ def search(connection, query: str, **arguments) -> list[str]:
 def test_each_order_is_measured_as_searches_return_it(asked):
     found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
     ways = {
-        "recall, exact": {"stages": ["recall"], "recall": "exact"},
-        "recall, HNSW": {"stages": ["recall"]},
-        "+ MaxSim": {"stages": ["recall", "maxsim"]},
+        "dense, exact": {"stages": ["dense"], "recall": "exact"},
+        "dense": {"stages": ["dense"]},
+        "+ MaxSim": {"stages": ["dense", "maxsim"]},
         "+ cross-encoder": {},
     }
     assert [order["name"] for order in found["orders"]] == list(ways)
@@ -122,7 +122,7 @@ def test_each_order_is_measured_as_searches_return_it(asked):
 @pytest.mark.parametrize("blend", BLENDS)
 def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked, blend):
     variant, queries = Variant("documents", timeout="20 s"), judged().queries
-    wide = ask(asked, variant, queries, candidates=40, stages=["recall", "maxsim"])
+    wide = ask(asked, variant, queries, candidates=40, stages=["dense", "maxsim"])
     deep = ask(asked, variant, queries, candidates=40, maxsim_top=40)
     pools = {query: pool_of(wide[query], deep[query]) for query in queries}
     asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend),))
@@ -131,14 +131,14 @@ def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked
             found = search(asked, text, top_k=10, candidates=candidates, maxsim_top=maxsim_top)
             assert pools[query].order(Sizes(candidates, maxsim_top), blend)[:10] == found
     for query, text in queries.items():
-        found = search(asked, text, top_k=10, candidates=40, stages=["recall", "maxsim"])
+        found = search(asked, text, top_k=10, candidates=40, stages=["dense", "maxsim"])
         assert pools[query].order(Sizes(40, 0), blend)[:10] == found
 
 
 def test_a_blended_search_is_ordered_by_its_score(asked):
     asked.execute(
         "SELECT pgrerank.alter_reranker('documents', blend => %s)",
-        (Jsonb({"recall": 0.5, "maxsim": 0.2, "cross_encoder": 0.3}),),
+        (Jsonb({"dense": 0.5, "maxsim": 0.2, "cross_encoder": 0.3}),),
     )
     rows = asked.execute(
         "SELECT score, stage, cross_encoder_rank FROM pgrerank.documents_search('the cat', 20)"
@@ -155,11 +155,11 @@ def test_a_blended_search_is_ordered_by_its_score(asked):
     [
         "[]",
         "3",
-        '{"recall": -1}',
+        '{"dense": -1}',
         '{"bits": 1}',
-        '{"recall": "1"}',
+        '{"dense": "1"}',
         '{"maxsim": 0}',
-        '{"recall": null}',
+        '{"dense": null}',
     ],
 )
 def test_a_blend_that_is_none_is_refused(asked, blend):
@@ -232,7 +232,7 @@ def test_a_blend_that_chance_may_have_made_is_not_written(asked):
     searched = search_all(asked, Variant("documents"), judged())
     evaluation = evaluate(asked, searched, qrels="dev")
     blend = {
-        "weights": {"recall": 1},
+        "weights": {"dense": 1},
         "quality": 1,
         "cross_validated": 0.9,
         "present": 0.8,
@@ -247,9 +247,7 @@ def test_a_blend_that_chance_may_have_made_is_not_written(asked):
 def test_a_gain_that_may_be_chance_is_told_where_queries_are_many(queries, said):
     first, second = orders()[:2]
     second |= {"gain": 0.01, "p": 0.4}
-    found = warnings(
-        [first | {"stage": "recall"}, second | {"stage": "maxsim"}], "nDCG@10", queries
-    )
+    found = warnings([first | {"stage": "dense"}, second | {"stage": "maxsim"}], "nDCG@10", queries)
     assert ["may gain nothing" in warning for warning in found] == [True] * said
 
 
@@ -269,8 +267,8 @@ def test_a_stage_that_hurts_is_named(asked):
 def test_variants_are_written_short():
     assert parse_variant("a") == Variant("a")
     assert parse_variant("a@3") == Variant("a", 3)
-    assert parse_variant('a:candidates=5,stages=recall+maxsim,blend={"recall":1,"maxsim":2}') == (
-        Variant("a", candidates=5, stages=["recall", "maxsim"], blend={"recall": 1, "maxsim": 2})
+    assert parse_variant('a:candidates=5,stages=dense+maxsim,blend={"dense":1,"maxsim":2}') == (
+        Variant("a", candidates=5, stages=["dense", "maxsim"], blend={"dense": 1, "maxsim": 2})
     )
     for wrong, message in (("a@x", "names no"), ("a:top=3", "'top'"), ("a:candidates=x", "'x'")):
         with pytest.raises(SettingsError, match=message):
@@ -302,7 +300,7 @@ def test_the_command_prints_reports_and_compares(asked, asked_dsn, tmp_path):
     assert "+ cross-encoder" in done.stdout
     assert "6 queries" in done.output
     assert sorted(path.stem for path in (tmp_path / "runs").iterdir()) == [
-        *("cross-encoder", "maxsim", "recall-exact", "recall-hnsw"),
+        *("cross-encoder", "maxsim", "dense-exact", "dense"),
     ]
     done = run.invoke(
         app,
@@ -389,12 +387,12 @@ def test_weights_are_found_where_a_blend_is_better():
         maxsim[4] += 1.5
         keys = [f"d{place}" for place in range(30)]
         unknown = dict.fromkeys(STAGES, np.full(30, np.nan))
-        pools[f"q{number}"] = Pool(keys, unknown | {"recall": recall, "maxsim": maxsim})
+        pools[f"q{number}"] = Pool(keys, unknown | {"dense": recall, "maxsim": maxsim})
         qrels[f"q{number}"] = {keys[place]: 1 for place in answers}
-    found = find_weights(pools, qrels, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10", {})
-    assert 0.3 <= found["weights"]["recall"] <= 0.7
+    found = find_weights(pools, qrels, ["dense", "maxsim"], Sizes(30, 0), "nDCG@10", {})
+    assert 0.3 <= found["weights"]["dense"] <= 0.7
     assert found["cross_validated"] > found["present"] + 0.1
     assert found["p"] < 0.01
     few = {query: qrels[query] for query in list(qrels)[:9]}
     with pytest.raises(EvaluationError, match="9 judged queries are too few"):
-        find_weights(pools, few, ["recall", "maxsim"], Sizes(30, 0), "nDCG@10", {})
+        find_weights(pools, few, ["dense", "maxsim"], Sizes(30, 0), "nDCG@10", {})

@@ -124,7 +124,7 @@ def test_the_stages_times_are_nearly_the_whole(connection: psycopg.Connection[An
     _explain(connection)
     times = _explain(connection)[0]["times"]
     total = times.pop("total")
-    assert set(times) == {"encode_query", "recall", "maxsim", "cross_encoder"}
+    assert set(times) == {"encode_query", "dense", "lexical", "maxsim", "cross_encoder"}
     assert all(ms > 0 for ms in times.values())
     assert total / 2 < sum(times.values()) <= total
 
@@ -177,7 +177,7 @@ def test_what_can_t_be_aligned_is_refused(connection: psycopg.Connection[Any]) -
 
 def test_alignments_may_be_left_out(connection: psycopg.Connection[Any]) -> None:
     assert {row["alignment"] is None for row in _explain(connection, alignments=False)} == {True}
-    recalled = _explain(connection, stages=["recall"], keys=["2", "1"])
+    recalled = _explain(connection, stages=["dense"], keys=["2", "1"])
     assert [row["key"] for row in recalled] == ["2", "1"]
     assert recalled[0]["alignment"]["tokens"][:2] == ["A", "cat"]
 
@@ -237,10 +237,10 @@ def test_the_command_prints_times_ranks_and_answers(explained_dsn: str) -> None:
 
 
 def test_the_arrows_say_how_far_a_stage_moved_a_document(explained_dsn: str) -> None:
-    found = json.loads(_ok(explained_dsn, "--json", "--stages", "recall,maxsim"))
-    printed = _ok(explained_dsn, "--stages", "recall,maxsim", "--aligned", "0")
+    found = json.loads(_ok(explained_dsn, "--json", "--stages", "dense,maxsim"))
+    printed = _ok(explained_dsn, "--stages", "dense,maxsim", "--aligned", "0")
     for document in found["documents"]:
-        change = document["ranks"]["recall"] - document["ranks"]["maxsim"]
+        change = document["ranks"]["dense"] - document["ranks"]["maxsim"]
         arrow = f" {'▲' if change > 0 else '▼'}{abs(change)}" if change else ""
         [line] = [li for li in printed.splitlines() if f"{document['scores']['maxsim']:.4f}" in li]
         assert f"{document['ranks']['maxsim']}{arrow} " in line
@@ -254,15 +254,15 @@ def test_the_command_s_options_are_those_of_the_call(explained_dsn: str) -> None
         ]
 
     assert len(keys("--top-k", "2", "--exact", "--candidates", "5", "--maxsim-top", "1")) == 2
-    assert keys("--filter", '{"tenant": 2}', "--keys", "1, 4", "--stages", "recall") == ["4"]
+    assert keys("--filter", '{"tenant": 2}', "--keys", "1, 4", "--stages", "dense") == ["4"]
     assert "key  as given " in _ok(explained_dsn, "--keys", "1,4")
     first = json.loads(_ok(explained_dsn, "--json", "--generation", "1"))
     assert first["generation"] == 1
     assert {row["key"]: row["text"] for row in first["documents"]}["2"].startswith("Cats")
     assert first["documents"][0]["alignment"]["query"] == QUERY.split()
-    blended = json.loads(_ok(explained_dsn, "--json", "--blend", '{"recall": 1}'))
+    blended = json.loads(_ok(explained_dsn, "--json", "--blend", '{"dense": 1}'))
     ranks = [document["ranks"] for document in blended["documents"]]
-    recalled = [rank["recall"] for rank in ranks if rank["cross_encoder"]]
+    recalled = [rank["dense"] for rank in ranks if rank["cross_encoder"]]
     assert recalled == sorted(recalled)
     refused = _run(explained_dsn, "--generation", "9")
     assert refused.exit_code == 1
@@ -440,18 +440,18 @@ def test_special_tokens_stand_beside_the_text() -> None:
         "reranker": "documents",
         "generation": 1,
         "query": "q & <q>",
-        "times": {"total": 12.5, "recall": 12.5},
+        "times": {"total": 12.5, "dense": 12.5},
         "degraded": False,
         "reason": None,
         "documents": [
             {
                 "scores": dict.fromkeys(STAGES),
-                "ranks": dict.fromkeys(STAGES) | {"recall": 1},
+                "ranks": dict.fromkeys(STAGES) | {"dense": 1},
                 "key": "a\"b'<i>",
                 "text": "cat",
                 "score": None,
                 "rank": 1,
-                "stage": "recall",
+                "stage": "dense",
                 "alignment": _alignment(
                     spans=[None, [0, 3]], tokens=["[CLS]", "cat"], heat=[0.5, 0.9], best=[1]
                 ),

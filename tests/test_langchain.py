@@ -59,13 +59,13 @@ def test_documents_come_best_first_with_what_the_search_says(db, retriever):
 
 
 def test_it_takes_arguments_runs_async_and_in_a_chain(retriever):
-    retriever.arguments = {"filter": {"lang": "de"}, "stages": ["recall"]}
+    retriever.arguments = {"filter": {"lang": "de"}, "stages": ["dense"]}
     chain = retriever | RunnableLambda(lambda documents: [d.id for d in documents])
     assert chain.invoke("x") == asyncio.run(chain.ainvoke("x")) == ["1"]
     retriever.exclude = []
     [document] = retriever.invoke("x")
     assert document.metadata["tenant"] == 1
-    assert document.metadata["stage"] == "recall"
+    assert document.metadata["stage"] == "dense"
     assert "title" not in document.metadata
 
 

@@ -30,7 +30,7 @@ def logged(db) -> list[str]:
 def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
     given = json.dumps({"tenant": 1, "lang": None})
     found = db.execute(
-        "SELECT id, recall_rank, maxsim_rank, cross_encoder_rank FROM pgrerank.documents_search("
+        "SELECT id, dense_rank, maxsim_rank, cross_encoder_rank FROM pgrerank.documents_search("
         "'a  pool 数据库', top_k => 2, filter => %s, candidates => 3) ORDER BY rank",
         (given,),
     ).fetchall()
@@ -40,7 +40,7 @@ def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
     assert row["arguments"] == {"top_k": 2, "filter": {"tenant": 1, "lang": None}, "candidates": 3}
     ranks = zip(
         row["keys"],
-        *(row["ranks"][stage] for stage in ("recall", "maxsim", "cross_encoder")),
+        *(row["ranks"][stage] for stage in ("dense", "maxsim", "cross_encoder")),
         strict=True,
     )
     assert [(int(key), *rest) for key, *rest in ranks] == found
@@ -50,7 +50,14 @@ def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
         False,
         "postgres",
     )
-    assert row["times"].keys() == {"encode_query", "recall", "maxsim", "cross_encoder", "total"}
+    assert row["times"].keys() == {
+        "encode_query",
+        "dense",
+        "lexical",
+        "maxsim",
+        "cross_encoder",
+        "total",
+    }
 
 
 def test_what_cannot_be_asked_again_is_not_remembered(served, db):
@@ -94,7 +101,7 @@ def test_a_degraded_search_is_remembered_with_its_reason(db, source):
     rows = db.execute(
         "SELECT stage, degraded, reason FROM pgrerank.searches ORDER BY id"
     ).fetchall()
-    assert rows[0][:2] == rows[1][:2] == ("fulltext", True)
+    assert rows[0][:2] == rows[1][:2] == ("lexical", True)
     assert "no worker" in rows[0][2]
 
 

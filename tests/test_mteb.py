@@ -134,7 +134,7 @@ def encoded_at(dsn, prefix):
 
 def test_the_models_follow_mtebs_protocols(served):
     search, cross_encoder = (
-        PgrerankSearch(served, **MODELS_GIVEN, candidates=5, stages=["recall", "maxsim"]),
+        PgrerankSearch(served, **MODELS_GIVEN, candidates=5, stages=["dense", "maxsim"]),
         PgrerankCrossEncoder(served, "reranker"),
     )
     assert isinstance(search, SearchProtocol)
@@ -142,7 +142,7 @@ def test_the_models_follow_mtebs_protocols(served):
     assert not isinstance(search, EncoderProtocol | CrossEncoderProtocol)
     meta = search.mteb_model_meta
     assert meta.name == "pgrerank/embedding+tokens+reranker"
-    assert meta.experiment_kwargs == {"candidates": 5, "stages": ["recall", "maxsim"]}
+    assert meta.experiment_kwargs == {"candidates": 5, "stages": ["dense", "maxsim"]}
     assert cross_encoder.mteb_model_meta.is_cross_encoder
     assert meta.revision != cross_encoder.mteb_model_meta.revision
 
@@ -198,11 +198,11 @@ def test_a_second_run_encodes_nothing_and_settings_of_a_call_neither(served, tmp
     before = encoded_at(served, "again")
     assert [len(rows) for rows in before.values()] == [len(CORPUS)]
     assert evaluated(model, Task(), tmp_path / "2")[2] == run
-    given |= {"cross_encoder_model": None, "candidates": 2, "stages": ["recall"]}
+    given |= {"cross_encoder_model": None, "candidates": 2, "stages": ["dense"]}
     path, _, short = evaluated(PgrerankSearch(served, **given), Task(), tmp_path / "3")
-    assert path.parent.name == "candidates_2__stages_[recall]"
+    assert path.parent.name == "candidates_2__stages_[dense]"
     assert {len(keys) for keys in short.values()} == {2}
-    blended = MODELS_GIVEN | {"table_prefix": "again", "blend": {"recall": 1, "maxsim": 0.5}}
+    blended = MODELS_GIVEN | {"table_prefix": "again", "blend": {"dense": 1, "maxsim": 0.5}}
     assert evaluated(PgrerankSearch(served, **blended), Task(), tmp_path / "blended")[2] != run
     assert evaluated(model, Task(), tmp_path / "unblended")[2] == run
     assert encoded_at(served, "again") == before

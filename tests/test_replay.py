@@ -170,27 +170,27 @@ def test_other_settings_are_tried_on_what_was_asked(db, dsn, source, tiny_models
         wait_for(db, "pending = 0")
         for query in ("which animal sleeps", "bread", "no connection is left"):
             assert len(search(db, query, top_k=3)) == 3
-        search(db, "two stages", top_k=2, stages=["recall", "maxsim"])
+        search(db, "two stages", top_k=2, stages=["dense", "maxsim"])
         same = replayed(dsn)
         assert (same["overlap"], same["rank_biased_overlap"]) == (1, pytest.approx(1))
         assert same["degraded"] == {"then": 0, "now": 0}
-        stages = ["encode_query", "recall", "maxsim", "cross_encoder", "total"]
+        stages = ["encode_query", "dense", "lexical", "maxsim", "cross_encoder", "total"]
         assert list(same["milliseconds"]) == stages
         for times in same["milliseconds"].values():
             for side in ("then", "now"):
                 assert 0 < times[side]["p50"] <= times[side]["p95"] < math.inf
-        fewer = replayed(dsn, "--stages", "recall")
+        fewer = replayed(dsn, "--stages", "dense")
         assert fewer["milliseconds"]["cross_encoder"]["now"] == {"p50": 0, "p95": 0}
         assert fewer["milliseconds"]["cross_encoder"]["then"]["p50"] > 0
         recalled = [
-            search(db, query, top_k=3, stages=["recall"])[0]
+            search(db, query, top_k=3, stages=["dense"])[0]
             for query in ("which animal sleeps", "bread", "no connection is left", "two stages")
         ]
         firsts = db.execute("SELECT keys[1]::int FROM pgrerank.searches ORDER BY id LIMIT 4")
         stayed = sum(one == other for (one,), other in zip(firsts, recalled, strict=True))
         db.execute("DELETE FROM pgrerank.searches WHERE id > 4")
         assert fewer["same_first"] == stayed / 4
-        blended = replayed(dsn, "--blend", '{"recall": 1}')
+        blended = replayed(dsn, "--blend", '{"dense": 1}')
         assert blended["same_first"] == fewer["same_first"], "recall's score alone decides"
         assert replayed(dsn, "--maxsim-top", "1", "--candidates", "3", "--generation", "1")
         _, error = run("replay", "documents", "--dsn", dsn, "--generation", "9", code=1)

@@ -121,15 +121,15 @@ def test_tables_have_a_row_an_order_a_size_and_a_query(folder):
     assert [
         (row["order"], row["p"], row["total_ms_p95"]) for row in rows(folder / "stages.csv")
     ] == [
-        ("recall, exact", "", "8.0"),
-        ("recall, HNSW", "0.0004", "12.0"),
+        ("dense, exact", "", "8.0"),
+        ("dense", "0.0004", "12.0"),
         ("+ cross-encoder", "0.0004", "16.0"),
     ]
     assert len(rows(folder / "depth.csv")) == 11
     queries = rows(folder / "queries.csv")
     assert [row["id"] for row in queries] == ["q3", "q2", "q6", "q4", "q1", "q5"]  # worst first
     assert queries[0]["query"] == MALICIOUS
-    assert (queries[0]["recall, HNSW"], queries[0]["change"]) == ("0.9", "-0.8")
+    assert (queries[0]["dense"], queries[0]["change"]) == ("0.9", "-0.8")
 
 
 class Elements(HTMLParser):
@@ -219,7 +219,7 @@ def test_the_worst_queries_come_first_and_open_by_a_click(visit, folder):
     first.locator("summary").click()
     assert first.locator(".orders").is_visible()
     assert first.locator("h4").all_inner_texts() == [
-        *("recall, exact\n1.000", "recall, HNSW\n1.000", "+ cross-encoder\n0.250"),
+        *("dense, exact\n1.000", "dense\n1.000", "+ cross-encoder\n0.250"),
     ]
     last = first.locator("section").last
     assert last.locator(".mark").all_inner_texts() == ["?", "·", "○", "●"]
@@ -327,7 +327,7 @@ def test_one_query_one_order_and_nothing_found(tmp_path, visit):
     }
     write_report(single, tmp_path)
     page = visit(tmp_path, PHONE)
-    assert page.locator("#queries h3").inner_text() == "Lowest after recall, exact 1"
+    assert page.locator("#queries h3").inner_text() == "Lowest after dense, exact 1"
     assert page.locator("#queries summary").inner_text().startswith("0.000")
 
 

@@ -70,7 +70,7 @@ def test_all_stages_rank_and_score(search):
     assert {row["maxsim_rank"] for row in head} == set(range(1, 11))
     assert [row["maxsim_rank"] for row in rest] == list(range(11, 21))
     assert all(row["cross_encoder_rank"] is None for row in rest)
-    assert all(1 <= row["recall_rank"] <= 50 for row in rows)
+    assert all(1 <= row["dense_rank"] <= 50 for row in rows)
     for part, score in ((head, "cross_encoder_score"), (rest, "maxsim_score")):
         scores = [row[score] for row in part]
         assert scores == sorted(scores, reverse=True)
@@ -78,7 +78,7 @@ def test_all_stages_rank_and_score(search):
 
 
 def test_maxsim_scores_are_those_of_the_reference(search):
-    rows = search(stages=["recall", "maxsim"], candidates=30, top_k=30)
+    rows = search(stages=["dense", "maxsim"], candidates=30, top_k=30)
     execute = search.connection.execute
     query = execute(
         "SELECT query_tokens FROM pgrerank.generations g, pgrerank._with_vectors(g,"
@@ -97,8 +97,8 @@ def test_maxsim_scores_are_those_of_the_reference(search):
 
 
 def test_recall_is_the_cosine_and_hnsw_finds_what_exact_finds(search):
-    exact = search(stages=["recall"], recall="exact", candidates=20, top_k=20)
-    hnsw = search(stages=["recall"], candidates=20, top_k=20)
+    exact = search(stages=["dense"], recall="exact", candidates=20, top_k=20)
+    hnsw = search(stages=["dense"], candidates=20, top_k=20)
     assert [row["score"] for row in exact] == sorted((row["score"] for row in exact), reverse=True)
     assert len({row["id"] for row in exact} & {row["id"] for row in hnsw}) >= 19
     assert all(-1 <= row["score"] <= 1.001 for row in exact)
@@ -126,7 +126,7 @@ def test_recall_is_the_cosine_and_hnsw_finds_what_exact_finds(search):
     ],
 )
 def test_filter_is_the_predicate_it_says(search, filter_, where):
-    rows = search(filter=Jsonb(filter_), stages=["recall"], candidates=300, top_k=300)
+    rows = search(filter=Jsonb(filter_), stages=["dense"], candidates=300, top_k=300)
     wanted = search.connection.execute(f"SELECT id FROM documents WHERE {where}").fetchall()
     assert {row["id"] for row in rows} == {row["id"] for row in wanted}
 
@@ -150,8 +150,8 @@ def test_a_wrong_filter_is_named(search, filter_, message):
 
 
 def test_the_caller_s_keys_are_the_candidates(search):
-    rows = search(keys=[5, 190, 5, 10**12, 7], stages=["recall"])
-    assert [(row["id"], row["recall_rank"]) for row in rows] == [(5, 1), (190, 2), (7, 3)]
+    rows = search(keys=[5, 190, 5, 10**12, 7], stages=["dense"])
+    assert [(row["id"], row["dense_rank"]) for row in rows] == [(5, 1), (190, 2), (7, 3)]
     rows = search(keys=[5, 190, 7])
     assert {row["id"] for row in rows} == {5, 190, 7}
     assert {row["stage"] for row in rows} == {"cross_encoder"}
@@ -163,7 +163,7 @@ def test_the_caller_s_keys_are_the_candidates(search):
 def test_the_caller_s_query_vector_recalls_and_its_dimensions_are_checked(search):
     vector = str([1.0] + [0.0] * 31)
     rows = search(None, query_embedding=vector, top_k=5)
-    assert {row["stage"] for row in rows} == {"recall"}
+    assert {row["stage"] for row in rows} == {"dense"}
     with pytest.raises(psycopg.errors.DataException, match="expected 32 dimensions, not 2"):
         search(None, query_embedding="[1, 2]")
 
@@ -179,8 +179,8 @@ def test_the_caller_s_query_vector_recalls_and_its_dimensions_are_checked(search
         ({"keys": list(range(100_001))}, "keys has 100001 elements, expected up to 100000"),
         ({"candidates": 1_000_000}, "candidates is '1000000', expected 1 to 100000"),
         ({"maxsim_top": 0}, "maxsim_top is '0'"),
-        ({"recall": "magic"}, "recall is 'magic', expected hnsw or exact"),
-        ({"stages": ["recall", "magic"]}, "can't all run"),
+        ({"dense": "magic"}, "recall is 'magic', expected hnsw or exact"),
+        ({"stages": ["dense", "magic"]}, "can't all run"),
         ({"timeout": "-1 s"}, "timeout is"),
     ],
 )
@@ -200,15 +200,15 @@ def test_any_text_is_a_query(search, query):
 
 
 def test_top_k_beyond_the_pool_widens_recall(search):
-    assert len(search(top_k=150, stages=["recall"])) == 150
-    assert len(search(top_k=5000, stages=["recall"])) == 200
+    assert len(search(top_k=150, stages=["dense"])) == 150
+    assert len(search(top_k=5000, stages=["dense"])) == 200
 
 
 def test_ten_thousand_candidates_go_through_all_stages(search):
     search.connection.execute("SET statement_timeout = '60s'")
     rows = search(keys=list(range(1, 10_001)), top_k=100)
     assert len(rows) == 100
-    assert search(candidates=10_000, stages=["recall", "maxsim"], top_k=1)[0]["maxsim_rank"] == 1
+    assert search(candidates=10_000, stages=["dense", "maxsim"], top_k=1)[0]["maxsim_rank"] == 1
 
 
 def test_nothing_is_written_so_a_read_only_transaction_will_do(search):
@@ -224,7 +224,7 @@ def test_settings_of_the_session_are_left_alone(search):
     with search.connection.transaction():
         search.connection.execute("SELECT '[1]'::vector")
         before = search.connection.execute(settings).fetchall()
-        search(stages=["recall"], candidates=500)
+        search(stages=["dense"], candidates=500)
         assert search.connection.execute(settings).fetchall() == before
 
 

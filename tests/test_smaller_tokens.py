@@ -71,7 +71,7 @@ def maxsim_scores(db: psycopg.Connection, **arguments) -> dict[int, float]:
     return dict(
         db.execute(
             "SELECT id, maxsim_score FROM pgrerank.documents_search(%(query)s, top_k => 300,"
-            f" candidates => 300, stages => '{{recall,maxsim}}', strict => true{named})",
+            f" candidates => 300, stages => '{{dense,maxsim}}', strict => true{named})",
             {"query": QUERY, **arguments},
         ).fetchall()
     )
@@ -152,7 +152,7 @@ def test_bits_order_the_pool_and_full_vectors_its_best(dsn, db, filled, tmp_path
         fewer = db.execute(
             "SELECT count(maxsim_score), count(*) FILTER (WHERE stage = 'maxsim_bit')"
             " FROM pgrerank.documents_search(%s, top_k => 200, maxsim_bit_top => 5,"
-            " stages => '{recall,maxsim_bit,maxsim}')",
+            " stages => '{dense,maxsim_bit,maxsim}')",
             (QUERY,),
         ).fetchone()
     assert [row[0] for row in rows] == (

@@ -100,7 +100,7 @@ TOWARDS_FIRST = [1.0, 1.0, 0.0]
 
 
 def hits(**arguments: Any) -> Any:
-    return search(DOCUMENTS, **{"query_embedding": TOWARDS_FIRST, "stages": ["recall"]} | arguments)
+    return search(DOCUMENTS, **{"query_embedding": TOWARDS_FIRST, "stages": ["dense"]} | arguments)
 
 
 @pytest.fixture(params=["psycopg", "psycopg async", "asyncpg"])
@@ -208,7 +208,7 @@ def test_hits_go_into_subqueries_ctes_and_relationships(filled):
 
 def test_candidates_come_from_any_select(filled):
     newest = select(Document.id).where(Document.content == "cat").order_by(Document.id.desc())
-    found = search(Document, keys=newest.limit(2), query_embedding=TOWARDS_FIRST, stages=["recall"])
+    found = search(Document, keys=newest.limit(2), query_embedding=TOWARDS_FIRST, stages=["dense"])
     assert rendered(select(found.key), postgresql.asyncpg) == (
         "SELECT anon_1.id FROM pgrerank.documents_search(query => NULL, stages => $1::TEXT[],"
         " query_embedding => $2, keys => array((SELECT documents.id FROM documents WHERE"
@@ -234,7 +234,7 @@ def test_a_hybrid_by_reciprocal_rank_fusion(filled):
         .outerjoin_from(vectors, words, words.c.id == vectors.key)
         .order_by((1.0 / (60 + vectors.rank) + func.coalesce(1.0 / (60 + words.c.rank), 0)).desc())
     )
-    found = search(Document, keys=fused, query_embedding=TOWARDS_FIRST, stages=["recall"], top_k=2)
+    found = search(Document, keys=fused, query_embedding=TOWARDS_FIRST, stages=["dense"], top_k=2)
     assert filled(lambda c: c.scalars(select(found.key).order_by(found.rank)).all()) == [2, 4]
 
 
@@ -243,7 +243,7 @@ def test_a_search_for_each_row_of_another_relation(filled):
         [(1, [1.0, 1.0, 0.0]), (2, [6.0, 1.0, 0.0])]
     )
     vec = asked.c.vec.op("::")(text("vector"))
-    found = search(Document, query_embedding=vec, top_k=1, stages=["recall"])
+    found = search(Document, query_embedding=vec, top_k=1, stages=["dense"])
     statement = select(asked.c.n, found.key).select_from(asked).join(found, text("true"))
     assert [tuple(row) for row in filled(lambda c: c.execute(statement).all())] == [(1, 1), (2, 6)]
 
@@ -279,7 +279,7 @@ def test_a_search_with_models_end_to_end(filled, dsn, db, tiny_models, tmp_path)
         found = search(whole, query, strict=True, timeout=timedelta(seconds=5), top_k=2)
         statement = select(found.key, found.stage, found.degraded).order_by(found.rank)
         rows = filled(lambda c: c.execute(statement, {"query": "title"}).all())
-        assert [tuple(row[1:]) for row in rows] == [("recall", False)] * 2
+        assert [tuple(row[1:]) for row in rows] == [("dense", False)] * 2
     filled(lambda c: c.execute(AlterReranker("whole", {"candidates": 7})))
     assert (
         filled(lambda c: c.scalar(text("SELECT pgrerank.settings('whole') -> 'candidates'"))) == 7

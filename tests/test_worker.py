@@ -48,15 +48,15 @@ def test_search_degrades_in_time_when_the_worker_is_gone_or_frozen(dsn, db, enco
     with psycopg.connect(dsn, autocommit=True) as fresh:
         for connection in (db, fresh, db, fresh):
             rows = timed_search(connection)
-            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("fulltext", True)}
+            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("lexical", True)}
             assert rows[0][0] == 3
             assert rows[0][3]
             rows = timed_search(connection, f", query_embedding => '{vector}'")
             assert len(rows) == 3
-            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("recall", True)}
+            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("dense", True)}
             rows = timed_search(connection, ", keys => '{2, 1}'")
             assert [(row[0], row[1], row[2]) for row in rows] == (
-                [(2, "recall", True), (1, "recall", True)]
+                [(2, "dense", True), (1, "dense", True)]
             )
             with pytest.raises(psycopg.Error) as error:
                 timed_search(connection, ", strict => true")
@@ -65,7 +65,7 @@ def test_search_degrades_in_time_when_the_worker_is_gone_or_frozen(dsn, db, enco
 
 def test_search_recovers_after_a_freeze_and_never_takes_a_late_answer_for_its_own(db, encoded):
     encoded.signal(signal.SIGSTOP)
-    assert timed_search(db)[0][1] == "fulltext"
+    assert timed_search(db)[0][1] == "lexical"
     encoded.signal(signal.SIGCONT)
     for _ in range(5):
         rows = db.execute(SEARCH + ", strict => true)").fetchall()
@@ -90,7 +90,7 @@ def test_a_restarted_worker_is_found_again_by_open_sessions(dsn, db, encoded, tm
     ).fetchone()[0]
     encoded.signal(signal.SIGTERM)
     assert encoded.wait(30) == 0
-    assert timed_search(db)[0][1] == "fulltext"
+    assert timed_search(db)[0][1] == "lexical"
     port = address.split("port=")[1].split()[0]
     (tmp_path / "second").mkdir()
     with worker(dsn, tmp_path / "second", listen=f"127.0.0.1:{port}"):
@@ -110,8 +110,8 @@ def test_an_end_user_with_nothing_but_select_on_the_source_searches(dsn, db, enc
 
 def test_stages_still_pending_rank_by_recall_and_are_not_dropped(db, encoded):
     db.execute("DELETE FROM pgrerank.documents_1_tokens WHERE key = 2")
-    rows = db.execute(SEARCH + ", stages => '{recall,maxsim}', strict => true)").fetchall()
-    assert [(row[0], row[1]) for row in rows][-1] == (2, "recall")
+    rows = db.execute(SEARCH + ", stages => '{dense,maxsim}', strict => true)").fetchall()
+    assert [(row[0], row[1]) for row in rows][-1] == (2, "dense")
     assert len(rows) == 3
 
 

@@ -47,7 +47,7 @@ def refusing(db, source) -> Iterator[Any]:
 def test_it_degrades_or_if_strict_says_which(db, refusing, answered, raised):
     refusing.sqlstate = answered
     rows = db.execute(SEARCH + ")").fetchall()
-    assert {row[:2] for row in rows} == {("fulltext", True)}
+    assert {row[:2] for row in rows} == {("lexical", True)}
     assert "it can't be done" in rows[0][2]
     with pytest.raises(psycopg.Error, match="it can't be done") as error:
         db.execute(SEARCH + ", strict => true)")

@@ -27,7 +27,7 @@ app = typer.Typer()
 VariantText = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="Reranker: NAME, NAME@GENERATION, or NAME:candidates=50,stages=recall."
+        metavar="NAME", help="Reranker: NAME, NAME@GENERATION, or NAME:candidates=50,stages=dense."
     ),
 ]
 Qrels = Annotated[

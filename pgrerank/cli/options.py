@@ -55,7 +55,9 @@ def _list(*names: str, **options: Any) -> Any:
 
 
 # Settings of a reranker that one search may be given another value of.
-Candidates = Annotated[int | None, typer.Option(help="Documents that recall returns.")]
+Candidates = Annotated[
+    int | None, typer.Option(help="Documents that each leg of recall looks for.")
+]
 MaxsimBitTop = Annotated[
     int | None, typer.Option(help="Best by one bit a dimension that MaxSim scores in full.")
 ]
@@ -79,7 +81,7 @@ Stages = Annotated[
 Keys = Annotated[
     Words | None, _list("--keys", help="Candidates in place of recall's, by their keys.")
 ]
-Exact = Annotated[bool, typer.Option("--exact", help="Exact recall instead of HNSW.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Exact dense recall, never HNSW.")]
 Generation = Annotated[int | None, typer.Option(help="Another generation than the one in use.")]
 Strict = Annotated[
     bool | None,

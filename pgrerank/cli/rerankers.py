@@ -55,6 +55,16 @@ GracePeriod = Annotated[
 ]
 
 
+TextSearchConfig = Annotated[
+    str | None,
+    typer.Option(help="How texts are cut into words: a text search configuration, such as german."),
+]
+LanguageExpression = Annotated[
+    str | None,
+    typer.Option(help="Each document's own language: a column, or an SQL expression over columns."),
+]
+
+
 @app.command(
     epilog="Example: pgrerank create documents --source public.documents --text title,body"
     " --embedding-model minilm --late-interaction-model minilm-tokens"
@@ -85,9 +95,8 @@ def create(
     blend: Blend = None,
     log_sample: LogSample = None,
     log_retention: LogRetention = None,
-    text_search_config: Annotated[
-        str | None, typer.Option(help="How words are cut for the full-text fallback.")
-    ] = None,
+    text_search_config: TextSearchConfig = None,
+    language_expression: LanguageExpression = None,
 ) -> None:
     """Create a reranker over a table (pgrerank.create_reranker).
 
@@ -122,10 +131,12 @@ def alter(
     blend: Blend = None,
     log_sample: LogSample = None,
     log_retention: LogRetention = None,
+    text_search_config: TextSearchConfig = None,
+    language_expression: LanguageExpression = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 
-    What is not named stays. '' takes a model out; 0 takes bits or the projection out.
+    What is not named stays. '' takes a model or languages out; 0 takes bits or the projection out.
     """
     with report_errors(), _connect(dsn) as connection:
         call(connection, "alter_reranker", _settings(context))

@@ -11,7 +11,8 @@ from pgrerank.evaluation.result import Order
 from pgrerank.terminal import console
 
 _TITLES = {
-    "recall": "after recall",
+    "dense": "dense recall",
+    "lexical": "with BM25",
     "maxsim": "after MaxSim",
     "cross_encoder": "after the cross-encoder",
 }

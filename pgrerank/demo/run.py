@@ -30,7 +30,7 @@ from pgrerank.terminal import document_progress, note
 from pgrerank.worker.backfill import backfill
 from pgrerank.worker.child import worker_process
 
-SHOWN_STAGES = ("recall", "maxsim", "cross_encoder")
+SHOWN_STAGES = ("dense", "lexical", "maxsim", "cross_encoder")
 SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"
 SHOWN = 5
 

@@ -22,12 +22,12 @@ FOLDS = 5
 _STEPS = 10
 
 
-def weights_to_try(stages: Sequence[str]) -> Iterator[dict[str, float]]:
-    """All weights of the stages in tenths that add up to 1, except all to the last."""
-    for shares in itertools.product(range(_STEPS + 1), repeat=len(stages)):
-        if sum(shares) == _STEPS and shares[-1] < _STEPS:
+def weights_to_try(stages: Sequence[str], steps: int = _STEPS) -> Iterator[dict[str, float]]:
+    """All weights of the stages in so many parts that add up to 1, except all to the last."""
+    for shares in itertools.product(range(steps + 1), repeat=len(stages)):
+        if sum(shares) == steps and shares[-1] < steps:
             yield {
-                stage: share / _STEPS for stage, share in zip(stages, shares, strict=True) if share
+                stage: share / steps for stage, share in zip(stages, shares, strict=True) if share
             }
 
 

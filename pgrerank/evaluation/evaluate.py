@@ -25,8 +25,9 @@ from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, S
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements, Run, missing_keys
+from pgrerank.stages import STAGES
 
-__all__ = ["Phase", "Searched", "evaluate", "runs_of", "search_all", "silently"]
+__all__ = ["Phase", "Searched", "evaluate", "possible_stages", "runs_of", "search_all", "silently"]
 
 EF_SEARCH = (40, 100, 200, 400)
 _EF_QUERIES = 100
@@ -51,7 +52,7 @@ def silently(_title: str) -> Any:
 
 @dataclass(frozen=True)
 class Searched:
-    """The searches of an evaluation: with all stages, and by exact recall alone."""
+    """The searches of an evaluation: with its stages, and by exact dense recall alone, if any."""
 
     variant: Variant
     judgements: Judgements
@@ -82,13 +83,27 @@ def search_all(
             f"reranker {variant.reranker} can't be measured while searches are degraded: {reason};"
             " start a worker (pgrerank worker), or give searches more time (NAME:timeout=5 min)"
         )
-    with phase("exact recall") as progress:
-        exact = ask(
-            connection, variant, queries, on_progress=progress, stages=["recall"], recall="exact"
-        )
+    exact: dict[str, Trace] = {}
+    if "dense" in possible_stages(settings, variant):
+        with phase("exact recall") as progress:
+            exact = ask(
+                connection, variant, queries, on_progress=progress, stages=["dense"], recall="exact"
+            )
     with phase(f"searching {variant.reranker}") as progress:
         traces = ask(connection, variant, queries, on_progress=progress)
     return Searched(variant, judgements, settings, traces, exact, tuple(measures))
+
+
+def possible_stages(settings: Mapping[str, Any], variant: Variant) -> list[str]:
+    """The stages that a reranker of these settings can run, or those that the variant names."""
+    wants = {
+        "dense": settings["embedding_model"],
+        "lexical": True,
+        "maxsim_bit": settings["late_interaction_model"] and settings["maxsim_bit_top"],
+        "maxsim": settings["late_interaction_model"],
+        "cross_encoder": settings["cross_encoder_model"],
+    }
+    return [stage for stage in STAGES if wants[stage] and stage in (variant.stages or STAGES)]
 
 
 def evaluate(
@@ -147,7 +162,7 @@ def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     for order in orders:
         exact = order["stage"] == "exact_recall"
-        traces, stage = (searched.exact, "recall") if exact else (searched.traces, order["stage"])
+        traces, stage = (searched.exact, "dense") if exact else (searched.traces, order["stage"])
         runs[order["name"]] = {query: trace.order(stage) for query, trace in traces.items()}
     return runs
 
@@ -162,6 +177,8 @@ def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
 
 def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPoint]:
     """Measure which share of exact recall HNSW finds by ef_search, on a part of the queries."""
+    if not searched.exact:
+        return []
     queries = searched.judgements.queries
     some = {query: queries[query] for query in spread(list(queries), _EF_QUERIES)}
     found = []
@@ -174,7 +191,8 @@ def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPo
                     connection,
                     searched.variant,
                     some,
-                    stages=["recall"],
+                    stages=["dense"],
+                    recall="hnsw",
                     on_progress=lambda one, _, done=done: progress(  # type: ignore[misc]
                         done + one, len(EF_SEARCH) * len(some)
                     ),
@@ -197,7 +215,7 @@ def _ef_point(ef_search: int, traces: Mapping[str, Trace], exact: Mapping[str, T
     return EfPoint(
         ef_search=ef_search,
         recall=sum(shares) / len(shares),
-        ms=percentiles(trace.times["recall"] for trace in traces.values()),
+        ms=percentiles(trace.times["dense"] for trace in traces.values()),
     )
 
 

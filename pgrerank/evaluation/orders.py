@@ -25,8 +25,8 @@ MAX_P = 0.05
 _TELLING = 50
 """On fewer queries nearly every gain may be chance, and to say so of a stage tells nothing."""
 
-NAMES = {"exact": "recall, exact", **{name: stage.order for name, stage in STAGES.items()}}
-"""What orders are called: that of exact recall, and by stage."""
+NAMES = {"exact": "dense, exact", **{name: stage.order for name, stage in STAGES.items()}}
+"""What orders are called: that of exact dense recall, and by stage."""
 
 Measured = dict[str, dict[str, dict[str, float]]]
 """By order's name, measure and query."""
@@ -44,12 +44,12 @@ def measure_orders(
     unknown measure.
     """
     stages = [stage for stage in STAGES if any(stage in trace.stages for trace in traces.values())]
-    runs: dict[str, Run] = {} if exact is None else {"exact": _run(exact, "recall")}
+    runs: dict[str, Run] = {"exact": _run(exact, "dense")} if exact else {}
     runs |= {stage: _run(traces, stage) for stage in stages}
     measured = {NAMES[one]: measure_queries(qrels, run, measures) for one, run in runs.items()}
     rows: list[Order] = []
     for stage in runs:
-        asked, of = (exact or {}, "recall") if stage == "exact" else (traces, stage)
+        asked, of = (exact or {}, "dense") if stage == "exact" else (traces, stage)
         rows.append(_row(stage, measured, measures, rows, [t.times for t in asked.values()], of))
     return rows, measured
 
@@ -105,7 +105,7 @@ def warnings(orders: Sequence[Order], measure: str, queries: int) -> list[str]:
     sentences = []
     for before, order in itertools.pairwise(orders):
         gain, p = order["gain"] or 0.0, order["p"] or 0.0
-        if order["stage"] == "recall" or (gain >= 0 and p <= MAX_P):
+        if order["stage"] == "dense" or (gain >= 0 and p <= MAX_P):
             continue
         change = f"{measure} {before['measures'][measure]:.4f} before it"
         change += f", {order['measures'][measure]:.4f} after (p = {p:.3f})"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pgrerank.catalog import call_statement
 from pgrerank.evaluation.traces import Progress, Trace
 from pgrerank.evaluation.variant import Variant
-from pgrerank.stages import STAGES
+from pgrerank.stages import LEGS, STAGES
 
 __all__ = ["Pool", "Sizes", "blended", "complete", "pool_of"]
 
@@ -32,7 +32,7 @@ the deviation of equal ones is 0; NumPy rounds their mean.
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many documents recall returns, and of how many of the best so far a stage takes care.
+    """How many documents each leg of recall finds, and how many of the best so far a stage scores.
 
     A `maxsim_bit_top` of None has MaxSim score all; a `maxsim_top` of 0 leaves the cross-encoder
     out.
@@ -42,14 +42,15 @@ class Sizes:
     maxsim_top: int
     maxsim_bit_top: int | None = None
 
-    def scored_by(self, stage: str) -> int | None:
-        """How many of the best candidates so far the stage scores; None for all."""
-        return {"maxsim": self.maxsim_bit_top, "cross_encoder": self.maxsim_top}.get(stage)
+    def scored_by(self, stage: str) -> int:
+        """How many of the best candidates so far the stage scores."""
+        of_stage = {"maxsim": self.maxsim_bit_top, "cross_encoder": self.maxsim_top}.get(stage)
+        return self.candidates if of_stage is None else min(of_stage, self.candidates)
 
 
 @dataclass
 class Pool:
-    """A query's candidates in recall's order, with their scores by stage; NaN for unknown ones."""
+    """A query's candidates, with their scores by stage; NaN for unknown ones."""
 
     keys: list[str]
     scores: dict[str, Scores]
@@ -64,23 +65,72 @@ class Pool:
 
     def _after(self, last: str, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """Rank the head by the stage's scores; the rest follows in its order before."""
-        places = np.arange(min(sizes.candidates, len(self.keys)))
-        stages = list(STAGES)
-        for stage in stages[1 : stages.index(last) + 1]:
+        places = self._recalled(sizes.candidates, blend)
+        stages = [stage for stage in STAGES if stage in weighted(self.scores, blend)]
+        for stage in stages:
+            if STAGES[stage].is_leg or list(STAGES).index(stage) > list(STAGES).index(last):
+                continue
             head = places[: sizes.scored_by(stage)]
             scored = head[np.isfinite(self.scores[stage][head])]
             values = self.scores[stage][scored]
             if blend and STAGES[stage].is_blended and len(scored):
                 until = stages[: stages.index(stage) + 1]
                 values = blended({name: self.scores[name][scored] for name in until}, blend)
-            rest = places[~np.isin(places, scored)]
-            places = np.concatenate([self._best(scored, values), rest])
+            places = self._first(self._best(scored, values), places)
         return places
+
+    def _recalled(self, candidates: int, blend: Mapping[str, float]) -> NDArray[np.int64]:
+        """The places of what recall's legs find, in the order that they make together."""
+        legs = [leg for leg in LEGS if leg in weighted(self.scores, blend)]
+        known = {leg: np.flatnonzero(np.isfinite(self.scores[leg])) for leg in legs}
+        ranked = {leg: self._best(known[leg], self.scores[leg][known[leg]]) for leg in legs}
+        heads = {
+            leg: order[: min(candidates, self._matching(leg))] for leg, order in ranked.items()
+        }
+        found = np.unique(np.concatenate([*heads.values(), np.array([], np.int64)]))
+        places = np.array([], np.int64)
+        for leg in reversed(legs):
+            places = np.concatenate([ranked[leg][np.isin(ranked[leg], found)], places])
+        places = places[np.sort(np.unique(places, return_index=True)[1])]
+        if len(legs) < 2:
+            return places
+        both = ranked[legs[-1]][np.isin(ranked[legs[-1]], found)]
+        weights = {leg: blend[leg] for leg in legs if blend.get(leg)}
+        if weights:
+            values = blended({leg: self.scores[leg][both] for leg in legs}, weights)
+        else:
+            values = np.zeros(len(both))
+            for leg in legs:
+                order = ranked[leg][np.isin(ranked[leg], found)]
+                rank = {place: number for number, place in enumerate(order, 1)}
+                values += [1 / (60 + rank[p]) if p in rank else 0.0 for p in both]
+        return self._first(self._best(both, values), places)
+
+    def _matching(self, leg: str) -> int:
+        """How many candidates a leg finds by itself: none by words of which it has none."""
+        scores = self.scores[leg]
+        return int(np.isfinite(scores).sum() if leg == "dense" else (scores > 0).sum())
+
+    @staticmethod
+    def _first(places: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places, and then those others that are not among them."""
+        return np.concatenate([places, others[~np.isin(others, places)]])
 
     def _best(self, places: NDArray[np.int64], values: Scores) -> NDArray[np.int64]:
         """Sort by value, the highest first; of equal ones the lower key first."""
         keys = np.array([self.keys[place] for place in places], dtype=str)
         return places[np.lexsort((keys, -values))]
+
+
+def weighted(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> list[str]:
+    """The stages with scores that a call runs by this blend, as sql/94_search.sql has it."""
+    known = [stage for stage in STAGES if np.isfinite(scores[stage]).any()]
+    runs = {stage for stage in known if not blend or blend.get(stage)}
+    if not runs & set(LEGS):
+        runs |= set(LEGS)
+    if "maxsim" in runs:
+        runs.add("maxsim_bit")
+    return [stage for stage in known if stage in runs]
 
 
 def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
@@ -103,9 +153,8 @@ def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Score
 
 def pool_of(wide: Trace, known: Trace) -> Pool:
     """The candidates of a search without cross-encoder, and what another knows of that one."""
-    by_rank = np.argsort(wide.ranks["recall"])
-    keys = [wide.keys[place] for place in by_rank]
-    scores = {stage: wide.scores[stage][by_rank] for stage in STAGES}
+    keys = list(wide.keys)
+    scores = {stage: wide.scores[stage].copy() for stage in STAGES}
     scored = dict(zip(known.keys, known.scores["cross_encoder"].tolist(), strict=True))
     scores["cross_encoder"] = np.array([scored.get(key, np.nan) for key in keys], np.float64)
     return Pool(keys, scores)

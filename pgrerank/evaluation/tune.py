@@ -18,7 +18,7 @@ from pgrerank.evaluation.depth import (
     recommend,
     time_by_size,
 )
-from pgrerank.evaluation.evaluate import Phase, Searched, silently
+from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
 from pgrerank.evaluation.orders import MAX_P
 from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Tuning
@@ -41,11 +41,11 @@ def tune(
     """Find depth curves, the sizes that are worth their time, and the best blend.
 
     Looks at up to `max_candidates` (by default 200, or what the reranker has if that is more) and
-    `max_maxsim_top` (by default 50), with the stages that the reranker runs. Only what the searches
-    did not score already is scored.
+    `max_maxsim_top` (by default 50), with all stages that the reranker can run. Only what the
+    searches did not score already is scored.
     """
     settings = searched.settings
-    stages = [stage for stage in STAGES if any(stage in t.stages for t in searched.traces.values())]
+    stages = possible_stages(settings, searched.variant)
     widest = max(max_candidates or 200, settings["candidates"])
     deepest = max(max_maxsim_top or 50, settings["maxsim_top"])
     present = Sizes(

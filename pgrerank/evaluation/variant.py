@@ -38,7 +38,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Parse `NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=recall+maxsim`, or both.
+    """Parse `NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=dense+maxsim`, or both.
 
     `blend` is JSON: `NAME:blend={"maxsim":1,"cross_encoder":2}`. Raises SettingsError for another.
     """

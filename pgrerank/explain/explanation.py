@@ -129,7 +129,7 @@ class Step(NamedTuple):
 def stages_of(explanation: Explanation) -> dict[str, str]:
     """The stages that ranked any of the documents, with what people call them.
 
-    In place of recall, full text or the caller's keys may have made the candidates.
+    In place of the dense leg, the caller's keys may have made the candidates.
     """
     documents = explanation["documents"]
     names = {
@@ -137,10 +137,8 @@ def stages_of(explanation: Explanation) -> dict[str, str]:
         for stage, name in _LABELS.items()
         if any(document["ranks"][stage] is not None for document in documents)
     }
-    if any(document["stage"] == "fulltext" for document in documents):
-        names["recall"] = "full text"
-    elif "recall" in names and all(document["scores"]["recall"] is None for document in documents):
-        names["recall"] = "as given"
+    if "dense" in names and all(document["scores"]["dense"] is None for document in documents):
+        names["dense"] = "as given"
     return names
 
 

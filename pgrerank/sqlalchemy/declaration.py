@@ -60,7 +60,8 @@ class Reranker:
 
     `source` is a mapped class or a Table with a primary key of one column. `text` is what is
     searched: a column, several of them, or an expression over the table's columns. Models are
-    given by name, or as `Model` to be registered as well. The other arguments are those of
+    given by name, or as `Model` to be registered as well. `language` is a column or expression that
+    yields each document's own language (`language_expression`). The other arguments are those of
     pgrerank.create_reranker; what is left out is for the database to choose.
 
     Raises ArgumentError when a reranker of that name is declared already, or a column is not the
@@ -86,6 +87,7 @@ class Reranker:
         token_pool: int | None = None,
         timeout: timedelta | str | None = None,
         text_search_config: str | None = None,
+        language: SQLColumnExpression[Any] | None = None,
         grace_period: timedelta | str | None = None,
         blend: Mapping[str, float] | None = None,
         log_sample: float | None = None,
@@ -111,6 +113,7 @@ class Reranker:
             token_pool=token_pool,
             timeout=_interval(timeout),
             text_search_config=text_search_config,
+            language_expression=None if language is None else _rendered(language),
             grace_period=_interval(grace_period),
             blend=None if blend is None else dict(blend),
             log_sample=log_sample,
@@ -203,11 +206,16 @@ def _text(
     element = _element(text)
     if isinstance(element, Column):
         return {"text_columns": [_column(table, element).name]}
+    return {"text_expression": _rendered(element)}
+
+
+def _rendered(expression: SQLColumnExpression[Any]) -> str:
+    """An expression over the table's columns as SQL that doesn't name the table."""
     plain = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-    rendered = element.compile(
+    rendered = _element(expression).compile(
         dialect=plain, compile_kwargs={"literal_binds": True, "include_table": False}
     )
-    return {"text_expression": str(rendered)}
+    return str(rendered)
 
 
 def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:

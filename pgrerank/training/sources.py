@@ -44,7 +44,7 @@ def recall(
             "query_embedding": str(vector),
             "top_k": depth,
             "candidates": depth,
-            "stages": ["recall"],
+            "stages": ["dense"],
         },
         casts={"query_embedding": "vector"},
     )

@@ -8,8 +8,8 @@ from typing import Any, cast
 from pgrerank.evaluation.result import Evaluation, Order, QueryFound, Shown
 
 NAMES = {
-    "exact_recall": "recall, exact",
-    "recall": "recall, HNSW",
+    "exact_recall": "dense, exact",
+    "dense": "dense",
     "cross_encoder": "+ cross-encoder",
 }
 MALICIOUS = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
@@ -59,7 +59,7 @@ def evaluation(**changed: Any) -> Evaluation:
                 }
             ],
             "blend": {
-                "weights": {"recall": 0.25, "cross_encoder": 0.75},
+                "weights": {"dense": 0.25, "cross_encoder": 0.75},
                 "quality": 0.61,
                 "cross_validated": 0.58,
                 "present": 0.55,
@@ -106,7 +106,7 @@ def query(name: str) -> QueryFound:
         query=text,
         relevant=2,
         quality=dict(zip(NAMES.values(), values, strict=True)),
-        top={NAMES["recall"]: keys, NAMES["cross_encoder"]: keys[::-1], NAMES["exact_recall"]: []},
+        top={NAMES["dense"]: keys, NAMES["cross_encoder"]: keys[::-1], NAMES["exact_recall"]: []},
     )
 
 

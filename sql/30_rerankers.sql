@@ -101,8 +101,9 @@ AS $$
             $x$x BETWEEN '0' AND '1 year'$x$, '0 to 1 year',
             'How long a generation is kept current after another took over, for rollback_reranker'),
         -- The preset is best without judgements over nine collections (docs/explanation/stages.md).
-        ('blend', 'jsonb', $x$'{"dense": 0.28, "lexical": 0.14, "maxsim": 0.28, "cross_encoder": 0.3}'$x$, 'rerankers', true,
-            NULL, true, NULL, '_is_blend(x)', '{} (later stages overrule earlier ones) or weights by stage, such as '
+        ('blend', 'jsonb', $x$'{"dense": 0.28, "lexical": 0.14, "maxsim": 0.28, "cross_encoder": 0.3}'$x$,
+            'rerankers', true, NULL, true, NULL, '_is_blend(x)',
+            '{} (later stages overrule earlier ones) or weights by stage, such as '
                 '{"dense": 0.2, "maxsim": 0.3, "cross_encoder": 0.5}: numbers from 0 to 1000, one of them above 0',
             'Weights by stage, by which scores are blended; {} where later stages overrule earlier ones'),
         ('log_sample', 'double precision', '0', 'rerankers', true, NULL, false, NULL,

@@ -95,8 +95,8 @@ BEGIN
 END
 $$;
 
--- Checks the expression of a setting as Postgres checks a generated column: immutable, of this table's columns alone, no
--- subquery, no set. What comes back is deparsed, hence well-formed.
+-- Checks the expression of a setting as Postgres checks a generated column: immutable, of this table's columns alone,
+-- no subquery, no set. What comes back is deparsed, hence well-formed.
 CREATE OR REPLACE FUNCTION _checked_expression(_source regclass, _setting text, _expression text) RETURNS text
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -18,11 +18,12 @@ CREATE TABLE IF NOT EXISTS word_statistics (
 GRANT SELECT ON word_statistics TO PUBLIC;
 COMMENT ON TABLE word_statistics IS 'What lexical recall knows of all documents of a generation';
 COMMENT ON COLUMN word_statistics.mean_length IS 'Words in a document, on the mean';
-COMMENT ON COLUMN word_statistics.shares IS 'Of all words of documents, the share that has at least each level''s weight';
+COMMENT ON COLUMN word_statistics.shares IS 'Of all words of documents, the share that reaches each level';
 COMMENT ON COLUMN word_statistics.configs IS 'The text search configurations by which documents are cut into words';
 COMMENT ON COLUMN word_statistics.changes IS 'Documents stored since it was refreshed';
 
--- The table with each document's words; NAME_N_terms says what share of the documents has a lexeme, if more than two do.
+-- The table with each document's words; NAME_N_terms says what share of the documents has a lexeme, if more than two
+-- do.
 CREATE OR REPLACE FUNCTION _words_table(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -109,7 +110,10 @@ $$;
 -- Han and Hangul. They are cut into pairs of characters, since Postgres's parser doesn't cut them.
 CREATE OR REPLACE FUNCTION _unspaced_script() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-AS $$ SELECT '[\u0E01-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u9FFF\uAC00-\uD7AF\uF900-\uFAFF]' $$;
+AS $$
+    SELECT '[\u0E01-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u9FFF'
+        '\uAC00-\uD7AF\uF900-\uFAFF]'
+$$;
 
 -- The words of a text and how often they come: stemmed, without stop words. Of a very long text the first 200,000
 -- characters count; what is longer than any word isn't one.
@@ -170,52 +174,63 @@ AS $$
     SELECT s FROM word_statistics s WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number)
 $$;
 
--- Stores the words of those documents that are still there, held against deletion until we commit. The first documents
--- are weighed by their own mean length.
+-- Stores the words of those documents that are still there. The first documents are weighed by their own mean length.
 CREATE OR REPLACE FUNCTION _store_words(_reranker rerankers, _generation generations, _keys text[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    known word_statistics := _word_statistics(_generation);
-    alive text := format($sql$
-        SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source
-        $sql$, _documents(_generation), _reranker.source, _reranker.key_column, _reranker.key_type);
-    stored int;
+    mean_length real := (_word_statistics(_generation)).mean_length;
 BEGIN
-    IF known.mean_length IS NULL THEN
+    IF mean_length IS NULL THEN
         EXECUTE format($sql$
-            WITH alive AS MATERIALIZED (%s)
-            SELECT avg((SELECT sum(w.occurrences) FROM _words(a.config, a.content) w)) FROM alive a
-            $sql$, alive)
-        INTO known.mean_length USING _keys;
+            SELECT avg((SELECT sum(w.occurrences) FROM _words(d.config, d.content) w))
+            FROM %s d WHERE d.key = ANY ($1::%s[])
+            $sql$, _documents(_generation), _reranker.key_type)
+        INTO mean_length USING _keys;
     END IF;
+    PERFORM _write_words(_reranker, _generation, _keys, coalesce(mean_length, 1));
+    UPDATE word_statistics s SET changes = s.changes + cardinality(_keys)
+    WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number);
+    PERFORM _refresh_words(_reranker, _generation, 1);
+END
+$$;
+
+-- Writes the words of documents, which are held against deletion until we commit.
+CREATE OR REPLACE FUNCTION _write_words(
+    _reranker rerankers, _generation generations, _keys text[], _mean_length real) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    documents text := format('%s d JOIN %s source ON source.%I = d.key',
+        _documents(_generation), _reranker.source, _reranker.key_column);
+BEGIN
     EXECUTE format($sql$
-        WITH alive AS MATERIALIZED (%s)
+        WITH alive AS MATERIALIZED (
+            SELECT d.* FROM %s WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source)
         INSERT INTO %s AS s (key, lexemes, weights, length, mean_length, config)
         SELECT a.key, w.lexemes, w.weights, w.length, $2, a.config
         FROM alive a CROSS JOIN LATERAL _weighed_words(a.config, a.content, $2) w
         ON CONFLICT (key) DO UPDATE
         SET (lexemes, weights, length, mean_length, config)
             = (excluded.lexemes, excluded.weights, excluded.length, excluded.mean_length, excluded.config)
-        $sql$, alive, _words_table(_generation))
-    USING _keys, coalesce(known.mean_length, 1);
-    GET DIAGNOSTICS stored = ROW_COUNT;
-    UPDATE word_statistics s SET changes = s.changes + stored
-    WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number);
-    PERFORM _refresh_words(_reranker, _generation, 1);
+        $sql$, documents, _reranker.key_type, _words_table(_generation))
+    USING _keys, _mean_length;
 END
 $$;
 
 -- Counts words anew where as many documents have been stored since as the given share of those counted before.
--- Documents that were weighed by a mean length a fifth off are enqueued: their text is encoded, so that only their
--- words are stored again.
+-- Documents that were weighed by a mean length a fifth off are weighed again: a thousand now; the rest is enqueued,
+-- and as their text is encoded, only their words will be stored again.
 CREATE OR REPLACE FUNCTION _refresh_words(_reranker rerankers, _generation generations, _share float8) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     known word_statistics;
+    others text;
+    first_keys text[];
 BEGIN
     SELECT s.* INTO known FROM word_statistics s
     WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number)
@@ -229,9 +244,14 @@ BEGIN
     SET (documents, mean_length, shares, configs, changes, refreshed_at)
         = (known.documents, known.mean_length, known.shares, known.configs, 0, now())
     WHERE (s.reranker, s.generation) = (known.reranker, known.generation);
-    EXECUTE _enqueue_sql(_generation.reranker, _generation.number, format(
+    others := format(
         'SELECT w.key::text AS key FROM %s w WHERE w.length > 0 AND w.mean_length NOT BETWEEN %s AND %s',
-        _words_table(_generation), known.mean_length / 1.25, known.mean_length * 1.25));
+        _words_table(_generation), known.mean_length / 1.25, known.mean_length * 1.25);
+    EXECUTE format('SELECT array_agg(o.key) FROM (%s LIMIT 1000) o', others) INTO first_keys;
+    IF first_keys IS NOT NULL THEN
+        PERFORM _write_words(_reranker, _generation, first_keys, known.mean_length);
+        EXECUTE _enqueue_sql(_generation.reranker, _generation.number, others);
+    END IF;
 END
 $$;
 

@@ -28,11 +28,9 @@ AS $$
 DECLARE
     documents text := _documents(_generation);
 BEGIN
-    EXECUTE format($sql$
-        CREATE VIEW %s WITH (security_invoker = true) AS
-        SELECT s.%I AS key, (%s) AS content, (%s) AS config FROM %s s
-        $sql$, documents, _reranker.key_column, _generation.text_expression, _config_sql(_generation),
-        _reranker.source);
+    EXECUTE format('CREATE VIEW %s WITH (security_invoker = true) AS ', documents)
+        || format('SELECT s.%I AS key, (%s) AS content, (%s) AS config FROM %s s', _reranker.key_column,
+            _generation.text_expression, _config_sql(_generation), _reranker.source);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', documents);
     EXECUTE format('COMMENT ON VIEW %s IS %L', documents,
         format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));

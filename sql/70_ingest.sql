@@ -239,8 +239,9 @@ BEGIN
 END
 $$;
 
--- Takes claimed documents off the queue, and stores their words: those of documents that have nothing else to be encoded
--- too, as their language or the mean length may have changed. When a new generation has nothing left to do it takes over.
+-- Takes claimed documents off the queue, and stores their words: those of documents that have nothing else to be
+-- encoded too, as their language or the mean length may have changed. When a new generation has nothing left to do it
+-- takes over.
 CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off

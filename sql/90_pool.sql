@@ -52,7 +52,8 @@ COMMENT ON TYPE search_outcome IS
     'What became of a search: keys in their last order, what every stage said, why it is degraded, milliseconds by '
     'stage';
 COMMENT ON TYPE search_scope IS
-    'Where a search looks: its filter as SQL over alias d, how many documents the planner expects to match it, of how many';
+    'Where a search looks: its filter as SQL over alias d, how many documents the planner expects to match it, of how '
+    'many';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.

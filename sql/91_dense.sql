@@ -1,8 +1,8 @@
 -- The dense leg of recall: the documents whose embeddings are nearest to the query's, by HNSW or exactly.
 
--- What dense recall compares: the document's embedding (of the source d or the side table s), its distance to the query's,
--- which is $1, and the score that a distance of n makes: higher is better, whatever the distance. A distance that is
--- not finite, as that of zeros by cosine is, makes none.
+-- What dense recall compares: the document's embedding (of the source d or the side table s), its distance to the
+-- query's, which is $1, and the score that a distance of n makes: higher is better, whatever the distance. A distance
+-- that is not finite, as that of zeros by cosine is, makes none.
 CREATE OR REPLACE FUNCTION _distance_sql(_reranker rerankers, OUT embedding text, OUT distance text, OUT score text)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -45,9 +45,9 @@ BEGIN
 END
 $$;
 
--- The nearest documents. HNSW looks among all documents, and yields few of those that pass a narrow filter: exact recall
--- orders by an expression that no index serves. So does a recall of more than HNSW can be made to yield where pgvector
--- has no iterative scan.
+-- The nearest documents. HNSW looks among all documents, and yields few of those that pass a narrow filter: exact
+-- recall orders by an expression that no index serves. So does a recall of more than HNSW can be made to yield where
+-- pgvector has no iterative scan.
 CREATE OR REPLACE FUNCTION _recall_dense(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
     OUT keys text[], OUT scores real[])

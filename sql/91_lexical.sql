@@ -1,5 +1,6 @@
--- The lexical leg of recall: the documents with the highest BM25 score. It wants no worker, and answers alone while none
--- does. A word's weight in a document is stored (43_words.sql); a score is the inner product of those and the words' IDF.
+-- The lexical leg of recall: the documents with the highest BM25 score. It wants no worker, and answers alone while
+-- none does. A word's weight in a document is stored (43_words.sql); a score is the inner product of those and the
+-- words' IDF.
 
 -- The words of a query, the rarest 32 of them: in how many documents each comes, and its IDF, as Lucene has it.
 -- The query is cut as documents are, by all configurations that they have.
@@ -160,21 +161,23 @@ CREATE OR REPLACE FUNCTION _highest(
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
+DECLARE
+    documents text := _words_table(_generation) || ' s';
+    matching text := coalesce((
+        SELECT string_agg(format('s.lexemes @@ %L::tsquery', q.query), ' OR ') FROM unnest(_queries) q (query)),
+        'true');
 BEGIN
+    IF _predicate <> 'true' THEN
+        documents := format('%s JOIN %s d ON d.%I = s.key', documents, _reranker.source, _reranker.key_column);
+    END IF;
     EXECUTE format($sql$
-        SELECT array_agg(h.key::text ORDER BY h.score DESC, h.key), array_agg(h.score ORDER BY h.score DESC, h.key)
-        FROM (
-            SELECT h.key, h.score
-            FROM (
-                SELECT s.key, (0 - (s.weights <#> $1))::real AS score
-                FROM %1$s WHERE (%4$s) AND %5$s ORDER BY score DESC, s.key LIMIT $2) h
-            JOIN %2$s d ON d.%3$I = h.key
-            WHERE h.score > 0) h
-        $sql$, _words_table(_generation) || CASE WHEN _predicate = 'true' THEN ' s'
-            ELSE format(' s JOIN %s d ON d.%I = s.key', _reranker.source, _reranker.key_column) END,
-        _reranker.source, _reranker.key_column, coalesce((
-            SELECT string_agg(format('s.lexemes @@ %L::tsquery', q.query), ' OR ') FROM unnest(_queries) q (query)),
-            'true'), _predicate)
+        SELECT array_agg(h.key::text ORDER BY h.score DESC), array_agg(h.score ORDER BY h.score DESC)
+        FROM (%s) h JOIN %s d ON d.%I = h.key
+        WHERE h.score > 0
+        $sql$, format($sql$
+            SELECT s.key, (0 - (s.weights <#> $1))::real AS score
+            FROM %s WHERE (%s) AND %s ORDER BY score DESC, s.key::text LIMIT $2
+            $sql$, documents, matching, _predicate), _reranker.source, _reranker.key_column)
     INTO keys, scores USING _weights, _reranker.candidates;
 END
 $$;

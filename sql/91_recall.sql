@@ -1,5 +1,5 @@
--- Recall makes the pool: of what its legs find, or of the caller's own keys. Each leg's score is then known of the whole
--- pool, so that scores can be blended.
+-- Recall makes the pool: of what its legs find, or of the caller's own keys. Each leg's score is then known of the
+-- whole pool, so that scores can be blended.
 
 -- Where a search looks: what its filter says as SQL, and how many documents the planner expects to match it under the
 -- caller's rights, of how many.
@@ -39,8 +39,8 @@ BEGIN
 END
 $$;
 
--- What is said of the caller's own candidates: as dense score the caller's, or else that by the query's embedding where
--- there is one; the lexical score where that leg was wanted. The ranks are the caller's.
+-- What is said of the caller's own candidates: the lexical score where that leg was wanted; then, as dense score, the
+-- caller's, or else that by the query's embedding where there is one. The ranks are the caller's.
 CREATE OR REPLACE FUNCTION _recall_given(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text) RETURNS scored[]
 LANGUAGE plpgsql
@@ -57,10 +57,10 @@ BEGIN
         IF leg <> 'dense' OR (_call.key_scores IS NULL AND _call.query_embedding IS NOT NULL) THEN
             scored := _scored_by(leg, _reranker, _generation, _call, given.keys, NULL);
         END IF;
-        recalled := recalled || ARRAY(
+        recalled := ARRAY(
             SELECT (leg, k.key, s.score, k.place)::scored
             FROM unnest(given.keys) WITH ORDINALITY k (key, place)
-            LEFT JOIN unnest(scored.keys, scored.scores) s (key, score) ON s.key = k.key);
+            LEFT JOIN unnest(scored.keys, scored.scores) s (key, score) ON s.key = k.key) || recalled;
     END LOOP;
     RETURN recalled;
 END

@@ -30,6 +30,7 @@ BEGIN
     RETURN (
         SELECT jsonb_build_object(
             'generation', reranker.generation,
+            'candidates', coalesce(cardinality(_call.keys), reranker.candidates),
             'keys', to_jsonb(coalesce(outcome.pool, '{}')),
             'scores', coalesce(jsonb_object_agg(b.stage, b.scores) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),

@@ -119,7 +119,7 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
     rows = json.loads(ok("search", "documents", "flour bread", "--json", "--dsn", dsn))
     assert (rows[0]["id"], rows[0]["degraded"], rows[0]["stage"]) == (3, True, "lexical")
     table = ok("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
-    assert re.search(r"^ *2 .*fulltext +yes +no worker is known", table, re.MULTILINE)
+    assert re.search(r"^ *2 .*lexical +yes +no worker is known", table, re.MULTILINE)
     assert "no worker is known" in refused("search", "documents", "cat", "--strict", "--dsn", dsn)
     ok("drop", "documents", "--dsn", dsn)
     ok("models", "drop", "tokens", "--dsn", dsn)

@@ -30,7 +30,6 @@ ANYTHING_LEFT = """
         ),
         ({"late_interaction_model": "x"}, "UndefinedObject", 'model "x" is not registered'),
         ({"cross_encoder_model": "x"}, "UndefinedObject", 'model "x" is not registered'),
-        ({"embedding_model": None}, "InvalidParameterValue", "neither embedding_model nor"),
         ({"embedding_column": "body"}, "DatatypeMismatch", "documents.body is of type text"),
         ({"candidates": 0}, "InvalidParameterValue", "candidates is '0', expected 1 to 100000"),
         ({"candidates": None}, "InvalidParameterValue", "candidates is NULL"),

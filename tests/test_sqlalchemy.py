@@ -279,7 +279,7 @@ def test_a_search_with_models_end_to_end(filled, dsn, db, tiny_models, tmp_path)
         found = search(whole, query, strict=True, timeout=timedelta(seconds=5), top_k=2)
         statement = select(found.key, found.stage, found.degraded).order_by(found.rank)
         rows = filled(lambda c: c.execute(statement, {"query": "title"}).all())
-        assert [tuple(row[1:]) for row in rows] == [("dense", False)] * 2
+        assert [tuple(row[1:]) for row in rows] == [("lexical", False)] * 2
     filled(lambda c: c.execute(AlterReranker("whole", {"candidates": 7})))
     assert (
         filled(lambda c: c.scalar(text("SELECT pgrerank.settings('whole') -> 'candidates'"))) == 7

@@ -53,7 +53,7 @@ def test_search_degrades_in_time_when_the_worker_is_gone_or_frozen(dsn, db, enco
             assert rows[0][3]
             rows = timed_search(connection, f", query_embedding => '{vector}'")
             assert len(rows) == 3
-            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("dense", True)}
+            assert {(stage, degraded) for _, stage, degraded, _ in rows} == {("lexical", True)}
             rows = timed_search(connection, ", keys => '{2, 1}'")
             assert [(row[0], row[1], row[2]) for row in rows] == (
                 [(2, "dense", True), (1, "dense", True)]

@@ -137,7 +137,8 @@ def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Score
     """Blend scores: the weighted sum of each stage's z-scores.
 
     The arrays are parallel. What has no score, no weight, or the same score for all, adds nothing
-    (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). sql/90_pool.sql computes the same.
+    (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). sql/90_pool.sql computes the same, in
+    type real: what is the same there is here.
     """
     total = np.zeros(len(next(iter(scores.values()))))
     for stage, values in scores.items():
@@ -148,7 +149,7 @@ def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Score
         deviation = values[known].std()
         if deviation > _NOISE * max(1.0, float(np.abs(values[known]).max())):
             total += np.where(known, weights[stage] * centred / deviation, 0.0)
-    return total
+    return total.astype(np.float32).astype(np.float64)
 
 
 def pool_of(wide: Trace, known: Trace) -> Pool:

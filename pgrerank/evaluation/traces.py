@@ -25,10 +25,11 @@ Progress = Callable[[int, int], None]
 class Trace:
     """One search: keys in the last order; scores (float64, NaN for none) and ranks by stage.
 
-    `times` are milliseconds by stage, with `encode_query` and `total`; `reason` says why it is
+    They are those of the whole pool; `candidates` is how many a search returns at most. `times` are milliseconds by stage, with `encode_query` and `total`; `reason` says why it is
     degraded, if it is.
     """
 
+    candidates: int
     keys: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float64]]
     ranks: Mapping[str, NDArray[np.float64]]
@@ -40,6 +41,7 @@ class Trace:
         """Make a trace of the JSON that `pgrerank.trace` returns."""
         nothing = [None] * len(value["keys"])
         return cls(
+            value["candidates"],
             tuple(value["keys"]),
             {stage: np.array(value["scores"].get(stage, nothing), np.float64) for stage in STAGES},
             {stage: np.array(value["ranks"].get(stage, nothing), np.float64) for stage in STAGES},
@@ -53,11 +55,11 @@ class Trace:
         return [stage for stage in STAGES if np.isfinite(self.ranks[stage]).any()]
 
     def order(self, stage: str) -> list[str]:
-        """Keys after that stage; candidates that it left out follow as they stood before."""
+        """Candidates after that stage; those that it left out follow as they stood before."""
         stages = list(STAGES)
         until = [self.ranks[name] for name in stages[: stages.index(stage) + 1]]
         by = [np.where(np.isnan(ranks), math.inf, ranks) for ranks in until]
-        return [self.keys[place] for place in np.lexsort(by)]
+        return [self.keys[place] for place in np.lexsort(by)[: self.candidates]]
 
 
 def ask_one(

@@ -193,7 +193,9 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     assert "candidates=200" in upgrade
     assert "candidates=100" in downgrade
     assert "blend={'dense': 1, 'maxsim': 2.5}" in upgrade
-    assert "blend={'dense': 0.28, 'maxsim': 0.28, 'lexical': 0.14, 'cross_encoder': 0.3}" in downgrade
+    assert (
+        "blend={'dense': 0.28, 'maxsim': 0.28, 'lexical': 0.14, 'cross_encoder': 0.3}" in downgrade
+    )
     assert "log_sample=0.25" in upgrade
     assert "maxsim_top" not in upgrade  # it is the default already
     project.alembic("upgrade", "head")

@@ -69,7 +69,8 @@ def test_a_document_without_a_text_is_not_judged_by_what_reads_texts(db, served,
 def test_candidates_of_ones_own_bring_their_scores_or_get_them_by_the_embedding(db, served):
     served.create(late_interaction_model=None)
     wait_for(db, "s.pending = 0")
-    own = "keys => '{3,1,99,2,1}', blend => '{\"dense\": 1, \"cross_encoder\": 0.001}', key_scores => %s"
+    nearly = """blend => '{"dense": 1, "cross_encoder": 0.001}'"""
+    own = f"keys => '{{3,1,99,2,1}}', {nearly}, key_scores => %s"
     rows = db.execute(SEARCH.format(own), [[0.5, 2.5, 9.0, None, 7.0]]).fetchall()
     assert [(row[0], row[2], row[3]) for row in rows] == [(1, 2.5, 2), (2, None, 3), (3, 0.5, 1)]
     vector = "(SELECT embedding::vector FROM pgrerank.documents_1 WHERE key = 2)"
@@ -77,7 +78,7 @@ def test_candidates_of_ones_own_bring_their_scores_or_get_them_by_the_embedding(
     rows = db.execute(SEARCH.format(near)).fetchall()
     assert [row[0] for row in rows] == [1, 2, 3], "the order is the caller's"
     assert rows[1][2] == pytest.approx(1, abs=1e-3) == max(row[2] for row in rows)
-    blended = near.replace("'{dense}'", "NULL") + ", blend => '{\"dense\": 1, \"cross_encoder\": 0.001}'"
+    blended = near.replace("'{dense}'", "NULL") + f", {nearly}"
     assert db.execute(SEARCH.format(blended)).fetchall()[0][0] == 2
     for arguments, message in (
         (

@@ -70,6 +70,10 @@ class Source:
         for claim in cursor.execute("SELECT * FROM pgrerank.claim(1000, %s)", (name,)).fetchall():
             for document in claim.documents:
                 if document.is_encoded:
+                    self.connection.execute(
+                        "SELECT pgrerank.finish(%s, %s, %s, %s)",
+                        (claim.reranker, claim.generation, [document.key], [document.ticket]),
+                    )
                     continue
                 vector = [0.0] * 32
                 vector[int(document.content_hash[0]) % 32] = 1.0

@@ -20,7 +20,8 @@ _SETTING = """'How long it remembers them'),
             'x IS NULL OR x BETWEEN 1 AND 9', '1 to 9',
             'A setting that this version does not have')"""
 _STAGE = """
-        ('backwards', false, 'candidates', NULL, false, true, 'has_text', 'backwards wants a query text'),
+        ('backwards', false, 'candidates', NULL, false, true, 'has_text',
+            'backwards wants a query text'),
         ('cross_encoder',"""
 _SCORE = """
 CREATE OR REPLACE FUNCTION _score_backwards(

@@ -3,7 +3,7 @@
     python benchmarks/blends.py data/{scifact,cranfield,npl}
 
 Searches each collection's test queries once, through the product (the server and the corpora are
-those of benchmarks/stages.py), and ranks the candidates anew by weights in fifths. For each set of
+those of benchmarks/stages.py), and ranks the candidates anew by other weights. For each set of
 stages it prints nDCG@10 by collection: where the last stage overrules (legs of recall are fused by
 reciprocal ranks), by the default blend, and by the weights that are best on the mean of the other
 collections (leave one out). Of the pool it prints the share of relevant documents among its first
@@ -41,7 +41,6 @@ COMBINATIONS = {
         ("dense", "lexical", "maxsim", "cross_encoder"),
     )
 }
-STEPS = 5
 SIZES = Sizes(candidates=100, maxsim_top=30)
 
 
@@ -59,7 +58,7 @@ def pools_of(
             stages=["dense", "lexical", "maxsim"],
         )
     pools = {query: pool_of(trace, trace) for query, trace in wide.items()}
-    tried = [{}, default, *weights_to_try(["dense", "lexical", "maxsim"], STEPS)]
+    tried = [{}, default, *weights_to_try(["dense", "lexical", "maxsim"])]
     heads = {
         query: {
             int(place)
@@ -106,7 +105,7 @@ def compared(
             name: quality(pools, judged, stages, weights)
             for name, (pools, judged) in of_all.items()
         }
-        for weights in weights_to_try(stages, STEPS)
+        for weights in weights_to_try(stages)
     }
     best = (
         {

@@ -158,8 +158,8 @@ def advice(found: Evaluation) -> list[str]:
     blend = tuning_of(found)["blend"]
     if blend is not None:
         lines.append(
-            f"{found['reranker']}: blend {blend['weights']}: {blend['present']:.4f} by default,"
-            f" {blend['cross_validated']:.4f} cross-validated, p = {blend['p']:.4f}"
+            f"{found['reranker']}: {blend['name']}, {blend['weights']}: {blend['present']:.4f} by"
+            f" default, {blend['quality']:.4f} with it, p = {blend['p']:.4f}"
         )
     return lines + [f"{found['reranker']}: {warning}" for warning in found["warnings"]]
 

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from pgrerank.stages import DEFAULT_BLEND
 from tests.helpers.workers import wait_for, worker
 
-DEFAULT = {"dense": 0.28, "lexical": 0.14, "maxsim": 0.28, "cross_encoder": 0.3}
 SEARCH = (
     "SELECT id, score, dense_score, dense_rank, cross_encoder_score, degraded"
     " FROM pgrerank.documents_search('the pool', strict => true, {}) ORDER BY rank"
@@ -25,9 +25,9 @@ def served(dsn, db, source, tiny_models, tmp_path):
 def test_stages_are_blended_unless_told_to_overrule(db, served):
     served.create()
     wait_for(db, "s.pending = 0")
-    assert db.execute("SELECT blend FROM pgrerank.rerankers").fetchone() == (DEFAULT,)
+    assert db.execute("SELECT blend FROM pgrerank.rerankers").fetchone() == (DEFAULT_BLEND,)
     default = db.execute(SEARCH.format("blend => NULL")).fetchall()
-    assert default == db.execute(SEARCH.format("blend => %s"), [Jsonb(DEFAULT)]).fetchall()
+    assert default == db.execute(SEARCH.format("blend => %s"), [Jsonb(DEFAULT_BLEND)]).fetchall()
     assert sum(row[1] for row in default) == pytest.approx(0, abs=1e-4), (
         "blended scores are centred"
     )
@@ -53,7 +53,7 @@ def test_a_zero_vector_has_no_score_and_spoils_none(db, served):
     assert [row[0] for row in rows] == [row[0] for row in by_reading]
 
 
-@pytest.mark.parametrize("blend", [{}, DEFAULT])
+@pytest.mark.parametrize("blend", [{}, DEFAULT_BLEND])
 def test_a_document_without_a_text_is_not_judged_by_what_reads_texts(db, served, blend):
     db.execute("ALTER TABLE documents ADD vec vector(32)")
     db.execute("INSERT INTO documents (title, body) VALUES (NULL, NULL), ('', E' \\n\\t ')")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from pgrerank.stages import STAGES, columns
+from pgrerank.stages import DEFAULT_BLEND, STAGES, columns
 
 ROOT = Path(__file__).parents[1]
 SQL = sorted((ROOT / "sql").glob("*.sql"))
@@ -50,5 +51,9 @@ def test_python_knows_the_stages_that_the_database_has(db):
     stages = "SELECT stage, is_blended FROM pgrerank._stages() ORDER BY place"
     declared = db.execute(stages).fetchall()
     assert declared == [(stage.name, stage.is_blended) for stage in STAGES.values()]
+    [(blend,)] = db.execute(
+        "SELECT s.preset FROM pgrerank._settings() s WHERE s.setting = 'blend'"
+    ).fetchall()
+    assert json.loads(blend.strip("'")) == DEFAULT_BLEND
     [(names,)] = db.execute("SELECT (pgrerank._attributes('pgrerank.ranked')).names").fetchall()
     assert names[-len(columns()) :] == list(columns())

@@ -274,7 +274,7 @@ def _print_advice(tuning: Tuning, measure: str) -> None:
     if blend is not None:
         weights = ", ".join(f"{stage} {weight:g}" for stage, weight in blend["weights"].items())
         note(
-            f"best blend: {weights}; {measure} {blend['present']:.4f} with the present one,"
-            f" {blend['cross_validated']:.4f} with it on queries that it was not found on"
+            f"best: {blend['name']}, {weights}; {measure} {blend['present']:.4f} with the present"
+            f" one, {blend['quality']:.4f} with it on queries that it was not found on"
             f" (p = {blend['p']:.3f})"
         )

@@ -13,22 +13,40 @@ from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Pool, Sizes
 from pgrerank.evaluation.result import BlendFound
-from pgrerank.evaluation.significance import compare
+from pgrerank.evaluation.significance import MAX_P, compare
 from pgrerank.judgements import Qrels
+from pgrerank.stages import DEFAULT_BLEND, STAGES
 
-__all__ = ["find_weights", "weights_to_try"]
+__all__ = ["find_weights", "fixed_blends", "weights_to_try"]
 
 FOLDS = 5
-_STEPS = 10
 
 
-def weights_to_try(stages: Sequence[str], steps: int = _STEPS) -> Iterator[dict[str, float]]:
-    """All weights of the stages in so many parts that add up to 1, except all to the last."""
+def weights_to_try(stages: Sequence[str]) -> Iterator[dict[str, float]]:
+    """All weights of the stages that add up to 1, in tenths, or in fifths of more than three.
+
+    All to the last is left out: no score then says which documents it shall see.
+    """
+    steps = _steps(stages)
     for shares in itertools.product(range(steps + 1), repeat=len(stages)):
         if sum(shares) == steps and shares[-1] < steps:
             yield {
                 stage: share / steps for stage, share in zip(stages, shares, strict=True) if share
             }
+
+
+def _steps(stages: Sequence[str]) -> int:
+    return 10 if len(stages) <= 3 else 5
+
+
+def fixed_blends(stages: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The default blend, and those that leave out one stage of it, by what they are called."""
+    default = {stage: DEFAULT_BLEND[stage] for stage in stages}
+    blends = {"the default blend": default}
+    for stage in stages[1:]:
+        rest = {name: weight for name, weight in default.items() if name != stage}
+        blends[f"the default blend without {STAGES[stage].label}"] = rest
+    return blends
 
 
 def find_weights(
@@ -41,12 +59,13 @@ def find_weights(
     *,
     seed: int = 1,
 ) -> BlendFound:
-    """Find the weights of the highest mean over the judged queries, and their worth on others.
+    """Choose the weights that rank best: found ones, the default ones, or those less one stage.
 
-    The highest with its neighbours, a tenth away: a single best point is mostly luck.
-    Cross-validated: of five parts of the queries, each is ranked by the weights that are best on
-    the other four, and compared with `present`, the weights in use. Raises EvaluationError where
-    there are fewer than ten queries: what is found on those is chance.
+    Found are those of the highest mean over the judged queries, with their neighbours, one step
+    away: a single best point is mostly luck. They are judged by queries that they were not found
+    on: of five parts of the queries, each is ranked by the weights that are best on the other four.
+    All are compared with `present`, the weights in use; p is that of the best of so many. Raises
+    EvaluationError where there are fewer than ten queries: what is found on those is chance.
     """
     queries = sorted(qrels)
     if len(queries) < 2 * FOLDS:
@@ -56,21 +75,42 @@ def find_weights(
         )
     tried = list(weights_to_try(stages))
     values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])
-    now = _values(pools, qrels, present, sizes, measure)
-    smooth = _smoothed(values, np.array([[one.get(s, 0.0) for s in stages] for one in tried]))
-    held = _cross_validated(values, smooth, seed)
+    smooth = _smoothed(
+        values,
+        np.array([[one.get(s, 0.0) for s in stages] for one in tried]),
+        step=1 / _steps(stages),
+    )
     best = int(smooth.mean(axis=1).argmax())
-    compared = compare(
-        dict(zip(queries, now.tolist(), strict=True)),
-        dict(zip(queries, held.tolist(), strict=True)),
-    )
+    choices = {"the blend found": (tried[best], _cross_validated(values, smooth, seed))}
+    for name, weights in fixed_blends(stages).items():
+        choices[name] = (weights, _values(pools, qrels, weights, sizes, measure))
+    now = _values(pools, qrels, present, sizes, measure)
+    found = [
+        _choice(name, weights, dict(zip(queries, held.tolist(), strict=True)), now, len(choices))
+        for name, (weights, held) in choices.items()
+    ]
+    return max(found, key=lambda one: (one["p"] <= MAX_P and _gain(one) > 0, _gain(one)))
+
+
+def _choice(
+    name: str,
+    weights: dict[str, float],
+    held: Mapping[str, float],
+    now: NDArray[np.float64],
+    choices: int,
+) -> BlendFound:
+    compared = compare(dict(zip(held, now.tolist(), strict=True)), held)
     return BlendFound(
-        weights=tried[best],
-        quality=float(values[best].mean()),
-        cross_validated=float(held.mean()),
-        present=float(now.mean()),
-        p=compared.p,
+        name=name,
+        weights=weights,
+        quality=compared.after,
+        present=compared.before,
+        p=min(1.0, compared.p * choices),
     )
+
+
+def _gain(found: BlendFound) -> float:
+    return found["quality"] - found["present"]
 
 
 def _values(
@@ -85,10 +125,12 @@ def _values(
     return np.array([found[query] for query in sorted(qrels)])
 
 
-def _smoothed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of each row with those whose weights differ by a tenth moved from stage to stage."""
+def _smoothed(
+    values: NDArray[np.float64], weights: NDArray[np.float64], step: float
+) -> NDArray[np.float64]:
+    """Means of each row with those whose weights differ by a step moved from stage to stage."""
     apart = np.abs(weights[:, None] - weights[None]).sum(axis=2)
-    near = (apart < 2.5 / _STEPS).astype(np.float64)
+    near = (apart < 2.5 * step).astype(np.float64)
     smooth: NDArray[np.float64] = near @ values / near.sum(axis=1, keepdims=True)
     return smooth
 

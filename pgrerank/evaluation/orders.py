@@ -9,18 +9,15 @@ import numpy as np
 
 from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.result import Milliseconds, Order
-from pgrerank.evaluation.significance import compare
+from pgrerank.evaluation.significance import MAX_P, compare
 from pgrerank.evaluation.traces import Trace
 from pgrerank.judgements import Qrels, Run
 from pgrerank.stages import STAGES
 
-__all__ = ["MAX_P", "MEASURES", "Measured", "measure_orders", "percentiles", "warnings"]
+__all__ = ["MEASURES", "Measured", "measure_orders", "percentiles", "warnings"]
 
 MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "Judged@10")
 """The first is the one that orders are compared by."""
-
-MAX_P = 0.05
-"""A gain is taken for one when it is put down to chance no more often."""
 
 _TELLING = 50
 """On fewer queries nearly every gain may be chance, and to say so of a stage tells nothing."""

@@ -80,13 +80,14 @@ class Recommendation(TypedDict):
 class BlendFound(TypedDict):
     """Weights of the stages' scores, and what they gain.
 
-    `quality` is on the queries that they were found on, `cross_validated` on ones they were not,
-    `present` is with the weights in use; `p` compares the latter two.
+    `name` says whether they were found, or are the default ones, or those without one stage.
+    `quality` is on queries that they were not found on, `present` with the weights in use; `p`
+    compares the two.
     """
 
+    name: str
     weights: dict[str, float]
     quality: float
-    cross_validated: float
     present: float
     p: float
 

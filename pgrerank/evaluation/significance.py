@@ -10,6 +10,8 @@ import numpy as np
 from pgrerank.errors import SettingsError, extra
 
 RESAMPLES = 9_999
+MAX_P = 0.05
+"""A gain is taken for one when it is put down to chance no more often."""
 
 
 class Comparison(NamedTuple):

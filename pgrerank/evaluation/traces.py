@@ -25,8 +25,9 @@ Progress = Callable[[int, int], None]
 class Trace:
     """One search: keys in the last order; scores (float64, NaN for none) and ranks by stage.
 
-    They are those of the whole pool; `candidates` is how many a search returns at most. `times` are milliseconds by stage, with `encode_query` and `total`; `reason` says why it is
-    degraded, if it is.
+    They are those of the whole pool; `candidates` is how many a search returns at most. `times` are
+    milliseconds by stage, with `encode_query` and `total`; `reason` says why it is degraded, if it
+    is.
     """
 
     candidates: int

@@ -10,7 +10,7 @@ import psycopg
 
 from pgrerank.catalog import call
 from pgrerank.errors import EvaluationError
-from pgrerank.evaluation.blending import find_weights, weights_to_try
+from pgrerank.evaluation.blending import find_weights, fixed_blends, weights_to_try
 from pgrerank.evaluation.depth import (
     grid,
     points,
@@ -19,9 +19,9 @@ from pgrerank.evaluation.depth import (
     time_by_size,
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
-from pgrerank.evaluation.orders import MAX_P
 from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Tuning
+from pgrerank.evaluation.significance import MAX_P
 from pgrerank.evaluation.traces import Trace, ask
 from pgrerank.stages import STAGES
 
@@ -90,7 +90,7 @@ def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
         if one["value"] and _is_worth_it(one["gain"], one["p"])
     }
     blend = tuning["blend"]
-    if blend is not None and _is_worth_it(blend["cross_validated"] - blend["present"], blend["p"]):
+    if blend is not None and _is_worth_it(blend["quality"] - blend["present"], blend["p"]):
         chosen["blend"] = blend["weights"]
     if chosen:
         call(connection, "alter_reranker", {"reranker": evaluation["reranker"], **chosen})
@@ -142,7 +142,8 @@ class _Tuner:
     def _heads(self, pools: Mapping[str, Pool], sizes: Sequence[Sizes]) -> dict[str, set[int]]:
         """The places that the cross-encoder reads for any of the sizes or weights."""
         asked = [(size, self.searched.settings["blend"]) for size in sizes]
-        asked += [(self.present, weights) for weights in weights_to_try(self._blended)]
+        tried = [*weights_to_try(self._blended), *fixed_blends(self._blended).values()]
+        asked += [(self.present, weights) for weights in tried]
         return {
             query: {
                 int(place)

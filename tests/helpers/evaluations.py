@@ -59,9 +59,9 @@ def evaluation(**changed: Any) -> Evaluation:
                 }
             ],
             "blend": {
+                "name": "the blend found",
                 "weights": {"dense": 0.25, "cross_encoder": 0.75},
                 "quality": 0.61,
-                "cross_validated": 0.58,
                 "present": 0.55,
                 "p": 0.04,
             },

@@ -13,7 +13,8 @@ BEGIN
             query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, settings jsonb);
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
-        CREATE TYPE search_scope AS (predicate text, matching float8, documents float8);
+        CREATE TYPE search_scope AS (
+            predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (pool text[], scores scored[], reason text, times jsonb);
@@ -52,8 +53,8 @@ COMMENT ON TYPE search_outcome IS
     'What became of a search: keys in their last order, what every stage said, why it is degraded, milliseconds by '
     'stage';
 COMMENT ON TYPE search_scope IS
-    'Where a search looks: its filter as SQL over alias d, how many documents the planner expects to match it, of how '
-    'many';
+    'Where a search looks, and how long: its filter as SQL over alias d, how many documents the planner expects to '
+    'match it, of how many, and when it has to answer';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.
@@ -61,6 +62,18 @@ CREATE OR REPLACE FUNCTION _milliseconds(_since timestamptz) RETURNS numeric
 LANGUAGE sql VOLATILE
 SET search_path FROM CURRENT
 AS $$ SELECT round(1000 * extract(epoch FROM clock_timestamp() - _since), 3) $$;
+
+-- Ends a stage that would begin after the deadline, or go on.
+CREATE OR REPLACE FUNCTION _check_deadline(_deadline timestamptz, _what text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF clock_timestamp() >= _deadline THEN
+        PERFORM _raise('PGR02', format('the deadline passed before %s', _what));
+    END IF;
+END
+$$;
 
 -- The weighted sum of the scores so far, each less its mean over these keys, in units of its standard deviation there
 -- (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What has no score of a key, no weight, or the same score

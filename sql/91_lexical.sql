@@ -119,7 +119,7 @@ $$;
 -- a filter that lets few of them pass, more are read, up to 64 times as many.
 CREATE OR REPLACE FUNCTION _recall_lexical(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
-    OUT keys text[], OUT scores real[])
+    OUT keys text[], OUT scores real[], OUT shortage text)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -147,7 +147,8 @@ BEGIN
         bounded := _bounded_queries(known, lexemes, documents, idfs, most);
         SELECT h.keys, h.scores INTO keys, scores
         FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _scope.predicate) h;
-        EXIT WHEN bounded.are_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates;
+        EXIT WHEN bounded.are_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates
+            OR clock_timestamp() >= _scope.deadline;
         most := 8 * most;
     END LOOP;
 END

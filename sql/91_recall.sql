@@ -3,7 +3,7 @@
 
 -- Where a search looks: what its filter says as SQL, and how many documents the planner expects to match it under the
 -- caller's rights, of how many.
-CREATE OR REPLACE FUNCTION _scope(_reranker rerankers, _predicate text) RETURNS search_scope
+CREATE OR REPLACE FUNCTION _scope(_reranker rerankers, _predicate text, _deadline timestamptz) RETURNS search_scope
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -12,6 +12,7 @@ DECLARE
     plan json;
 BEGIN
     scope.predicate := _predicate;
+    scope.deadline := _deadline;
     EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, _predicate) INTO plan;
     scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
     scope.documents := greatest(scope.matching, (
@@ -66,17 +67,16 @@ BEGIN
 END
 $$;
 
--- What the legs of recall say of all that one of them found, and the milliseconds that each took. Where both rank, the
--- second's ranks are those of both: by their blended scores or, where the blend gives them no weights, by reciprocal
--- ranks.
+-- What the legs of recall say of all that one of them found, the milliseconds that each took, and what is missing, if
+-- one had no time to look everywhere. Where both rank, the second's ranks are those of both: by their blended scores
+-- or, where the blend gives them no weights, by reciprocal ranks.
 CREATE OR REPLACE FUNCTION _recall(
-    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text,
-    OUT scores scored[], OUT times jsonb)
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
+    OUT scores scored[], OUT times jsonb, OUT shortage text)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    scope search_scope := _scope(_reranker, _predicate);
     weights jsonb := _weights_of(_reranker.blend, _legs);
     started timestamptz;
     leg text;
@@ -87,8 +87,9 @@ BEGIN
     times := '{}';
     FOREACH leg IN ARRAY _legs LOOP
         started := clock_timestamp();
-        EXECUTE format('SELECT r.keys, r.scores FROM %I($1, $2, $3, $4) r', '_recall_' || leg)
-        INTO one USING _reranker, _generation, _call, scope;
+        EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || leg)
+        INTO one USING _reranker, _generation, _call, _scope;
+        shortage := coalesce(shortage, one.shortage);
         found := found || ARRAY(
             SELECT (leg, o.key, o.score, NULL)::scored FROM unnest(one.keys, one.scores) o (key, score));
         times := times || jsonb_build_object(leg, _milliseconds(started));

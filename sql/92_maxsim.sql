@@ -1,7 +1,8 @@
 -- The MaxSim stages, by the native kernel where the server has it, else by the worker; and MaxSim for those who call it
 -- themselves.
 
--- MaxSim of documents over one tier of their token vectors.
+-- MaxSim of documents over one tier of their token vectors. The kernel scores a thousand at a time, some milliseconds,
+-- and heeds the deadline in between.
 CREATE OR REPLACE FUNCTION _maxsim_of_tier(
     _tier text, _reranker rerankers, _generation generations, _query bytea, _keys text[], _deadline timestamptz,
     OUT keys text[], OUT scores real[])
@@ -10,9 +11,15 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     token_table text := _token_table(_reranker.name, _generation.number, _tier);
+    part record;
 BEGIN
     IF has_native_kernel() THEN
-        SELECT * INTO keys, scores FROM _maxsim_by_kernel(token_table, _reranker.key_type, _keys, _query);
+        FOR place IN 1..cardinality(_keys) BY 1000 LOOP
+            PERFORM _check_deadline(_deadline, 'all documents were scored by MaxSim');
+            part := _maxsim_by_kernel(token_table, _reranker.key_type, _keys[place:place + 999], _query);
+            keys := keys || part.keys;
+            scores := scores || part.scores;
+        END LOOP;
     ELSE
         SELECT * INTO keys, scores FROM _maxsim_by_worker(token_table, _reranker.key_type, _keys, _query, _deadline);
     END IF;
@@ -34,26 +41,20 @@ SET search_path FROM CURRENT
 AS $$ SELECT s.* FROM _maxsim_of_tier('bits', _reranker, _generation, _call.query_tokens, _keys, _deadline) s $$;
 
 -- One set-based statement over the parts of the documents. A malformed one ends the stage, not the search. The
--- planner estimates every element of an array that it sees. Of a large pool it shall, as a parallel plan may come of
--- it; a small one is hidden in a subquery. The index yields parts in the order of keys; after a bitmap they would be
--- sorted, hence copied.
+-- planner estimates every element of an array that it sees, hence it is hidden in a subquery. The index yields parts in
+-- the order of keys; after a bitmap they would be sorted, hence copied.
 CREATE OR REPLACE FUNCTION _maxsim_by_kernel(
     _token_table text, _key_type regtype, _keys text[], _query bytea, OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_bitmapscan = off
 AS $$
-DECLARE
-    chosen text := format('$1::%s[]', _key_type);
 BEGIN
-    IF cardinality(_keys) <= 2000 THEN
-        chosen := format('(SELECT %s)::%s[]', chosen, _key_type);
-    END IF;
     EXECUTE format($sql$
         SELECT array_agg(d.key::text), array_agg(d.score)
         FROM (
             SELECT t.key, maxsim_agg($2, t.tokens) AS score
-            FROM %s t WHERE t.key = ANY (%s) GROUP BY t.key) d
-        $sql$, _token_table, chosen)
+            FROM %s t WHERE t.key = ANY ((SELECT $1)::%s[]) GROUP BY t.key) d
+        $sql$, _token_table, _key_type)
     INTO keys, scores USING _keys, _query;
 EXCEPTION WHEN data_exception THEN
     PERFORM _raise('PGR03', format('MaxSim of %s: %s', _token_table, SQLERRM));

@@ -261,7 +261,7 @@ $$;
 
 -- Has recall make the pool. Of the caller's own keys all are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
-    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text,
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -270,10 +270,11 @@ DECLARE
     started timestamptz := clock_timestamp();
 BEGIN
     IF _call.keys IS NULL THEN
-        SELECT r.scores, _outcome.times || r.times INTO _outcome.scores, _outcome.times
-        FROM _recall(_reranker, _generation, _call, _legs, _predicate) r;
+        SELECT r.scores, _outcome.times || r.times, coalesce(_outcome.reason, r.shortage)
+        INTO _outcome.scores, _outcome.times, _outcome.reason
+        FROM _recall(_reranker, _generation, _call, _legs, _scope) r;
     ELSE
-        _outcome.scores := _recall_given(_reranker, _generation, _call, _legs, _predicate);
+        _outcome.scores := _recall_given(_reranker, _generation, _call, _legs, _scope.predicate);
         _outcome.times := _outcome.times || jsonb_build_object(_legs[1], _milliseconds(started));
     END IF;
     _outcome.pool := _keys_of(_outcome.scores, _legs[cardinality(_legs)]);
@@ -295,6 +296,7 @@ DECLARE
     found record;
     said scored[];
 BEGIN
+    PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
@@ -321,7 +323,7 @@ DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
     generation generations := _generation(_reranker.name, _reranker.generation);
-    predicate text;
+    scope search_scope;
     legs text[];
     stages text[];
     stage text;
@@ -334,7 +336,7 @@ BEGIN
     PERFORM _check_call(_reranker, generation, _call);
     SELECT c.legs, c.others, c.need_tokens INTO legs, stages, wants_tokens
     FROM _stages_of_call(_reranker, generation, _call) c;
-    predicate := _filter_sql(_reranker.source, _call.filter);
+    scope := _scope(_reranker, _filter_sql(_reranker.source, _call.filter), deadline);
     outcome.times := '{}';
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
@@ -342,7 +344,8 @@ BEGIN
             _call := _with_vectors(generation, _call, true, wants_tokens, deadline);
             encoding := _milliseconds(mark);
         END IF;
-        outcome := _run_recall(_reranker, generation, _call, legs, predicate, outcome);
+        PERFORM _check_deadline(deadline, 'recall');
+        outcome := _run_recall(_reranker, generation, _call, legs, scope, outcome);
         IF wants_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
             _call := _with_vectors(generation, _call, false, true, deadline);
@@ -360,7 +363,7 @@ BEGIN
         condition := SQLSTATE;
     END;
     IF outcome.pool IS NULL AND outcome.reason IS NOT NULL THEN
-        outcome := _run_recall(_reranker, generation, _call, '{lexical}', predicate, outcome);
+        outcome := _run_recall(_reranker, generation, _call, '{lexical}', scope, outcome);
         IF outcome.pool IS NULL AND _call."strict" IS NULL THEN
             PERFORM _raise(condition, format('nothing could be searched: %s; and no document shares a word with the '
                 'query', outcome.reason), 'With strict => false there are no rows instead.');

@@ -263,3 +263,42 @@ def test_dense_recall_compares_all_where_few_match(db, source):
         (Jsonb({"tenant": 2}),),
     ).fetchall()
     assert [key for (key,) in rows] == list(range(4991, 5001))
+
+
+def test_hnsw_that_finds_too_few_is_followed_by_all_or_says_so(db, source):
+    """The planner takes the two columns for independent, and expects ten times what matches."""
+    db.execute("TRUNCATE documents RESTART IDENTITY")
+    db.execute("ALTER TABLE documents ADD vec vector(2)")
+    db.execute(
+        "INSERT INTO documents (body, tenant, lang, vec)"
+        " SELECT 'x', n % 2, (n % 2)::text, ARRAY[n, 1]::real[]::vector"
+        " FROM generate_series(1, 20000) n"
+    )
+    db.execute("UPDATE documents SET lang = '1' WHERE id > 19990 AND tenant = 0")
+    db.execute("CREATE INDEX ON documents USING hnsw (vec vector_cosine_ops)")
+    db.execute("ANALYZE documents")
+    source.create(**WORDS_ONLY, text_columns=["body"], embedding_column="vec")
+    search = (
+        "SELECT id, degraded, reason FROM pgrerank.documents_search(query_embedding => '[0,1]',"
+        " filter => %s, top_k => 5, timeout => {})"
+    )
+    matching = Jsonb({"tenant": 0, "lang": "1"})
+    rows = db.execute(search.format("'10 s'"), (matching,)).fetchall()
+    assert rows == [(key, False, None) for key in (19992, 19994, 19996, 19998, 20000)]
+    rows = db.execute(search.format("'50 ms'"), (matching,)).fetchall()
+    assert {row[1] for row in rows} == {True}
+    assert "where 100 were asked for" in rows[0][2]
+
+
+def test_a_deadline_that_has_passed_ends_a_search_before_its_next_stage(db, source):
+    db.execute("ALTER TABLE documents ADD vec vector(32)")
+    db.execute("UPDATE documents SET vec = array_fill(id::real, '{32}')::vector")
+    source.create(embedding_column="vec")
+    source.encode_by_hand()
+    rows = db.execute(
+        "SELECT stage, degraded, reason FROM pgrerank.documents_search('pool', timeout => '1 ms',"
+        " query_embedding => array_fill(1, '{32}')::vector, stages => '{dense, lexical}')"
+    ).fetchall()
+    assert {row[0] for row in rows} == {"lexical"}
+    if rows[0][1]:
+        assert "the deadline passed" in rows[0][2]

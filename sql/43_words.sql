@@ -255,21 +255,27 @@ BEGIN
 END
 $$;
 
--- Counts which share of documents each word comes in, and returns the new statistics. Of more than 100,000 documents a
--- sample of as many stands for all. Shares change less than numbers do as documents come: few rows are written anew.
+-- How many documents are counted at most: of more than these, a sample stands for all.
+CREATE OR REPLACE FUNCTION _counted_documents() RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT 100000 $$;
+
+-- Counts which share of documents each word comes in, and returns the new statistics. Shares change less than numbers
+-- do as documents come: few rows are written anew.
 CREATE OR REPLACE FUNCTION _counted_words(_generation generations, _known word_statistics) RETURNS word_statistics
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    part float8 := least(1, 100000.0 / (_known.documents + _known.changes));
-    sample text := _words_table(_generation);
+    part float8 := least(1, _counted_documents()::float8 / (_known.documents + _known.changes));
+    sample text := _words_table(_generation) || ' w';
 BEGIN
     IF part < 1 THEN
         sample := format('%s TABLESAMPLE SYSTEM (%s)', sample, 100 * part);
     END IF;
     EXECUTE format($sql$
-        WITH counted AS MATERIALIZED (SELECT w.lexemes, w.length, w.config FROM %1$s w),
+        WITH counted AS MATERIALIZED (SELECT w.lexemes, w.length, w.config FROM %1$s),
         size AS (SELECT count(*)::float8 AS documents FROM counted),
         entries AS MATERIALIZED (
             SELECT u.lexeme, _word_level(u.lexeme) AS level, count(*) / max(s.documents) AS share, count(*) AS found

@@ -41,11 +41,11 @@ BEGIN
     IF _operator IN ('in', 'not in') AND jsonb_typeof(_operand) = 'array' THEN
         RETURN format(CASE _operator WHEN 'in' THEN '(%s)' ELSE '(%s) IS NOT TRUE' END,
             _filter_in(_source, _column, _operand));
-    ELSIF _operator IN ('=', '!=') THEN
+    ELSIF _operator = '!=' OR (_operator = '=' AND _operand = 'null') THEN
         RETURN format('d.%I IS %s DISTINCT FROM %s', _column,
             CASE _operator WHEN '=' THEN 'NOT' ELSE '' END,
             CASE _operand WHEN 'null' THEN 'NULL' ELSE _filter_literal(_source, _column, _operand) END);
-    ELSIF _operator IN ('<', '<=', '>', '>=', 'like', 'ilike', '@>') AND _operand <> 'null' THEN
+    ELSIF _operator IN ('=', '<', '<=', '>', '>=', 'like', 'ilike', '@>') AND _operand <> 'null' THEN
         RETURN format('d.%I %s %s', _column, _operator, _filter_literal(_source, _column, _operand));
     END IF;
     PERFORM _raise('invalid_parameter_value',

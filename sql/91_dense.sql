@@ -47,7 +47,8 @@ $$;
 
 -- The nearest documents. HNSW looks among all documents, and yields few of those that pass a narrow filter: exact
 -- recall orders by an expression that no index serves. So does a recall of more than HNSW can be made to yield where
--- pgvector has no iterative scan. Where HNSW finds fewer than asked, all are compared if there is time: some 3 µs each.
+-- pgvector has no iterative scan. Where HNSW finds fewer than asked, all are compared if there is time, some
+-- 3 µs each; where it finds none, anyway.
 CREATE OR REPLACE FUNCTION _recall_dense(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
     OUT keys text[], OUT scores real[], OUT shortage text)
@@ -62,7 +63,7 @@ BEGIN
     SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope.predicate, is_exact) n;
     IF _call.recall = 'auto' AND NOT is_exact
         AND coalesce(cardinality(keys), 0) < least(_reranker.candidates, _scope.documents) THEN
-        IF clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
+        IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
             SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope.predicate, true) n;
         ELSE
             shortage := format('HNSW found %s documents where %s were asked for, and the timeout leaves no time to '

@@ -16,7 +16,9 @@ BEGIN
     EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, _predicate) INTO plan;
     scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
     scope.documents := greatest(scope.matching, (
-        SELECT sum(c.reltuples) FROM pg_partition_tree(_reranker.source) t JOIN pg_class c ON c.oid = t.relid));
+        SELECT sum(c.reltuples) FROM pg_class c
+        WHERE c.relkind = 'r' AND (c.oid = _reranker.source
+            OR c.oid IN (SELECT t.relid FROM pg_partition_tree(_reranker.source) t))));
     RETURN scope;
 END
 $$;

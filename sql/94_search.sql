@@ -362,7 +362,7 @@ BEGIN
         outcome.reason := SQLERRM;
         condition := SQLSTATE;
     END;
-    IF outcome.pool IS NULL AND outcome.reason IS NOT NULL THEN
+    IF outcome.pool IS NULL AND condition IS NOT NULL THEN
         outcome := _run_recall(_reranker, generation, _call, '{lexical}', scope, outcome);
         IF outcome.pool IS NULL AND _call."strict" IS NULL THEN
             PERFORM _raise(condition, format('nothing could be searched: %s; and no document shares a word with the '

@@ -75,6 +75,7 @@ $$;
 -- The weight of a word in a document (Robertson and Zaragoza 2009, with k1 1.2 and b 0.75): from 0 to 2.2.
 CREATE OR REPLACE FUNCTION _word_weight(_occurrences float8, _length float8, _mean_length float8) RETURNS float8
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path FROM CURRENT
 AS $$ SELECT _occurrences * 2.2 / (_occurrences + 1.2 * (0.25 + 0.75 * _length / _mean_length)) $$;
 
 -- Weights from which on a word of a document is indexed once more, with a mark: a search that can't read all documents
@@ -87,12 +88,14 @@ AS $$ VALUES (0, '', 0.0::float8, 1.3::float8), (1, ' 1', 1.3, 1.5), (2, ' 2', 1
 -- The level of an indexed lexeme, by its mark.
 CREATE OR REPLACE FUNCTION _word_level(_lexeme text) RETURNS int
 LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
 AS $$ SELECT CASE WHEN right(_lexeme, 2) IN (' 1', ' 2', ' 3') THEN right(_lexeme, 1)::int ELSE 0 END $$;
 
 -- Where a lexeme's weight stands in a sparse vector: 28 bits of its hash. Two of a vocabulary of a million words share
 -- a place in one case of 270.
 CREATE OR REPLACE FUNCTION _word_place(_lexeme text) RETURNS int
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path FROM CURRENT
 AS $$ SELECT ('x' || left(md5(_lexeme), 7))::bit(28)::int + 1 $$;
 
 -- Weights by place as a sparse vector; of too many the heaviest 16,000, which is what pgvector takes.
@@ -110,6 +113,7 @@ $$;
 -- Han and Hangul. They are cut into pairs of characters, since Postgres's parser doesn't cut them.
 CREATE OR REPLACE FUNCTION _unspaced_script() RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path FROM CURRENT
 AS $$
     SELECT '[\u0E01-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3040-\u30FF\u3400-\u9FFF'
         '\uAC00-\uD7AF\uF900-\uFAFF]'

@@ -26,9 +26,10 @@ $$;
 -- A lexeme as a tsquery has it.
 CREATE OR REPLACE FUNCTION _quoted_lexeme(_lexeme text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path FROM CURRENT
 AS $$ SELECT format('''%s''', replace(replace(_lexeme, '\', '\\'), '''', '''''')) $$;
 
--- How many documents a search for words may read because of one of them; of two together twice as many.
+-- How many documents a search for words may read because of one of them; of two together four times as many.
 CREATE OR REPLACE FUNCTION _word_budget(_candidates int, _documents float8) RETURNS float8
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -65,14 +66,15 @@ BEGIN
         FROM unnest(_lexemes, levels) u (lexeme, level) JOIN _word_levels() l ON l.level = u.level)];
     are_whole := NOT EXISTS (SELECT FROM unnest(levels) l (level) WHERE l.level IS DISTINCT FROM 0);
     IF NOT are_whole THEN
-        queries := queries || _paired_queries(_known, _lexemes, _documents, _idfs, levels, 2 * _budget);
+        queries := queries || _paired_queries(_known, _lexemes, _documents, _idfs, levels, 4 * _budget);
     END IF;
 END
 $$;
 
 -- Two words together, of the twelve rarest that are not read whole: all documents with both, or those where both weigh
--- much; as many as are expected to stay within the budget, the weightiest first. Words come together twice as often as
--- by chance. Pairs with the same rarer word are one tsquery, for which GIN reads the others' entries only where that
+-- much; as many as are expected to stay within the budget, the weightiest first. Words of a query come together more
+-- often than by chance, the rarer the more: over three collections, by about one over the root of the more frequent
+-- one's share. Pairs with the same rarer word are one tsquery, for which GIN reads the others' entries only where that
 -- word comes.
 CREATE OR REPLACE FUNCTION _paired_queries(
     _known word_statistics, _lexemes text[], _documents float8[], _idfs float8[], _levels int[], _budget float8)
@@ -92,7 +94,7 @@ BEGIN
             FROM unnest(_documents, _idfs, _levels) WITH ORDINALITY w (documents, idf, level, place)
             WHERE w.level IS DISTINCT FROM 0 ORDER BY w.place LIMIT 12)
         SELECT _lexemes[a.place] AS rarer, _lexemes[b.place] AS other, l.mark,
-            2 * a.documents * b.documents / greatest(_known.documents, 1) * l.share ^ 2 AS documents
+            a.documents * l.share * sqrt(b.documents * l.share / greatest(_known.documents, 1)) AS documents
         FROM words a JOIN words b ON a.place < b.place
         CROSS JOIN (
             VALUES ('', 0.8, 1.0), (' 1', 1.3, coalesce(_known.shares[2], 1))) l (mark, lowest, share)

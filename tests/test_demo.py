@@ -49,7 +49,7 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
             assert out.count("after the cross-encoder") == 13
             assert "● os.path.splitext" in out
             [table] = re.findall(r"nDCG@10.*", out, re.DOTALL)
-            for stage in ("after recall", "after MaxSim", "after the cross-encoder"):
+            for stage in ("dense recall", "with BM25", "after MaxSim", "after the cross-encoder"):
                 [values] = re.findall(rf"{stage} +([\d.]+) +([\d.]+) +(\d+)", table)
                 assert 0.3 < float(values[0]) < 1
                 assert 0.3 < float(values[1]) < 1

@@ -89,7 +89,7 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
         connection.execute(
             "SELECT pgrerank.create_reranker('stdlib', 'stdlib', '{title,text}',"
             " embedding_model => 'minilm', late_interaction_model => 'minilm-tokens',"
-            " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 10,"
+            " cross_encoder_model => 'ms-marco', candidates => 100, maxsim_top => 7,"
             " timeout => '30 s')"
         )
     asked = {question.id: question.text for question in load_questions()}

@@ -93,7 +93,8 @@ def found_by_bm25s(texts: Mapping[str, str], queries: Mapping[str, str]) -> dict
     index = bm25s.BM25()
     index.index(cut(list(texts.values())), show_progress=False)
     keys = list(texts)
-    places, _ = index.retrieve(cut(list(queries.values())), k=DEPTH, show_progress=False)
+    depth = min(DEPTH, len(texts))
+    places, _ = index.retrieve(cut(list(queries.values())), k=depth, show_progress=False)
     return {
         query: [keys[place] for place in row] for query, row in zip(queries, places, strict=True)
     }

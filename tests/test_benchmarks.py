@@ -94,11 +94,33 @@ def test_what_each_stage_brings(collection, open_folder):
     assert [order["stage"] for order in found["orders"]] == stages
     assert all(order["measures"]["nDCG@10"] > 0.5 for order in found["orders"])
     blends = last_line("blends.py", collection, "--data", open_folder / "data")
-    assert [row["order"] for row in blends["recall, MaxSim"]] == [
+    assert [row["order"] for row in blends["dense, MaxSim"]] == [
         *("the last overrules", "default blend"),
     ]
-    default = blends["recall, MaxSim, cross-encoder"][1]
+    default = blends["dense, lexical, MaxSim, cross-encoder"][1]
     assert default["tiny"] == pytest.approx(found["orders"][-1]["measures"]["nDCG@10"])
+
+
+def test_tuning_on_halves(collection, open_folder):
+    """Twenty-four queries, ten of which at least are in each half."""
+    documents = (collection / "corpus.jsonl").read_text("utf-8").splitlines()[:24]
+    (collection / "queries.jsonl").write_text("\n".join(documents), "utf-8")
+    judged = "".join(f"d{number}\td{number}\t1\n" for number in range(24))
+    (collection / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, "utf-8")
+    [found] = last_line("tuning.py", collection, "--data", open_folder / "data")
+    assert found["queries"] == 24
+    assert 0.5 < found["default"] <= 1
+    assert found["worst split"] <= 0 or found["splits written"] == 20
+
+
+def test_words_beside_bm25s(collection):
+    found = last_line("lexical.py", collection, "--rows", 300)
+    [one] = found["collections"]
+    for who in ("pgrerank", "bm25s"):
+        assert 0.5 < one[who]["nDCG@10"] <= 1
+    asked = found["large"]["tiny"]
+    assert asked["of the best 100"] == asked["of the best 10"] == 1
+    assert 0 < asked["p50"] <= asked["p95"]
 
 
 def test_what_fine_tuning_gains(collection, tiny_models, tmp_path, open_folder):

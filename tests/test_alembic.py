@@ -96,7 +96,8 @@ EXPRESSION = f"""
     Reranker("documents", Document,
              text=Document.title + " 100% :x " + func.lower(Document.content),
              embedding_model={MINILM}, candidates=200, maxsim_top=30,
-             blend={{"dense": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7))
+             blend={{"dense": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7),
+             text_search_config="german", language=func.lower(Document.title))
 """
 
 
@@ -197,6 +198,9 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
         "blend={'dense': 0.28, 'maxsim': 0.28, 'lexical': 0.14, 'cross_encoder': 0.3}" in downgrade
     )
     assert "log_sample=0.25" in upgrade
+    assert "text_search_config='german'" in upgrade
+    assert "language_expression='lower" in upgrade
+    assert "language_expression=''" in downgrade
     assert "maxsim_top" not in upgrade  # it is the default already
     project.alembic("upgrade", "head")
     second = project.settings()
@@ -204,6 +208,8 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     assert second["blend"] == {"dense": 1, "maxsim": 2.5}
     assert (second["log_sample"], second["log_retention"]) == (0.25, "168:00:00")
     assert "100% :x" in second["text_expression"]
+    assert second["text_search_config"] == "german"
+    assert "lower" in second["language_expression"]
     assert "No new upgrade operations detected" in project.alembic("check")
 
     project.models()

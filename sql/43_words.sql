@@ -98,7 +98,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
 AS $$ SELECT ('x' || left(md5(_lexeme), 7))::bit(28)::int + 1 $$;
 
--- Weights by place as a sparse vector; of too many the heaviest 16,000, which is what pgvector takes.
+-- Weights by place as a sparse vector.
 CREATE OR REPLACE FUNCTION _sparse(_lexemes text[], _weights float8[]) RETURNS sparsevec
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -106,7 +106,7 @@ AS $$
     SELECT format('{%s}/268435456', string_agg(concat(w.place, ':', w.weight::real), ','))::sparsevec
     FROM (
         SELECT _word_place(u.lexeme) AS place, max(u.weight) AS weight
-        FROM unnest(_lexemes, _weights) u (lexeme, weight) GROUP BY 1 ORDER BY 2 DESC LIMIT 16000) w
+        FROM unnest(_lexemes, _weights) u (lexeme, weight) GROUP BY 1) w
 $$;
 
 -- Scripts that are written without blanks between words, as a class of characters: Thai, Lao, Burmese, Khmer, kana,
@@ -144,7 +144,9 @@ BEGIN
 END
 $$;
 
--- A document's words as they are stored: lexemes with their marks, weights by place, and how many words there are.
+-- A document's words as they are stored: lexemes with their marks, weights by place, and how many words there are. Of
+-- very many the most frequent 16,000 are, which is what a sparse vector takes, or fewer that are long: a tsvector takes
+-- 1 MB, and has each up to four times.
 CREATE OR REPLACE FUNCTION _weighed_words(
     _config text, _content text, _mean_length real, OUT lexemes tsvector, OUT weights sparsevec, OUT length int)
 LANGUAGE plpgsql STABLE
@@ -155,8 +157,13 @@ DECLARE
     occurrences int[];
     weighed float8[];
 BEGIN
-    SELECT array_agg(w.lexeme), array_agg(w.occurrences), coalesce(sum(w.occurrences), 0)
-    INTO words, occurrences, length FROM _words(_config, _content) w;
+    SELECT array_agg(w.lexeme), array_agg(w.occurrences), coalesce(max(w.all_occurrences), 0)
+    INTO words, occurrences, length
+    FROM (
+        SELECT w.*, sum(w.occurrences) OVER () AS all_occurrences,
+            sum(octet_length(w.lexeme) + 4) OVER (ORDER BY w.occurrences DESC, w.lexeme) AS bytes
+        FROM _words(_config, _content) w ORDER BY w.occurrences DESC, w.lexeme LIMIT 16000) w
+    WHERE w.bytes < 250000;
     IF words IS NULL THEN
         RETURN;
     END IF;

@@ -220,6 +220,22 @@ def test_of_many_documents_a_sample_is_counted(db, source):
     assert ids(found(db, "number17q")) == [18]
 
 
+def test_the_longest_documents_are_stored_as_far_as_they_are_read(db, source):
+    rng = random.Random(3)
+    texts = [
+        " ".join(f"w{number}z" for number in range(60_000)),
+        "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(250_000)),
+        "x" * 300_000,
+        "中" * 300_000,
+        " ".join(f"{chr(rng.randint(0x400, 0x4FF)) * 40}{number}" for number in range(6_000)),
+        "a cat",
+    ]
+    fill(db, source, texts)
+    assert ids(found(db, "cat")) == [6]
+    assert ids(found(db, "中中"))[0] == 4
+    assert ids(found(db, " ".join(f"w{number}z" for number in range(2000)))) == [1]
+
+
 def test_a_filter_and_row_level_security_hold(db, dsn, source, make_role):
     fill(db, source, [f"dog number {number}" for number in range(300)])
     db.execute("UPDATE documents SET tenant = 2 WHERE id > 290")

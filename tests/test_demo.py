@@ -58,7 +58,7 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
             with psycopg.connect(dsn) as connection:
                 rows = connection.execute(query).fetchall()
             assert len(rows) == 10
-            assert {row[2] for row in rows} == {"cross_encoder"}
+            assert {row[2] for row in rows} == {"cross_encoder", "maxsim"}
         finally:
             demo(data, "--stop")
         assert embedded.running(data / "postgres") is None

@@ -26,7 +26,7 @@ from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements
-from pgrerank.stages import STAGES
+from pgrerank.stages import DEFAULT_BLEND, STAGES
 from pgrerank.terminal import print_rows, work_progress
 
 COMBINATIONS = {
@@ -44,9 +44,7 @@ COMBINATIONS = {
 SIZES = Sizes(candidates=100, maxsim_top=30)
 
 
-def pools_of(
-    connection: psycopg.Connection, name: str, judged: Judgements, default: Mapping[str, float]
-) -> dict[str, Pool]:
+def pools_of(connection: psycopg.Connection, name: str, judged: Judgements) -> dict[str, Pool]:
     """Each query's candidates, with the scores that any of the weights needs."""
     variant = Variant(name, timeout="5 min")
     with work_progress(f"searching {name}", "queries") as progress:
@@ -58,7 +56,7 @@ def pools_of(
             stages=["dense", "lexical", "maxsim"],
         )
     pools = {query: pool_of(trace, trace) for query, trace in wide.items()}
-    tried = [{}, default, *weights_to_try(["dense", "lexical", "maxsim"])]
+    tried = [{}, DEFAULT_BLEND, *weights_to_try(["dense", "lexical", "maxsim"])]
     heads = {
         query: {
             int(place)
@@ -95,9 +93,7 @@ def quality(
 
 
 def compared(
-    of_all: Mapping[str, tuple[dict[str, Pool], Judgements]],
-    stages: list[str],
-    default: Mapping[str, float],
+    of_all: Mapping[str, tuple[dict[str, Pool], Judgements]], stages: list[str]
 ) -> list[dict[str, object]]:
     """A row for each way to order: nDCG@10 by collection, and the mean."""
     by_weights = {
@@ -124,7 +120,7 @@ def compared(
         {"order": order, **values, "mean": fmean(values.values())}
         for order, values in {
             "the last overrules": {n: quality(*of_all[n], stages, {}) for n in of_all},
-            "default blend": {n: quality(*of_all[n], stages, default) for n in of_all},
+            "default blend": {n: quality(*of_all[n], stages, DEFAULT_BLEND) for n in of_all},
             "leave one out": {n: by_weights[weights][n] for n, weights in best.items()},
         }.items()
         if values
@@ -132,15 +128,13 @@ def compared(
     return [*rows, {"order": "its weights", **best, "mean": None}] if best else rows
 
 
-def recalled(
-    of_all: Mapping[str, tuple[dict[str, Pool], Judgements]], default: Mapping[str, float]
-) -> list[dict[str, object]]:
+def recalled(of_all: Mapping[str, tuple[dict[str, Pool], Judgements]]) -> list[dict[str, object]]:
     """A row for each way to make the pool: R@100 by collection, and the mean."""
     ways: dict[str, tuple[list[str], Mapping[str, float]]] = {
         "dense": (["dense"], {}),
         "lexical": (["lexical"], {}),
         "both, reciprocal ranks": (["dense", "lexical"], {}),
-        "both, default blend": (["dense", "lexical"], default),
+        "both, default blend": (["dense", "lexical"], DEFAULT_BLEND),
         "both, equal weights": (["dense", "lexical"], {"dense": 1, "lexical": 1}),
     }
     rows: list[dict[str, object]] = []
@@ -159,15 +153,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with served(arguments.folders, arguments.data) as (connection, names):
         judged = {name: some_queries(connection, name, arguments.queries) for name in names}
-        [default] = connection.execute(
-            "SELECT blend FROM pgrerank.rerankers WHERE name = %s", (names[0],)
-        ).fetchone()
-        of_all = {
-            name: (pools_of(connection, name, judged[name], default), judged[name])
-            for name in names
-        }
-    found = {title: compared(of_all, stages, default) for title, stages in COMBINATIONS.items()}
-    found["relevant documents among the first hundred"] = recalled(of_all, default)
+        of_all = {name: (pools_of(connection, name, judged[name]), judged[name]) for name in names}
+    found = {title: compared(of_all, stages) for title, stages in COMBINATIONS.items()}
+    found["relevant documents among the first hundred"] = recalled(of_all)
     for title, rows in found.items():
         print(f"\n{title}")
         print_rows(list(rows[0]), [list(row.values()) for row in rows], as_json=False)

@@ -24,7 +24,7 @@ from stages import add_collections, served, some_queries
 from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.measures import measure
 from pgrerank.evaluation.pools import Pool
-from pgrerank.evaluation.significance import MAX_P
+from pgrerank.evaluation.significance import is_worth_it
 from pgrerank.judgements import Judgements, Qrels
 from pgrerank.stages import DEFAULT_BLEND
 from pgrerank.terminal import print_rows, work_progress
@@ -56,7 +56,7 @@ def by_halves(name: str, pools: Mapping[str, Pool], judged: Judgements) -> dict[
                 "nDCG@10",
                 DEFAULT_BLEND,
             )
-            is_written = one["p"] <= MAX_P and one["quality"] > one["present"]
+            is_written = is_worth_it(one["quality"] - one["present"], one["p"])
             count += is_written
             defaults.append(quality(pools, judged.qrels, second, DEFAULT_BLEND))
             found.append(quality(pools, judged.qrels, second, one["weights"]))
@@ -85,7 +85,7 @@ def main() -> None:
     with served(arguments.folders, arguments.data) as (connection, names):
         for name in names:
             judged = some_queries(connection, name, arguments.queries)
-            rows.append(by_halves(name, pools_of(connection, name, judged, DEFAULT_BLEND), judged))
+            rows.append(by_halves(name, pools_of(connection, name, judged), judged))
     print_rows(list(rows[0]), [list(row.values()) for row in rows], as_json=False)
     print(json.dumps(rows))
 

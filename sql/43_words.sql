@@ -213,20 +213,16 @@ CREATE OR REPLACE FUNCTION _write_words(
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
-DECLARE
-    documents text := format('%s d JOIN %s source ON source.%I = d.key',
-        _documents(_generation), _reranker.source, _reranker.key_column);
 BEGIN
     EXECUTE format($sql$
-        WITH alive AS MATERIALIZED (
-            SELECT d.* FROM %s WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source)
+        WITH alive AS MATERIALIZED (%s)
         INSERT INTO %s AS s (key, lexemes, weights, length, mean_length, config)
         SELECT a.key, w.lexemes, w.weights, w.length, $2, a.config
         FROM alive a CROSS JOIN LATERAL _weighed_words(a.config, a.content, $2) w
         ON CONFLICT (key) DO UPDATE
         SET (lexemes, weights, length, mean_length, config)
             = (excluded.lexemes, excluded.weights, excluded.length, excluded.mean_length, excluded.config)
-        $sql$, documents, _reranker.key_type, _words_table(_generation))
+        $sql$, _alive_sql(_reranker, _generation), _words_table(_generation))
     USING _keys, _mean_length;
 END
 $$;

@@ -38,6 +38,17 @@ BEGIN
 END
 $$;
 
+-- A query for those of a generation's documents that are still there, by their keys in $1. It holds them against
+-- deletion until we commit.
+CREATE OR REPLACE FUNCTION _alive_sql(_reranker rerankers, _generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key ',
+            _documents(_generation), _reranker.source, _reranker.key_column)
+        || format('WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source', _reranker.key_type)
+$$;
+
 -- The expression that yields a document's text search configuration.
 CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE

@@ -196,13 +196,10 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    documents text := format('%s d JOIN %s source ON source.%I = d.key',
-        _documents(_generation), _reranker.source, _reranker.key_column);
     stored_keys text[];
 BEGIN
     EXECUTE format($sql$
-        WITH alive AS MATERIALIZED (
-            SELECT d.* FROM %1$s WHERE d.key = ANY ($1::%2$s[]) FOR KEY SHARE OF source),
+        WITH alive AS MATERIALIZED (%1$s),
         stored AS (
             INSERT INTO %3$s AS s (key, embedding, content_hash)
             SELECT d.key, v.embedding::halfvec, v.hash
@@ -211,7 +208,8 @@ BEGIN
             SET embedding = excluded.embedding, content_hash = excluded.content_hash, encoded_at = now()
             RETURNING s.key)
         SELECT array_agg(s.key::text) FROM stored s
-        $sql$, documents, _reranker.key_type, _side_table(_reranker.name, _generation.number))
+        $sql$, _alive_sql(_reranker, _generation), _reranker.key_type,
+        _side_table(_reranker.name, _generation.number))
     INTO stored_keys USING _keys, _embeddings, _hashes;
     RETURN stored_keys;
 END

@@ -13,7 +13,7 @@ from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Pool, Sizes
 from pgrerank.evaluation.result import BlendFound
-from pgrerank.evaluation.significance import MAX_P, compare
+from pgrerank.evaluation.significance import compare, is_worth_it
 from pgrerank.judgements import Qrels
 from pgrerank.stages import DEFAULT_BLEND, STAGES
 
@@ -89,7 +89,7 @@ def find_weights(
         _choice(name, weights, dict(zip(queries, held.tolist(), strict=True)), now, len(choices))
         for name, (weights, held) in choices.items()
     ]
-    return max(found, key=lambda one: (one["p"] <= MAX_P and _gain(one) > 0, _gain(one)))
+    return max(found, key=lambda one: (is_worth_it(_gain(one), one["p"]), _gain(one)))
 
 
 def _choice(

@@ -14,6 +14,11 @@ MAX_P = 0.05
 """A gain is taken for one when it is put down to chance no more often."""
 
 
+def is_worth_it(gain: float, p: float) -> bool:
+    """Whether a gain is one, and not put down to chance."""
+    return gain > 0 and p <= MAX_P
+
+
 class Comparison(NamedTuple):
     """A measure's means over the same queries, and how likely their difference is by chance.
 

@@ -21,7 +21,7 @@ from pgrerank.evaluation.depth import (
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
 from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Tuning
-from pgrerank.evaluation.significance import MAX_P
+from pgrerank.evaluation.significance import is_worth_it
 from pgrerank.evaluation.traces import Trace, ask
 from pgrerank.stages import STAGES
 
@@ -87,18 +87,14 @@ def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         one["setting"]: one["value"]
         for one in tuning["recommendations"]
-        if one["value"] and _is_worth_it(one["gain"], one["p"])
+        if one["value"] and is_worth_it(one["gain"], one["p"])
     }
     blend = tuning["blend"]
-    if blend is not None and _is_worth_it(blend["quality"] - blend["present"], blend["p"]):
+    if blend is not None and is_worth_it(blend["quality"] - blend["present"], blend["p"]):
         chosen["blend"] = blend["weights"]
     if chosen:
         call(connection, "alter_reranker", {"reranker": evaluation["reranker"], **chosen})
     return chosen
-
-
-def _is_worth_it(gain: float, p: float) -> bool:
-    return gain > 0 and p <= MAX_P
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """What a whole search costs, as corpus, pool and clients grow.
 
     python benchmarks/whole_call.py [--documents 10000,100000] [--seconds 3] [--clients 1,4,16]
+        [--against COMMIT]
 
 One embedded server with made-up vectors: 128 dimensions for recall, 128 token vectors of 128
 dimensions in int8 and in bits, queries of 32. Clients are processes that ask as an end user does,
 under row-level security; each waits for its answer before it asks again. Stages: recall alone,
 with MaxSim over all candidates, and with bits before MaxSim over the best hundred. Beside them
 pgvector's own ten nearest neighbours. No model takes part. Prints p50 and p95 in milliseconds and
-calls a second; the last line is one JSON object.
+calls a second; the last line is one JSON object. With --against the same is first asked of an
+older commit, checked out aside, and each p50 stands beside that one.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,6 +185,33 @@ def ratios(found: dict[Case, dict[str, float]]) -> dict[str, float]:
     return answer
 
 
+def likeness(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    """By what a row of one commit is found among another's, whose stages have other names."""
+    return row["documents"], row["pool"], row["clients"], row["what"].count(",")
+
+
+def rows_of(commit: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """What this benchmark printed at a commit, run with these arguments in a checkout of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "checkout"
+        repository = Path(__file__).parent.parent
+        git = ["git", "-C", str(repository), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), commit], check=True)
+        try:
+            script = checkout / "benchmarks" / "whole_call.py"
+            done = subprocess.run(
+                [sys.executable, str(script), *arguments],
+                env=os.environ | {"PYTHONPATH": str(checkout)},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+        finally:
+            subprocess.run([*git, "remove", "--force", str(checkout)], check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])["rows"]
+    return rows
+
+
 def main() -> None:
     """Fill, ask, print."""
     parser = argparse.ArgumentParser(
@@ -186,7 +220,14 @@ def main() -> None:
     parser.add_argument("--documents", default="10000,100000", help="corpora, by commas")
     parser.add_argument("--seconds", type=float, default=3, help="for each measurement")
     parser.add_argument("--clients", default="1,4,16", help="at a time, by commas, the first 1")
+    parser.add_argument("--against", metavar="COMMIT", help="measured first, in a checkout of it")
     arguments = parser.parse_args()
+    before: dict[tuple[int, int, int, int], float] = {}
+    if arguments.against:
+        same = [
+            f"--{name}={getattr(arguments, name)}" for name in ("documents", "seconds", "clients")
+        ]
+        before = {likeness(row): row["p50"] for row in rows_of(arguments.against, same)}
     sizes, clients = (
         [int(number) for number in given.split(",")]
         for given in (arguments.documents, arguments.clients)
@@ -216,15 +257,19 @@ def main() -> None:
             for case in wanted:
                 found[case] = measure(dsn, case, arguments.seconds)
                 progress(len(found), len(wanted))
+    rows = [vars(case) | measured for case, measured in found.items()]
+    for row in rows if before else []:
+        row["p50_before"] = before[likeness(row)]
     print_rows(
-        ["documents", "stages", "candidates", "clients", "p50 ms", "p95 ms", "calls/s"],
+        ["documents", "stages", "candidates", "clients", "p50 ms", "p95 ms", "calls/s"]
+        + ["p50 before"] * bool(before),
         [
-            [c.documents, c.what, c.pool, c.clients, *(f"{value:.1f}" for value in m.values())]
-            for c, m in found.items()
+            [row["documents"], row["what"], row["pool"], row["clients"]]
+            + [f"{row[name]:.1f}" for name in list(row)[4:]]
+            for row in rows
         ],
         as_json=False,
     )
-    rows = [vars(case) | measured for case, measured in found.items()]
     print(json.dumps({"engine": engine, "ratios": ratios(found), "rows": rows}))
 
 

@@ -57,7 +57,7 @@ BEGIN
         WITH (toast_tuple_target = 256)
         $sql$, words, _reranker.key_type);
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes) WITH (gin_pending_list_limit = 256)', words);
-    PERFORM _protect(words, _generation,
+    PERFORM _protect(words, _reranker, _generation,
         format('Words of reranker %s, generation %s, weighted by BM25', _reranker.name, _generation.number));
     EXECUTE format('CREATE TABLE %s (lexeme text COLLATE "C" PRIMARY KEY, share real NOT NULL)', terms);
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', terms);

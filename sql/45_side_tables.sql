@@ -106,7 +106,7 @@ BEGIN
         EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side_table,
             CASE _reranker.distance WHEN 'inner_product' THEN 'ip' ELSE _reranker.distance END);
     END IF;
-    PERFORM _protect(side_table, _generation,
+    PERFORM _protect(side_table, _reranker, _generation,
         format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));
     PERFORM _create_words_tables(_reranker, _generation);
     FOREACH tier IN ARRAY _tiers(_generation) LOOP
@@ -128,14 +128,17 @@ BEGIN
         WITH (toast_tuple_target = 8160)
         $sql$, token_table, _reranker.key_type);
     EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', token_table);
-    PERFORM _protect(token_table, _generation, format('Token vectors of reranker %s, generation %s, in %s',
+    PERFORM _protect(token_table, _reranker, _generation, format('Token vectors of reranker %s, generation %s, in %s',
         _reranker.name, _generation.number, CASE _tier WHEN 'bits' THEN 'bit' ELSE _generation.token_precision END));
 END
 $$;
 
 -- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
--- OFFSET 0 keeps the planner from hashing the whole source for it, and has it look up the keys that a search reads.
-CREATE OR REPLACE FUNCTION _protect(_table text, _generation generations, _comment text) RETURNS void
+-- Whom no row-level security restricts there is spared the look-up of each row; naming the documents at all has the
+-- grants checked. OFFSET 0 keeps the planner from hashing the whole source, and has it look up the keys that a search
+-- reads.
+CREATE OR REPLACE FUNCTION _protect(_table text, _reranker rerankers, _generation generations, _comment text)
+RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -143,8 +146,9 @@ BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', _table);
     EXECUTE format($sql$
         CREATE POLICY visible_with_source ON %1$s FOR SELECT
-        USING (EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
-        $sql$, _table, _documents(_generation));
+        USING ((SELECT NOT row_security_active(%3$L::regclass))
+            OR EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
+        $sql$, _table, _documents(_generation), _reranker.source);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());

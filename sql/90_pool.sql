@@ -1,11 +1,11 @@
--- A search's pool: the keys of the candidates in their order. A stage says something of some of them, a row each; by
--- that the pool is ordered anew. Here is what stages have in common; each has a file of its own. All of it is
--- SECURITY INVOKER: the caller's grants and row-level security decide what is read.
+-- A search's pool: candidates, each by its place in one array, in their order. What a stage says of them are arrays
+-- parallel to that one; by those the pool is ordered anew. Here is what stages have in common; each has a file of its
+-- own. All of it is SECURITY INVOKER: the caller's grants and row-level security decide what is read.
 
 DO $do$
 BEGIN
     IF to_regtype('pgrerank.scored') IS NULL THEN
-        CREATE TYPE scored AS (stage text, key text, score real, rank int);
+        CREATE TYPE scored AS (stage text, scores real[], ranks int[], totals real[]);
     END IF;
     IF to_regtype('pgrerank.search_call') IS NULL THEN
         CREATE TYPE search_call AS (
@@ -17,7 +17,7 @@ BEGIN
             predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
-        CREATE TYPE search_outcome AS (pool text[], scores scored[], reason text, times jsonb);
+        CREATE TYPE search_outcome AS (candidates text[], pool int[], said scored[], reason text, times jsonb);
     END IF;
 END
 $do$;
@@ -47,11 +47,11 @@ BEGIN
 END
 $do$;
 COMMENT ON TYPE scored IS
-    'What a stage said of a document; the stage "blend" stands for the blended score after the stage before it';
+    'What a stage said of candidates, in their places: its scores, their ranks, and the totals by which it ranked';
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
-    'What became of a search: keys in their last order, what every stage said, why it is degraded, milliseconds by '
-    'stage';
+    'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
+    'milliseconds by stage';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over alias d, how many documents the planner expects to '
     'match it, of how many, and when it has to answer';
@@ -75,60 +75,135 @@ BEGIN
 END
 $$;
 
--- The weighted sum of the scores so far, each less its mean over these keys, in units of its standard deviation there
--- (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What has no score of a key, no weight, or the same score
--- for all, adds nothing. pgrerank/evaluation/pools.py computes the same.
-CREATE OR REPLACE FUNCTION _blended(_scores scored[], _keys text[], _weights jsonb)
-RETURNS TABLE (key text, total real)
+-- Scores in the places of the candidates that have those keys. One that is not finite is none.
+CREATE OR REPLACE FUNCTION _by_place(_candidates text[], _keys text[], _scores real[]) RETURNS real[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT k.key, coalesce(sum((_weights ->> z.stage)::float8 * z.score), 0)::real
-    FROM unnest(_keys) k (key) LEFT JOIN (
-        SELECT s.key, s.stage, (s.score::float8 - avg(s.score::float8) OVER stage)
-            / nullif(stddev_pop(s.score::float8) OVER stage, 0) AS score
-        FROM unnest(_scores) s JOIN unnest(_keys) k (key) ON k.key = s.key
-        WHERE _weights ? s.stage AND s.score IS NOT NULL
-        WINDOW stage AS (PARTITION BY s.stage)) z ON z.key = k.key
-    GROUP BY k.key
+    SELECT array_agg(s.score ORDER BY c.place)
+    FROM unnest(_candidates) WITH ORDINALITY c (key, place)
+    LEFT JOIN unnest(_keys, _scores) s (key, score)
+        ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
 $$;
 
--- What a stage says of candidates: their scores, and the ranks by them or, where weights are given, by the scores
--- blended so far, which stand in rows of their own. Of equal scores the lower key comes first. A score that is not
--- finite is none.
-CREATE OR REPLACE FUNCTION _said(_stage text, _keys text[], _new_scores real[], _scores scored[], _weights jsonb)
-RETURNS scored[]
+-- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
+-- these, in units of its standard deviation there (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What has
+-- no score of a candidate, no weight, or the same score for all, adds nothing. pgrerank/evaluation/pools.py computes
+-- the same.
+CREATE OR REPLACE FUNCTION _blended(_said scored[], _weights jsonb) RETURNS real[]
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    said scored[];
+    latest real[] := _said[cardinality(_said)].scores;
+    totals float8[] := ARRAY(
+        SELECT CASE WHEN s.score IS NOT NULL THEN 0 END FROM unnest(latest) WITH ORDINALITY s (score, place)
+        ORDER BY s.place);
+    one scored;
 BEGIN
-    SELECT array_agg((_stage, n.key, n.score, n.rank)::scored) INTO said
-    FROM (
-        SELECT n.key, n.score, row_number() OVER (ORDER BY n.score DESC, n.key) AS rank
-        FROM unnest(_keys, _new_scores) n (key, score)
-        WHERE n.score > '-Infinity' AND n.score < 'Infinity') n;
-    IF _weights IS NULL THEN
-        RETURN said;
-    END IF;
-    RETURN (
-        SELECT array_agg((_stage, s.key, s.score, b.rank)::scored)
-            || array_agg(('blend', s.key, b.total, b.rank)::scored)
-        FROM unnest(said) s JOIN (
-            SELECT b.key, b.total, row_number() OVER (ORDER BY b.total DESC, b.key) AS rank
-            FROM _blended(_scores || said, _keys, _weights) b) b ON b.key = s.key);
+    FOREACH one IN ARRAY _said LOOP
+        CONTINUE WHEN NOT _weights ? one.stage;
+        totals := (
+            WITH here AS MATERIALIZED (
+                SELECT t.place, t.total, CASE WHEN t.total IS NOT NULL THEN t.score END AS score
+                FROM unnest(totals, one.scores) WITH ORDINALITY t (total, score, place))
+            SELECT array_agg(h.total + coalesce((h.score - m.mean) * m.unit, 0) ORDER BY h.place)
+            FROM here h, (
+                SELECT avg(h.score::float8) AS mean,
+                    (_weights ->> one.stage)::float8 / nullif(stddev_pop(h.score::float8), 0) AS unit
+                FROM here h) m);
+    END LOOP;
+    RETURN totals::real[];
 END
 $$;
 
--- The pool after a stage: what it ranked, first; the rest as it stood.
-CREATE OR REPLACE FUNCTION _reordered(_pool text[], _stage text, _said scored[]) RETURNS text[]
+-- The sum of reciprocal ranks in what stages said (Cormack, Clarke and Büttcher, SIGIR 2009; k 60), of those candidates
+-- that the last of them scored.
+CREATE OR REPLACE FUNCTION _reciprocal_ranks(_said scored[]) RETURNS real[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(c.key ORDER BY s.rank, c.place)
-    FROM unnest(_pool) WITH ORDINALITY c (key, place)
-    LEFT JOIN unnest(_said) s ON s.key = c.key AND s.stage = _stage
+    SELECT array_agg(t.total ORDER BY t.place)
+    FROM (
+        SELECT r.place, CASE WHEN bool_or(r.score IS NOT NULL AND s.number = cardinality(_said))
+            THEN sum(1.0 / (60 + r.rank)) END AS total
+        FROM unnest(_said) WITH ORDINALITY s (stage, scores, ranks, totals, number),
+            unnest(s.scores, s.ranks) WITH ORDINALITY r (score, rank, place)
+        GROUP BY r.place) t
+$$;
+
+-- The ranks of candidates by their totals, the highest first; of equal ones the lower key. NULL where there is none.
+CREATE OR REPLACE FUNCTION _ranks(_candidates text[], _totals real[]) RETURNS int[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(CASE WHEN r.total IS NOT NULL THEN r.rank END ORDER BY r.place)
+    FROM (
+        SELECT t.place, t.total, row_number() OVER (ORDER BY t.total DESC NULLS LAST, t.key) AS rank
+        FROM unnest(_candidates, _totals) WITH ORDINALITY t (key, total, place)) r
+$$;
+
+-- The outcome after a stage has scored candidates. It ranks them by its scores or, where weights are given, by the
+-- blend of all so far; fused with the stage before, by reciprocal ranks. What it ranked comes first in the pool, the
+-- rest as it stood.
+CREATE OR REPLACE FUNCTION _with_stage(
+    _outcome search_outcome, _stage text, _scores real[], _weights jsonb, _is_fused boolean DEFAULT false)
+RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    said scored := (_stage, _scores, NULL, _scores);
+BEGIN
+    IF _weights IS NOT NULL THEN
+        said.totals := _blended(_outcome.said || said, _weights);
+    END IF;
+    said.ranks := _ranks(_outcome.candidates, said.totals);
+    IF _is_fused THEN
+        said.ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || said));
+    END IF;
+    _outcome.said := _outcome.said || said;
+    _outcome.pool := ARRAY(
+        SELECT p.place
+        FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
+        JOIN unnest(said.ranks) WITH ORDINALITY r (rank, place) USING (place)
+        ORDER BY r.rank, p.before);
+    RETURN _outcome;
+END
+$$;
+
+-- The keys of the first candidates of a pool, in no order.
+CREATE OR REPLACE FUNCTION _first_keys(_outcome search_outcome, _size int) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _size >= cardinality(_outcome.candidates) THEN _outcome.candidates
+        ELSE ARRAY(
+            SELECT c.key FROM unnest(_outcome.candidates) WITH ORDINALITY c (key, place)
+            WHERE c.place = ANY (_outcome.pool[:_size])) END
+$$;
+
+-- What every stage said of the first candidates of a pool, a row each; the later stage has the higher number.
+CREATE OR REPLACE FUNCTION _said_of_first(_outcome search_outcome, _size int)
+RETURNS TABLE (key text, standing int, stage text, score real, rank int, total real, number int)
+LANGUAGE sql IMMUTABLE ROWS 50
+SET search_path FROM CURRENT
+AS $$
+    SELECT c.key, p.standing::int, s.stage, r.score, r.rank, r.total, s.number::int
+    FROM unnest(_outcome.pool[:_size]) WITH ORDINALITY p (place, standing)
+    JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
+    CROSS JOIN unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
+    JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
+$$;
+
+-- That, in arrays by stage.
+CREATE OR REPLACE FUNCTION _by_stage(_outcome search_outcome, _size int)
+RETURNS TABLE (stage text, scores real[], ranks int[])
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT s.stage, array_agg(s.score ORDER BY s.standing), array_agg(s.rank ORDER BY s.standing)
+    FROM _said_of_first(_outcome, _size) s GROUP BY s.stage
 $$;
 
 -- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was
@@ -141,16 +216,14 @@ BEGIN
         LANGUAGE sql STABLE ROWS 10
         SET search_path FROM CURRENT
         AS $body$
-            SELECT d.key, d.score, d.place::int,
-                d.stage, _outcome.reason IS NOT NULL, _outcome.reason, %s
+            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL, _outcome.reason, %s
             FROM (
-                SELECT c.key, c.place,
-                    (array_agg(s.score ORDER BY s.place DESC))[1] AS score,
-                    (array_agg(s.stage ORDER BY s.place DESC) FILTER (WHERE s.stage <> 'blend'))[1] AS stage, %s
-                FROM unnest(_outcome.pool[:_top_k]) WITH ORDINALITY c (key, place)
-                JOIN unnest(_outcome.scores) WITH ORDINALITY s (stage, key, score, rank, place) ON s.key = c.key
-                GROUP BY c.key, c.place) d
-            ORDER BY d.place
+                SELECT s.key, s.standing,
+                    (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,
+                    (array_agg(s.stage ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS stage, %s
+                FROM _said_of_first(_outcome, _top_k) s
+                GROUP BY s.key, s.standing) d
+            ORDER BY d.standing
         $body$ $sql$, (
         SELECT string_agg(format('d.%s_score, d.%1$s_rank', s.stage), ', ' ORDER BY s.place) FROM _stages() s), (
         SELECT string_agg(format('max(s.score) FILTER (WHERE s.stage = %1$L) AS %1$s_score, '

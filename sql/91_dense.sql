@@ -1,8 +1,7 @@
 -- The dense leg of recall: the documents whose embeddings are nearest to the query's, by HNSW or exactly.
 
 -- What dense recall compares: the document's embedding (of the source d or the side table s), its distance to the
--- query's, which is $1, and the score that a distance of n makes: higher is better, whatever the distance. A distance
--- that is not finite, as that of zeros by cosine is, makes none.
+-- query's, which is $1, and the score that a distance of n makes: higher is better, whatever the distance.
 CREATE OR REPLACE FUNCTION _distance_sql(_reranker rerankers, OUT embedding text, OUT distance text, OUT score text)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -17,8 +16,7 @@ BEGIN
         of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
     END IF;
     distance := format('(%s %s $1::%s)', embedding, operator, of_type);
-    score := format($score$nullif(nullif(nullif((%s)::real, 'NaN'), 'Infinity'), '-Infinity')$score$,
-        CASE _reranker.distance WHEN 'cosine' THEN '1 - n.distance' ELSE '-n.distance' END);
+    score := CASE _reranker.distance WHEN 'cosine' THEN '(1 - n.distance)::real' ELSE '(-n.distance)::real' END;
 END
 $$;
 
@@ -99,8 +97,7 @@ BEGIN
     EXECUTE format($sql$
         WITH nearest AS MATERIALIZED (
             SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
-        SELECT array_agg(n.key::text ORDER BY n.distance, n.key), array_agg(%4$s ORDER BY n.distance, n.key)
-        FROM nearest n
+        SELECT array_agg(n.key::text), array_agg(%4$s) FROM nearest n
         $sql$, _reranker.key_column, measure.distance,
         format('%s WHERE %s IS NOT NULL AND %s', documents, measure.embedding, _predicate), measure.score)
     INTO keys, scores USING _call.query_embedding, _reranker.candidates;

@@ -42,71 +42,91 @@ BEGIN
 END
 $$;
 
--- What is said of the caller's own candidates: the lexical score where that leg was wanted; then, as dense score, the
--- caller's, or else that by the query's embedding where there is one. The ranks are the caller's.
+-- The outcome of recall over the caller's own candidates, in their order: the lexical score where that leg was wanted;
+-- as dense score the caller's, or else that by the query's embedding where there is one. The ranks are the caller's.
 CREATE OR REPLACE FUNCTION _recall_given(
-    _reranker rerankers, _generation generations, _call search_call, _legs text[], _predicate text) RETURNS scored[]
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
+    _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    given record := _given(_reranker, _call, _predicate);
+    given record := _given(_reranker, _call, _scope.predicate);
+    started timestamptz := clock_timestamp();
     scored record;
-    recalled scored[];
+    scores real[];
     leg text;
 BEGIN
+    _outcome.candidates := given.keys;
+    _outcome.pool := _all_places(given.keys);
     FOREACH leg IN ARRAY _legs LOOP
+        EXIT WHEN given.keys IS NULL;
         scored := given;
         IF leg <> 'dense' OR (_call.key_scores IS NULL AND _call.query_embedding IS NOT NULL) THEN
             scored := _scored_by(leg, _reranker, _generation, _call, given.keys, NULL);
         END IF;
-        recalled := ARRAY(
-            SELECT (leg, k.key, s.score, k.place)::scored
-            FROM unnest(given.keys) WITH ORDINALITY k (key, place)
-            LEFT JOIN unnest(scored.keys, scored.scores) s (key, score) ON s.key = k.key) || recalled;
+        scores := _by_place(given.keys, scored.keys, scored.scores);
+        _outcome.said := (leg, scores, _outcome.pool, scores)::scored || _outcome.said;
     END LOOP;
-    RETURN recalled;
+    _outcome.times := _outcome.times || jsonb_build_object(_legs[1], _milliseconds(started));
+    RETURN _outcome;
 END
 $$;
 
--- What the legs of recall say of all that one of them found, the milliseconds that each took, and what is missing, if
--- one had no time to look everywhere. Where both rank, the second's ranks are those of both: by their blended scores
--- or, where the blend gives them no weights, by reciprocal ranks.
+-- The outcome of recall: what one of the legs found, as all of them score and rank it. Where both rank, the second's
+-- ranks are those of both: by their blended scores or, where the blend gives them no weights, by reciprocal ranks. A
+-- leg that had no time to look everywhere leaves a reason.
 CREATE OR REPLACE FUNCTION _recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
-    OUT scores scored[], OUT times jsonb, OUT shortage text)
+    _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     weights jsonb := _weights_of(_reranker.blend, _legs);
     started timestamptz;
-    leg text;
     one record;
     found scored[];
-    said scored[];
+    times jsonb := '{}';
 BEGIN
-    times := '{}';
-    FOREACH leg IN ARRAY _legs LOOP
+    FOR leg IN 1..cardinality(_legs) LOOP
         started := clock_timestamp();
-        EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || leg)
+        EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || _legs[leg])
         INTO one USING _reranker, _generation, _call, _scope;
-        shortage := coalesce(shortage, one.shortage);
-        found := found || ARRAY(
-            SELECT (leg, o.key, o.score, NULL)::scored FROM unnest(one.keys, one.scores) o (key, score));
-        times := times || jsonb_build_object(leg, _milliseconds(started));
+        _outcome.reason := coalesce(_outcome.reason, one.shortage);
+        _outcome.candidates := _united(_outcome.candidates, one.keys);
+        found := found || (_legs[leg], _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;
+        times := times || jsonb_build_object(_legs[leg], _milliseconds(started));
     END LOOP;
-    FOREACH leg IN ARRAY _legs LOOP
+    _outcome.pool := _all_places(_outcome.candidates);
+    FOR leg IN 1..cardinality(_legs) LOOP
+        EXIT WHEN _outcome.pool IS NULL;
         started := clock_timestamp();
-        one := _completed(leg, _reranker, _generation, _call, found);
-        said := _said(leg, one.keys, one.scores, scores, CASE WHEN scores IS NOT NULL THEN weights END);
-        IF scores IS NOT NULL AND weights IS NULL THEN
-            said := _by_reciprocal_rank(scores, said);
-        END IF;
-        scores := scores || said;
-        times := times || jsonb_build_object(leg, (times ->> leg)::numeric + _milliseconds(started));
+        _outcome := _with_stage(_outcome, _legs[leg],
+            _completed(found[leg], _reranker, _generation, _call, _outcome.candidates),
+            CASE WHEN leg > 1 THEN weights END, leg > 1 AND weights IS NULL);
+        times := times || jsonb_build_object(_legs[leg], (times ->> _legs[leg])::numeric + _milliseconds(started));
     END LOOP;
+    _outcome.times := _outcome.times || times;
+    RETURN _outcome;
 END
+$$;
+
+-- The places of candidates as they stand; NULL where there are none.
+CREATE OR REPLACE FUNCTION _all_places(_candidates text[]) RETURNS int[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT array_agg(p.place) FROM generate_subscripts(_candidates, 1) p (place) $$;
+
+-- The first keys, and after them those of the second that aren't among them.
+CREATE OR REPLACE FUNCTION _united(_first text[], _second text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _first IS NULL OR _second IS NULL THEN coalesce(_first, _second)
+        ELSE _first || ARRAY(
+            SELECT s.key FROM unnest(_second) WITH ORDINALITY s (key, place)
+            WHERE NOT EXISTS (SELECT FROM unnest(_first) f (key) WHERE f.key = s.key) ORDER BY s.place) END
 $$;
 
 -- The weights that a blend gives to some stages; NULL where it gives them none.
@@ -117,38 +137,22 @@ AS $$
     SELECT jsonb_object_agg(w.key, w.value) FROM jsonb_each(_blend) w WHERE w.key = ANY (_stages) AND w.value > '0'
 $$;
 
--- A leg's scores of all that was found, by itself or by the other leg.
+-- A leg's scores of all candidates: of those that it found, and of the rest, which the other one did.
 CREATE OR REPLACE FUNCTION _completed(
-    _leg text, _reranker rerankers, _generation generations, _call search_call, _found scored[],
-    OUT keys text[], OUT scores real[])
+    _found scored, _reranker rerankers, _generation generations, _call search_call, _candidates text[]) RETURNS real[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    missing text[];
+    missing text[] := ARRAY(
+        SELECT c.key FROM unnest(_candidates, _found.scores) c (key, score) WHERE c.score IS NULL);
     rest record;
 BEGIN
-    SELECT array_agg(f.key), array_agg(f.score) INTO keys, scores FROM unnest(_found) f WHERE f.stage = _leg;
-    missing := ARRAY(
-        SELECT f.key FROM unnest(_found) f WHERE f.stage <> _leg
-        EXCEPT SELECT f.key FROM unnest(_found) f WHERE f.stage = _leg);
-    IF missing <> '{}' THEN
-        rest := _scored_by(_leg, _reranker, _generation, _call, missing, NULL);
-        keys := keys || rest.keys;
-        scores := scores || rest.scores;
+    IF missing = '{}' THEN
+        RETURN _found.scores;
     END IF;
+    rest := _scored_by(_found.stage, _reranker, _generation, _call, missing, NULL);
+    RETURN _by_place(_candidates,
+        _candidates[:coalesce(cardinality(_found.scores), 0)] || rest.keys, _found.scores || rest.scores);
 END
-$$;
-
--- What the second leg said, ranked by the sum of reciprocal ranks in both (Cormack, Clarke and Büttcher, SIGIR 2009;
--- k 60).
-CREATE OR REPLACE FUNCTION _by_reciprocal_rank(_first scored[], _second scored[]) RETURNS scored[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg((s.stage, s.key, s.score, s.fused)::scored)
-    FROM (
-        SELECT s.stage, s.key, s.score, row_number() OVER (
-            ORDER BY 1.0 / (60 + s.rank) + coalesce(1.0 / (60 + f.rank), 0) DESC, s.key) AS fused
-        FROM unnest(_second) s LEFT JOIN unnest(_first) f ON f.key = s.key) s
 $$;

@@ -235,17 +235,6 @@ EXCEPTION WHEN data_exception THEN
 END
 $$;
 
--- The keys that a stage ranked, in that order, and then those that only another one did.
-CREATE OR REPLACE FUNCTION _keys_of(_recalled scored[], _stage text) RETURNS text[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg(k.key ORDER BY k.rank, k.before)
-    FROM (
-        SELECT s.key, min(s.rank) FILTER (WHERE s.stage = _stage) AS rank, min(s.rank) AS before
-        FROM unnest(_recalled) s GROUP BY s.key) k
-$$;
-
 -- What a stage says of documents.
 CREATE OR REPLACE FUNCTION _scored_by(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
@@ -266,19 +255,11 @@ CREATE OR REPLACE FUNCTION _run_recall(
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    started timestamptz := clock_timestamp();
 BEGIN
     IF _call.keys IS NULL THEN
-        SELECT r.scores, _outcome.times || r.times, coalesce(_outcome.reason, r.shortage)
-        INTO _outcome.scores, _outcome.times, _outcome.reason
-        FROM _recall(_reranker, _generation, _call, _legs, _scope) r;
-    ELSE
-        _outcome.scores := _recall_given(_reranker, _generation, _call, _legs, _scope.predicate);
-        _outcome.times := _outcome.times || jsonb_build_object(_legs[1], _milliseconds(started));
+        RETURN _recall(_reranker, _generation, _call, _legs, _scope, _outcome);
     END IF;
-    _outcome.pool := _keys_of(_outcome.scores, _legs[cardinality(_legs)]);
-    RETURN _outcome;
+    RETURN _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
 END
 $$;
 
@@ -294,18 +275,15 @@ DECLARE
     declared record;
     size int := coalesce(cardinality(_call.keys), _reranker.candidates);
     found record;
-    said scored[];
 BEGIN
     PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
     END IF;
-    found := _scored_by(_stage, _reranker, _generation, _call, _outcome.pool[:size], _deadline);
-    said := _said(_stage, found.keys, found.scores, _outcome.scores,
+    found := _scored_by(_stage, _reranker, _generation, _call, _first_keys(_outcome, size), _deadline);
+    _outcome := _with_stage(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores),
         CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
-    _outcome.pool := _reordered(_outcome.pool, _stage, said);
-    _outcome.scores := _outcome.scores || said;
     _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));
     RETURN _outcome;
 END

@@ -12,7 +12,7 @@ DECLARE
     aligned jsonb := '{}';
 BEGIN
     IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
-        aligned := _aligned(reranker, _call.query, outcome.pool[:_call.top_k], _call."strict");
+        aligned := _aligned(reranker, _call.query, _first_keys(outcome, _call.top_k), _call."strict");
     END IF;
     RETURN QUERY SELECT d, outcome.times, aligned -> d.key FROM _ranked(outcome, _call.top_k) d;
 END
@@ -31,26 +31,13 @@ BEGIN
         SELECT jsonb_build_object(
             'generation', reranker.generation,
             'candidates', coalesce(cardinality(_call.keys), reranker.candidates),
-            'keys', to_jsonb(coalesce(outcome.pool, '{}')),
+            'keys', ARRAY(SELECT d.key FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
             'scores', coalesce(jsonb_object_agg(b.stage, b.scores) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'times', outcome.times,
             'reason', outcome.reason)
-        FROM _by_stage(outcome.pool, outcome.scores) b);
+        FROM _by_stage(outcome, cardinality(outcome.pool)) b);
 END
-$$;
-
--- What each stage said, in arrays parallel to some keys.
-CREATE OR REPLACE FUNCTION _by_stage(_keys text[], _scores scored[])
-RETURNS TABLE (stage text, scores real[], ranks int[])
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT n.stage, array_agg(s.score ORDER BY k.place), array_agg(s.rank ORDER BY k.place)
-    FROM (SELECT DISTINCT s.stage FROM unnest(_scores) s WHERE s.stage <> 'blend') n
-    CROSS JOIN unnest(_keys) WITH ORDINALITY k (key, place)
-    LEFT JOIN unnest(_scores) s ON s.stage = n.stage AND s.key = k.key
-    GROUP BY n.stage
 $$;
 
 -- By key, what the worker says of these documents' texts, as the caller may read them. Its vectors are the model's

@@ -32,7 +32,8 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    returned text[] := coalesce(_outcome.pool[:_call.top_k], '{}');
+    returned text[];
+    last_stage text;
 BEGIN
     IF random() >= _reranker.log_sample OR coalesce(_call.query, '') !~ '\S'
         OR _call.keys IS NOT NULL OR _call.query_embedding IS NOT NULL OR _call.query_tokens IS NOT NULL
@@ -40,12 +41,14 @@ BEGIN
         OR current_setting('transaction_read_only')::boolean THEN
         RETURN;
     END IF;
+    SELECT array_agg(d.key ORDER BY d.rank), min(d.stage) FILTER (WHERE d.rank = 1) INTO returned, last_stage
+    FROM _ranked(_outcome, _call.top_k) d;
     INSERT INTO searches (reranker, generation, query, arguments, keys, ranks, stage, degraded, reason, times)
     VALUES (
-        _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call), returned,
-        (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(returned, _outcome.scores) b),
-        (SELECT d.stage FROM _ranked(_outcome, 1) d),
-        _outcome.reason IS NOT NULL, _outcome.reason, _outcome.times);
+        _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call),
+        coalesce(returned, '{}'),
+        (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(_outcome, _call.top_k) b),
+        last_stage, _outcome.reason IS NOT NULL, _outcome.reason, _outcome.times);
 END
 $$;
 

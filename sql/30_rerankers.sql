@@ -97,6 +97,8 @@ AS $$
         ('language_expression', 'text', NULL, 'generations', true, '""', false, NULL, NULL, NULL,
             'A document''s own language, as an expression over the source''s columns that yields a text search '
                 'configuration or a code such as de; NULL where all have text_search_config'),
+        ('tenant_column', 'text', NULL, 'generations', true, '""', false, NULL, NULL, NULL,
+            'The column that keeps tenants apart, where searches are filtered by it; NULL where there are none'),
         ('grace_period', 'interval', $x$'1 day'$x$, 'rerankers', true, NULL, false, NULL,
             $x$x BETWEEN '0' AND '1 year'$x$, '0 to 1 year',
             'How long a generation is kept current after another took over, for rollback_reranker'),

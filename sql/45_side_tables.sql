@@ -13,8 +13,8 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation || '_' || _tier) $$;
 
--- The view of a generation's documents: their key, their text as content, and the text search configuration by which it
--- is cut into words.
+-- The view of a generation's documents: their key, their text as content, the text search configuration by which it is
+-- cut into words, and their tenant.
 CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -29,8 +29,9 @@ DECLARE
     documents text := _documents(_generation);
 BEGIN
     EXECUTE format('CREATE VIEW %s WITH (security_invoker = true) AS ', documents)
-        || format('SELECT s.%I AS key, (%s) AS content, (%s) AS config FROM %s s', _reranker.key_column,
-            _generation.text_expression, _config_sql(_generation), _reranker.source);
+        || format('SELECT s.%I AS key, (%s) AS content, (%s) AS config, ', _reranker.key_column,
+            _generation.text_expression, _config_sql(_generation))
+        || format('%s AS tenant FROM %s s', _tenant_sql(_generation), _reranker.source);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', documents);
     EXECUTE format('COMMENT ON VIEW %s IS %L', documents,
         format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));
@@ -100,11 +101,15 @@ BEGIN
             key %s PRIMARY KEY,
             embedding halfvec%s,
             content_hash bytea NOT NULL,
-            encoded_at timestamptz NOT NULL DEFAULT now())
-        $sql$, side_table, _reranker.key_type, '(' || dims || ')');
+            encoded_at timestamptz NOT NULL DEFAULT now(),
+            tenant %s)
+        $sql$, side_table, _reranker.key_type, '(' || dims || ')', _tenant_type(_reranker.source, _generation));
+    IF _generation.tenant_column IS NOT NULL THEN
+        EXECUTE format('CREATE INDEX ON %s (tenant)', side_table);
+    END IF;
     IF dims IS NOT NULL THEN
-        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding halfvec_%s_ops)', side_table,
-            CASE _reranker.distance WHEN 'inner_product' THEN 'ip' ELSE _reranker.distance END);
+        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding %s)', side_table,
+            _operator_class(_reranker.distance));
     END IF;
     PERFORM _protect(side_table, _reranker, _generation,
         format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));

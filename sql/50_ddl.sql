@@ -242,6 +242,7 @@ DECLARE
     embedding models;
     late_interaction models;
     column_dims int;
+    tenant_type regtype := _tenant_type(_reranker.source, _generation);
     broken record;
 BEGIN
     IF _generation.embedding_model IS NOT NULL THEN
@@ -269,6 +270,11 @@ BEGIN
             'invalid_parameter_value',
             ' has token_precision bit: maxsim_bit_top would score the same bits twice',
             'Leave maxsim_bit_top out, or choose token_precision int8.'),
+        (_generation.tenant_column IS NOT NULL AND (embedding.name IS NULL OR column_dims IS NOT NULL),
+            'feature_not_supported',
+            format(' has tenant_column %s, whose indexes are over embeddings that pgrerank stores: it stores none',
+                _generation.tenant_column),
+            'Name an embedding_model and no embedding_column, or leave tenant_column out.'),
         (column_dims <> embedding.dims,
             'datatype_mismatch',
             format(' can''t use column %s.%s: it has %s dimensions, model "%s" has %s', _reranker.source,

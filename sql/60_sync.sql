@@ -76,17 +76,18 @@ BEGIN
 END
 $$;
 
--- A query for the keys of updated rows that are new or have another text, or its language, than before.
+-- A query for the keys of updated rows that are new or have another text, its language or its tenant than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         SELECT n.key::text
-        FROM (SELECT %1$I AS key, (%2$s) AS content, (%3$s) AS config FROM new_rows) n
-        LEFT JOIN (SELECT %1$I AS key, (%2$s) AS content, (%3$s) AS config FROM old_rows) o USING (key)
-        WHERE o.key IS NULL OR (n.content, n.config) IS DISTINCT FROM (o.content, o.config)
-        $sql$, _reranker.key_column, _generation.text_expression, _config_sql(_generation))
+        FROM (SELECT %1$s FROM new_rows) n LEFT JOIN (SELECT %1$s FROM old_rows) o USING (key)
+        WHERE o.key IS NULL OR (n.content, n.config, n.tenant) IS DISTINCT FROM (o.content, o.config, o.tenant)
+        $sql$, format('%I AS key, (%s) AS content, (%s) AS config, ', _reranker.key_column,
+                _generation.text_expression, _config_sql(_generation))
+            || format('%s AS tenant', _tenant_sql(_generation)))
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
@@ -119,7 +120,7 @@ AS $$
         _side_table(_reranker.name, _generation.number), _reranker.source, _reranker.key_column)
 $$;
 
--- A query for the keys of documents whose vectors are missing or made from another text, and that are not enqueued.
+-- A query for the keys of documents whose vectors are missing, or of another text or tenant, and that are not enqueued.
 CREATE OR REPLACE FUNCTION _stale_keys_sql(_generation generations, _retry_failed boolean) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -127,7 +128,7 @@ AS $$
     SELECT format($sql$
         SELECT d.key::text
         FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
-        WHERE s.content_hash IS DISTINCT FROM _content_hash(d.content)
+        WHERE (s.content_hash IS DISTINCT FROM _content_hash(d.content) OR s.tenant IS DISTINCT FROM d.tenant)
           AND NOT EXISTS (
             SELECT FROM pending p
             WHERE (p.reranker, p.generation, p.key) = (%3$s, d.key::text) AND (p.failed_at IS NULL OR NOT %4$L))

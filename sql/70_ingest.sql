@@ -201,11 +201,12 @@ BEGIN
     EXECUTE format($sql$
         WITH alive AS MATERIALIZED (%1$s),
         stored AS (
-            INSERT INTO %3$s AS s (key, embedding, content_hash)
-            SELECT d.key, v.embedding::halfvec, v.hash
+            INSERT INTO %3$s AS s (key, embedding, content_hash, tenant)
+            SELECT d.key, v.embedding::halfvec, v.hash, d.tenant
             FROM unnest($1, $2, $3) v (key, embedding, hash) JOIN alive d ON d.key = v.key::%2$s
             ON CONFLICT (key) DO UPDATE
-            SET embedding = excluded.embedding, content_hash = excluded.content_hash, encoded_at = now()
+            SET (embedding, content_hash, tenant, encoded_at)
+                = (excluded.embedding, excluded.content_hash, excluded.tenant, now())
             RETURNING s.key)
         SELECT array_agg(s.key::text) FROM stored s
         $sql$, _alive_sql(_reranker, _generation), _reranker.key_type,
@@ -237,8 +238,8 @@ BEGIN
 END
 $$;
 
--- Takes claimed documents off the queue, and stores their words: those of documents that have nothing else to be
--- encoded too, as their language or the mean length may have changed. When a new generation has nothing left to do it
+-- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
+-- to be encoded too, as their language, their tenant or the mean length may have changed. When a new generation has nothing left to do it
 -- takes over.
 CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
@@ -251,6 +252,7 @@ BEGIN
     WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
     IF finished.number IS NOT NULL THEN
         PERFORM _store_words(_reranker(reranker), finished, keys);
+        PERFORM _store_tenants(_reranker(reranker), finished, keys);
     END IF;
     PERFORM _switch_when_complete(reranker);
 END

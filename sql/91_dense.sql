@@ -55,14 +55,15 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     before jsonb := _widen_hnsw(_reranker.candidates);
-    is_exact boolean := _call.recall = 'exact' OR (_call.recall = 'auto' AND _scope.matching <= _exact_up_to())
+    is_exact boolean := _call.recall = 'exact'
+        OR (_call.recall = 'auto' AND _scope.matching <= _exact_up_to(_reranker.candidates, _scope.documents))
         OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan');
 BEGIN
-    SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope.predicate, is_exact) n;
+    SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, is_exact) n;
     IF _call.recall = 'auto' AND NOT is_exact
         AND coalesce(cardinality(keys), 0) < least(_reranker.candidates, _scope.documents) THEN
         IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
-            SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope.predicate, true) n;
+            SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, true) n;
         ELSE
             shortage := format('HNSW found %s documents where %s were asked for, and the timeout leaves no time to '
                 'compare all', coalesce(cardinality(keys), 0), _reranker.candidates);
@@ -72,20 +73,23 @@ BEGIN
 END
 $$;
 
--- Up to how many matching documents exact recall is faster than HNSW, which besides may miss some.
-CREATE OR REPLACE FUNCTION _exact_up_to() RETURNS int
+-- Up to how many matching documents exact recall is faster than HNSW, which besides may miss some. HNSW has to look at
+-- one in documents / matching times as many as it yields.
+CREATE OR REPLACE FUNCTION _exact_up_to(_candidates int, _documents float8) RETURNS float8
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT 3000 $$;
+AS $$ SELECT greatest(3000, sqrt(4 * _candidates * _documents)) $$;
 
 CREATE OR REPLACE FUNCTION _nearest(
-    _reranker rerankers, _call search_call, _predicate text, _is_exact boolean, OUT keys text[], OUT scores real[])
+    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     measure record := _distance_sql(_reranker);
     documents text := format('%s d', _reranker.source);
+    predicate text := format('%s IS NOT NULL AND %s', measure.embedding,
+        concat_ws(' AND ', 's.tenant = ' || _scope.tenant, _scope.predicate));
 BEGIN
     IF _reranker.embedding_column IS NULL THEN
         documents := format('%s s JOIN %s d ON d.%I = s.key',
@@ -99,7 +103,7 @@ BEGIN
             SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
         SELECT array_agg(n.key::text), array_agg(%4$s) FROM nearest n
         $sql$, _reranker.key_column, measure.distance,
-        format('%s WHERE %s IS NOT NULL AND %s', documents, measure.embedding, _predicate), measure.score)
+        format('%s WHERE %s', documents, predicate), measure.score)
     INTO keys, scores USING _call.query_embedding, _reranker.candidates;
 END
 $$;

@@ -2,8 +2,9 @@
 -- whole pool, so that scores can be blended.
 
 -- Where a search looks: what its filter says as SQL, and how many documents the planner expects to match it under the
--- caller's rights, of how many.
-CREATE OR REPLACE FUNCTION _scope(_reranker rerankers, _predicate text, _deadline timestamptz) RETURNS search_scope
+-- caller's rights, of how many: of its tenant's where that has an index of its own, else of all.
+CREATE OR REPLACE FUNCTION _scope(
+    _reranker rerankers, _generation generations, _filter jsonb, _deadline timestamptz) RETURNS search_scope
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -11,14 +12,19 @@ DECLARE
     scope search_scope;
     plan json;
 BEGIN
-    scope.predicate := _predicate;
+    scope.predicate := _filter_sql(_reranker.source, _filter);
+    scope.tenant := _tenant_of(_reranker, _generation, _filter);
     scope.deadline := _deadline;
-    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, _predicate) INTO plan;
+    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, scope.predicate)
+    INTO plan;
     scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
-    scope.documents := greatest(scope.matching, (
+    IF scope.tenant IS NOT NULL THEN
+        scope.documents := _indexed_of_tenant(_generation, scope.tenant);
+    END IF;
+    scope.documents := greatest(scope.matching, coalesce(scope.documents, (
         SELECT sum(c.reltuples) FROM pg_class c
         WHERE c.relkind = 'r' AND (c.oid = _reranker.source
-            OR c.oid IN (SELECT t.relid FROM pg_partition_tree(_reranker.source) t))));
+            OR c.oid IN (SELECT t.relid FROM pg_partition_tree(_reranker.source) t)))));
     RETURN scope;
 END
 $$;

@@ -314,7 +314,7 @@ BEGIN
     PERFORM _check_call(_reranker, generation, _call);
     SELECT c.legs, c.others, c.need_tokens INTO legs, stages, wants_tokens
     FROM _stages_of_call(_reranker, generation, _call) c;
-    scope := _scope(_reranker, _filter_sql(_reranker.source, _call.filter), deadline);
+    scope := _scope(_reranker, generation, _call.filter, deadline);
     outcome.times := '{}';
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN

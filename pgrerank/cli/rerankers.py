@@ -63,6 +63,10 @@ LanguageExpression = Annotated[
     str | None,
     typer.Option(help="Each document's own language: a column, or an SQL expression over columns."),
 ]
+TenantColumn = Annotated[
+    str | None,
+    typer.Option(help="The column that keeps tenants apart, where searches are filtered by it."),
+]
 
 
 @app.command(
@@ -97,6 +101,7 @@ def create(
     log_retention: LogRetention = None,
     text_search_config: TextSearchConfig = None,
     language_expression: LanguageExpression = None,
+    tenant_column: TenantColumn = None,
 ) -> None:
     """Create a reranker over a table (pgrerank.create_reranker).
 
@@ -133,10 +138,12 @@ def alter(
     log_retention: LogRetention = None,
     text_search_config: TextSearchConfig = None,
     language_expression: LanguageExpression = None,
+    tenant_column: TenantColumn = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 
-    What is not named stays. '' takes a model or languages out; 0 takes bits or the projection out.
+    What is not named stays. '' takes a model, languages or tenants out; 0 takes bits or the
+    projection out.
     """
     with report_errors(), _connect(dsn) as connection:
         call(connection, "alter_reranker", _settings(context))

@@ -61,7 +61,8 @@ class Reranker:
     `source` is a mapped class or a Table with a primary key of one column. `text` is what is
     searched: a column, several of them, or an expression over the table's columns. Models are
     given by name, or as `Model` to be registered as well. `language` is a column or expression that
-    yields each document's own language (`language_expression`). The other arguments are those of
+    yields each document's own language (`language_expression`), `tenant` the column by which
+    searches are filtered for tenants (`tenant_column`). The other arguments are those of
     pgrerank.create_reranker; what is left out is for the database to choose.
 
     Raises ArgumentError when a reranker of that name is declared already, or a column is not the
@@ -88,6 +89,7 @@ class Reranker:
         timeout: timedelta | str | None = None,
         text_search_config: str | None = None,
         language: SQLColumnExpression[Any] | None = None,
+        tenant: SQLColumnExpression[Any] | None = None,
         grace_period: timedelta | str | None = None,
         blend: Mapping[str, float] | None = None,
         log_sample: float | None = None,
@@ -97,13 +99,12 @@ class Reranker:
         self.table = table_of(source)
         named = (embedding_model, late_interaction_model, cross_encoder_model)
         self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
-        column = None if embedding_column is None else _column(self.table, embedding_column).name
         self.settings: dict[str, Any] = _given(
             **_text(self.table, text),
             embedding_model=_name(embedding_model),
             late_interaction_model=_name(late_interaction_model),
             cross_encoder_model=_name(cross_encoder_model),
-            embedding_column=column,
+            embedding_column=_column_name(self.table, embedding_column),
             distance=distance,
             candidates=candidates,
             maxsim_bit_top=maxsim_bit_top,
@@ -114,6 +115,7 @@ class Reranker:
             timeout=_interval(timeout),
             text_search_config=text_search_config,
             language_expression=None if language is None else _rendered(language),
+            tenant_column=_column_name(self.table, tenant),
             grace_period=_interval(grace_period),
             blend=None if blend is None else dict(blend),
             log_sample=log_sample,
@@ -216,6 +218,10 @@ def _rendered(expression: SQLColumnExpression[Any]) -> str:
         dialect=plain, compile_kwargs={"literal_binds": True, "include_table": False}
     )
     return str(rendered)
+
+
+def _column_name(table: Table, given: SQLColumnExpression[Any] | None) -> str | None:
+    return None if given is None else _column(table, given).name
 
 
 def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:

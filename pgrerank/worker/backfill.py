@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from pgrerank.worker.indexes import change_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lane
 from pgrerank.worker.models import Models
@@ -22,7 +23,8 @@ async def backfill(
     retry_failed: bool = False,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> int:
-    """Enqueue what is missing or out of date and encode until nothing is pending.
+    """Enqueue what is missing or out of date, encode until nothing is pending, and give large
+    tenants their indexes.
 
     `on_progress` is called with documents done and in total. Returns the total. Raises
     psycopg.Error for an unknown reranker or a lost connection; ModelError for a bad model is
@@ -55,4 +57,5 @@ async def backfill(
                 await ingest.drain()
         finally:
             await asyncio.to_thread(lane.close)
+    await change_indexes(dsn, reranker)
     return int(total)

@@ -13,6 +13,7 @@ import psycopg
 from pgrerank.errors import WorkerError
 from pgrerank.wire.server import WireServer
 from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.lanes import Lanes
 from pgrerank.worker.models import Models
@@ -53,7 +54,10 @@ async def run_worker(
             await models.preload()
         async with contextlib.AsyncExitStack() as running:
             port = await _serve(settings, scorer, running) if settings.serve else None
-            tasks = [asyncio.create_task(ingest.run())] if settings.ingest else []
+            tasks = []
+            if settings.ingest:
+                tasks.append(asyncio.create_task(ingest.run()))
+                running.callback(asyncio.create_task(tend_indexes(settings.dsn)).cancel)
             on_ready(port)
             await stop.wait()
             log.info("stopping")

@@ -90,6 +90,17 @@ def cases(sizes: Sequence[int], clients: Sequence[int]) -> Iterator[Case]:
                         yield Case(size, what, pool, count)
 
 
+def prepare(connection: psycopg.Connection) -> None:
+    """Install, and register the models of which there are vectors only."""
+    schema.install(connection)
+    connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{USER}'")
+    for name, kind, dims in (
+        ("embedding", "embedding", DIMS),
+        ("tokens", "late_interaction", TOKEN_DIMS),
+    ):
+        connection.execute("SELECT pgrerank.register_model(%s, %s, 'none', %s)", (name, kind, dims))
+
+
 def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
     """A reranker over so many documents, stored where a worker would store them."""
     name, generator = f"corpus_{size}", np.random.default_rng(size)
@@ -237,15 +248,7 @@ def main() -> None:
         embedded.start(settings=settings) as server,
         psycopg.connect(server.dsn, autocommit=True) as connection,
     ):
-        schema.install(connection)
-        connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{USER}'")
-        for name, kind, dims in (
-            ("embedding", "embedding", DIMS),
-            ("tokens", "late_interaction", TOKEN_DIMS),
-        ):
-            connection.execute(
-                "SELECT pgrerank.register_model(%s, %s, 'none', %s)", (name, kind, dims)
-            )
+        prepare(connection)
         for size in sizes:
             note(f"storing {size} documents")
             fill(connection, size, unit_vectors(np.random.default_rng(0), TOPICS, DIMS))

@@ -91,6 +91,13 @@ AS $$
     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 $$;
 
+-- Up to how many documents a tenant wants no index of its own: a third of what takes as long by HNSW over all, but no
+-- fewer than are compared in a few milliseconds. Every index costs each search's planning a few microseconds.
+CREATE OR REPLACE FUNCTION _unindexed_up_to(_candidates int, _documents float8) RETURNS float8
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT greatest(3000, sqrt(2 * _candidates * _documents) / 3) $$;
+
 -- The indexes that one generation's tenants lack or need no more. One that a broken statement left behind is dropped,
 -- unless somebody is at work on the table.
 CREATE OR REPLACE FUNCTION _tenant_index_changes(_reranker rerankers, _generation generations)
@@ -105,7 +112,7 @@ BEGIN
         WITH counted AS MATERIALIZED (
             SELECT s.tenant::text AS tenant, count(*) AS documents FROM %1$s s
             WHERE s.tenant IS NOT NULL GROUP BY s.tenant),
-        size AS (SELECT _exact_up_to($1.candidates, sum(c.documents)) AS most FROM counted c),
+        size AS (SELECT _unindexed_up_to($1.candidates, sum(c.documents)) AS most FROM counted c),
         large AS (
             SELECT c.*, s.most, _tenant_index($2, c.tenant) AS name FROM counted c, size s
             WHERE c.documents > s.most / 2),

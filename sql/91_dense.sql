@@ -73,12 +73,12 @@ BEGIN
 END
 $$;
 
--- Up to how many matching documents exact recall is faster than HNSW, which besides may miss some. HNSW has to look at
--- one in documents / matching times as many as it yields.
+-- Up to how many matching documents exact recall is no slower than HNSW, which besides may miss some and through a
+-- filter has to look at documents / matching times as many as it yields. Measured by benchmarks/tenants.py.
 CREATE OR REPLACE FUNCTION _exact_up_to(_candidates int, _documents float8) RETURNS float8
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT greatest(3000, sqrt(4 * _candidates * _documents)) $$;
+AS $$ SELECT greatest(3000, sqrt(2 * _candidates * _documents)) $$;
 
 CREATE OR REPLACE FUNCTION _nearest(
     _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, OUT keys text[], OUT scores real[])

@@ -1,8 +1,8 @@
 -- The MaxSim stages, by the native kernel where the server has it, else by the worker; and MaxSim for those who call it
 -- themselves.
 
--- MaxSim of documents over one tier of their token vectors. The kernel scores a thousand at a time, some milliseconds,
--- and heeds the deadline in between.
+-- MaxSim of documents over one tier of their token vectors. The kernel scores as many at a time as take some 20 ms, by
+-- those before, for they may have to be read from a disk, and heeds the deadline in between.
 CREATE OR REPLACE FUNCTION _maxsim_of_tier(
     _tier text, _reranker rerankers, _generation generations, _query bytea, _keys text[], _deadline timestamptz,
     OUT keys text[], OUT scores real[])
@@ -11,14 +11,20 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     token_table text := _token_table(_reranker.name, _generation.number, _tier);
+    size int := 64;
+    done int := 0;
+    started timestamptz;
     part record;
 BEGIN
     IF has_native_kernel() THEN
-        FOR place IN 1..cardinality(_keys) BY 1000 LOOP
+        WHILE done < cardinality(_keys) LOOP
             PERFORM _check_deadline(_deadline, 'all documents were scored by MaxSim');
-            part := _maxsim_by_kernel(token_table, _reranker.key_type, _keys[place:place + 999], _query);
+            started := clock_timestamp();
+            part := _maxsim_by_kernel(token_table, _reranker.key_type, _keys[done + 1:done + size], _query);
             keys := keys || part.keys;
             scores := scores || part.scores;
+            done := done + size;
+            size := least(greatest(20 * size / greatest(_milliseconds(started), 1), 16), 10000);
         END LOOP;
     ELSE
         SELECT * INTO keys, scores FROM _maxsim_by_worker(token_table, _reranker.key_type, _keys, _query, _deadline);

@@ -97,7 +97,8 @@ EXPRESSION = f"""
              text=Document.title + " 100% :x " + func.lower(Document.content),
              embedding_model={MINILM}, candidates=200, maxsim_top=30,
              blend={{"dense": 1, "maxsim": 2.5}}, log_sample=0.25, log_retention=timedelta(days=7),
-             text_search_config="german", language=func.lower(Document.title))
+             text_search_config="german", language=func.lower(Document.title),
+             tenant=Document.title)
 """
 
 
@@ -201,6 +202,8 @@ def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project)
     assert "text_search_config='german'" in upgrade
     assert "language_expression='lower" in upgrade
     assert "language_expression=''" in downgrade
+    assert "tenant_column='title'" in upgrade
+    assert "tenant_column=''" in downgrade
     assert "maxsim_top" not in upgrade  # it is the default already
     project.alembic("upgrade", "head")
     second = project.settings()

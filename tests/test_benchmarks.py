@@ -61,6 +61,23 @@ def test_the_whole_call():
     }
 
 
+def test_deadlines():
+    found = last_line("deadlines.py", "--documents", 1200, "--calls", 6)
+    assert sum(found["stages"].values()) == sum(found["reasons"].values()) == 6
+    assert 0 < found["p50"] <= found["longest"] < math.inf
+
+
+def test_tenants():
+    found = last_line("tenants.py", "--documents", 4000, "--calls", 40, "--seconds", 0.1)
+    assert [row["documents"] for row in found["rows"]] == [10, 30, 100, 300]
+    assert all(
+        row["tenant_column"]["fewest"] == min(row["documents"], 100) for row in found["rows"]
+    )
+    assert {name: short["short"] for name, short in found["shortfalls"].items()} == (
+        {"plain": 0, "by_tenant": 0}
+    )
+
+
 @pytest.fixture
 def collection(tmp_path) -> Path:
     """64 short documents in BEIR's layout; six are asked for in the test, twelve in training."""

@@ -22,18 +22,8 @@ COMMENT ON COLUMN word_statistics.shares IS 'Of all words of documents, the shar
 COMMENT ON COLUMN word_statistics.configs IS 'The text search configurations by which documents are cut into words';
 COMMENT ON COLUMN word_statistics.changes IS 'Documents stored since it was refreshed';
 
--- The table with each document's words; NAME_N_terms says what share of the documents has a lexeme, if more than two
--- do.
-CREATE OR REPLACE FUNCTION _words_table(_generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_words') $$;
-
-CREATE OR REPLACE FUNCTION _terms_table(_generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_terms') $$;
-
+-- NAME_N_words has each document's words, and NAME_N_terms says what share of the documents has a lexeme, if more than
+-- two do.
 -- Lexemes are indexed and never read, hence kept apart; weights are read of each document that matches, hence kept in
 -- the row.
 -- How many documents have a word is told to whoever may read the source at all: like every score by IDF, it counts
@@ -43,8 +33,8 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    words text := _words_table(_generation);
-    terms text := _terms_table(_generation);
+    words text := _side_table(_generation, 'words');
+    terms text := _side_table(_generation, 'terms');
 BEGIN
     EXECUTE format($sql$
         CREATE TABLE %s (
@@ -222,7 +212,7 @@ BEGIN
         ON CONFLICT (key) DO UPDATE
         SET (lexemes, weights, length, mean_length, config)
             = (excluded.lexemes, excluded.weights, excluded.length, excluded.mean_length, excluded.config)
-        $sql$, _alive_sql(_reranker, _generation), _words_table(_generation))
+        $sql$, _alive_sql(_reranker, _generation), _side_table(_generation, 'words'))
     USING _keys, _mean_length;
 END
 $$;
@@ -253,7 +243,7 @@ BEGIN
     WHERE (s.reranker, s.generation) = (known.reranker, known.generation);
     others := format(
         'SELECT w.key::text AS key FROM %s w WHERE w.length > 0 AND w.mean_length NOT BETWEEN %s AND %s',
-        _words_table(_generation), known.mean_length / 1.25, known.mean_length * 1.25);
+        _side_table(_generation, 'words'), known.mean_length / 1.25, known.mean_length * 1.25);
     EXECUTE format('SELECT array_agg(o.key) FROM (%s LIMIT 1000) o', others) INTO first_keys;
     IF first_keys IS NOT NULL THEN
         PERFORM _write_words(_reranker, _generation, first_keys, known.mean_length);
@@ -276,7 +266,7 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     part float8 := least(1, _counted_documents()::float8 / (_known.documents + _known.changes));
-    sample text := _words_table(_generation) || ' w';
+    sample text := _side_table(_generation, 'words') || ' w';
 BEGIN
     IF part < 1 THEN
         sample := format('%s TABLESAMPLE SYSTEM (%s)', sample, 100 * part);
@@ -299,7 +289,7 @@ BEGIN
                 SELECT e.level, sum(e.share) AS share, max(sum(e.share)) OVER () AS of_all
                 FROM entries e GROUP BY e.level) n USING (level))
         FROM counted c, size s
-        $sql$, sample, _terms_table(_generation))
+        $sql$, sample, _side_table(_generation, 'terms'))
     INTO _known.documents, _known.mean_length, _known.configs, _known.shares USING part;
     _known.mean_length := coalesce(_known.mean_length, 1);
     RETURN _known;

@@ -1,24 +1,24 @@
 -- A generation's side tables: one with the embedding and content hash, one for each tier of token vectors, and those of
 -- words (43_words.sql). Beside them stands a view of the source: its documents, as this generation reads them.
 
--- The side table of a generation, quoted and with its schema.
-CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int) RETURNS text
+-- A side table of a generation, quoted and with its schema: that of embeddings or, by kind, that of tokens, bits, words
+-- or terms.
+CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int, _kind text DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation) $$;
+AS $$ SELECT format('pgrerank.%I', concat_ws('_', _reranker, _generation, _kind)) $$;
 
--- The table with the token vectors of one tier.
-CREATE OR REPLACE FUNCTION _token_table(_reranker text, _generation int, _tier text) RETURNS text
+CREATE OR REPLACE FUNCTION _side_table(_generation generations, _kind text DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', _reranker || '_' || _generation || '_' || _tier) $$;
+AS $$ SELECT _side_table(_generation.reranker, _generation.number, _kind) $$;
 
 -- The view of a generation's documents: their key, their text as content, the text search configuration by which it is
 -- cut into words, and their tenant.
 CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT format('pgrerank.%I', _generation.reranker || '_' || _generation.number || '_source') $$;
+AS $$ SELECT _side_table(_generation, 'source') $$;
 
 -- It reads with the rights of whoever reads it, and follows a renamed table or column.
 CREATE OR REPLACE FUNCTION _create_documents_view(_reranker rerankers, _generation generations) RETURNS void
@@ -70,7 +70,7 @@ CREATE OR REPLACE FUNCTION _token_tables(_generation generations) RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(_token_table(_generation.reranker, _generation.number, t.tier))
+    SELECT array_agg(_side_table(_generation, t.tier))
     FROM unnest(_tiers(_generation)) t (tier)
 $$;
 
@@ -79,7 +79,7 @@ CREATE OR REPLACE FUNCTION _keyed_tables(_generation generations) RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT ARRAY[_side_table(_generation.reranker, _generation.number), _words_table(_generation)]
+    SELECT ARRAY[_side_table(_generation), _side_table(_generation, 'words')]
         || _token_tables(_generation)
 $$;
 
@@ -88,7 +88,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    side_table text := _side_table(_reranker.name, _generation.number);
+    side_table text := _side_table(_generation);
     tier text;
     dims int;
 BEGIN
@@ -126,7 +126,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    token_table text := _token_table(_reranker.name, _generation.number, _tier);
+    token_table text := _side_table(_generation, _tier);
 BEGIN
     EXECUTE format($sql$
         CREATE TABLE %s (key %s, part int, tokens bytea NOT NULL, PRIMARY KEY (key, part))

@@ -36,7 +36,7 @@ BEGIN
         EXECUTE format($sql$
             UPDATE %s s SET tenant = d.tenant FROM %s d
             WHERE s.key = ANY ($1::%s[]) AND d.key = s.key AND s.tenant IS DISTINCT FROM d.tenant
-            $sql$, _side_table(_reranker.name, _generation.number), _documents(_generation), _reranker.key_type)
+            $sql$, _side_table(_generation), _documents(_generation), _reranker.key_type)
         USING _keys;
     END IF;
 END
@@ -106,7 +106,7 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    side_table text := _side_table(_reranker.name, _generation.number);
+    side_table text := _side_table(_generation);
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH counted AS MATERIALIZED (

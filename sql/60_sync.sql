@@ -117,7 +117,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format('SELECT s.key FROM %s s WHERE NOT EXISTS (SELECT FROM %s d WHERE d.%I = s.key)',
-        _side_table(_reranker.name, _generation.number), _reranker.source, _reranker.key_column)
+        _side_table(_generation), _reranker.source, _reranker.key_column)
 $$;
 
 -- A query for the keys of documents whose vectors are missing, or of another text or tenant, and that are not enqueued.
@@ -132,6 +132,6 @@ AS $$
           AND NOT EXISTS (
             SELECT FROM pending p
             WHERE (p.reranker, p.generation, p.key) = (%3$s, d.key::text) AND (p.failed_at IS NULL OR NOT %4$L))
-        $sql$, _documents(_generation), _side_table(_generation.reranker, _generation.number),
+        $sql$, _documents(_generation), _side_table(_generation),
         format('%L, %s', _generation.reranker, _generation.number), _retry_failed)
 $$;

@@ -112,7 +112,7 @@ BEGIN
         LEFT JOIN d ON d.key = c.key::%2$s
         LEFT JOIN %3$s s ON s.key = d.key
         $sql$, _documents(_generation), _reranker.key_type,
-        _side_table(_reranker.name, _generation.number))
+        _side_table(_generation))
     INTO claim.keys, claim.tickets, claim.contents, claim.content_hashes, claim.are_encoded
     USING _keys, _tickets;
     RETURN claim;
@@ -210,7 +210,7 @@ BEGIN
             RETURNING s.key)
         SELECT array_agg(s.key::text) FROM stored s
         $sql$, _alive_sql(_reranker, _generation), _reranker.key_type,
-        _side_table(_reranker.name, _generation.number))
+        _side_table(_generation))
     INTO stored_keys USING _keys, _embeddings, _hashes;
     RETURN stored_keys;
 END
@@ -224,7 +224,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    token_table text := _token_table(_reranker.name, _generation.number, _tier);
+    token_table text := _side_table(_generation, _tier);
 BEGIN
     EXECUTE format('DELETE FROM %s t WHERE t.key = ANY ($1::%s[])', token_table, _reranker.key_type)
     USING _stored_keys;
@@ -239,8 +239,8 @@ END
 $$;
 
 -- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
--- to be encoded too, as their language, their tenant or the mean length may have changed. When a new generation has nothing left to do it
--- takes over.
+-- to be encoded too, as their language, tenant or the mean length may have changed. When a new generation has nothing
+-- left to do it takes over.
 CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off

@@ -17,7 +17,7 @@ BEGIN
                 AS documents
             FROM (SELECT DISTINCT w.lexeme FROM unnest($1) c (config), _words(c.config, $3) w) w) w
         ORDER BY w.documents, w.lexeme LIMIT 32
-        $sql$, _terms_table(_generation))
+        $sql$, _side_table(_generation, 'terms'))
     USING coalesce(_known.configs, ARRAY[_generation.text_search_config]), _known.documents,
         left(_query, _longest_query());
 END
@@ -165,7 +165,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
-    documents text := _words_table(_generation) || ' s';
+    documents text := _side_table(_generation, 'words') || ' s';
     matching text := coalesce((
         SELECT string_agg(format('s.lexemes @@ %L::tsquery', q.query), ' OR ') FROM unnest(_queries) q (query)),
         'true');
@@ -200,7 +200,7 @@ BEGIN
     EXECUTE format($sql$
         SELECT array_agg(s.key::text), array_agg(coalesce(0 - (s.weights <#> $1), 0)::real)
         FROM %s s WHERE s.key = ANY ($2::%s[])
-        $sql$, _words_table(_generation), _reranker.key_type)
+        $sql$, _side_table(_generation, 'words'), _reranker.key_type)
     INTO keys, scores USING weights, _keys;
 END
 $$;

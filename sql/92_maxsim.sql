@@ -10,7 +10,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    token_table text := _token_table(_reranker.name, _generation.number, _tier);
+    token_table text := _side_table(_generation, _tier);
     size int := 64;
     done int := 0;
     started timestamptz;

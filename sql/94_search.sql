@@ -1,4 +1,4 @@
--- The call itself, and the typed function that each reranker gets in front of it.
+-- The call itself.
 
 -- The reranker as a call wants it, with its generation. The side table is held: a new generation that takes over
 -- meanwhile waits with dropping the old one until the caller's transaction ends. One that took over in between is
@@ -366,72 +366,5 @@ BEGIN
         PERFORM _log_search(reranker, _call, outcome);
     END IF;
     RETURN QUERY SELECT * FROM _ranked(outcome, _call.top_k);
-END
-$$;
-
--- The arguments of a search: those of the call, and each setting that one call may be given another value of.
-CREATE OR REPLACE FUNCTION _call_arguments() RETURNS TABLE (place bigint, argument text, type text, preset text)
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT row_number() OVER (), a.* FROM (
-        VALUES ('query', 'text', 'NULL'), ('top_k', 'int', '10'), ('filter', 'jsonb', 'NULL')
-        UNION ALL
-        (SELECT s.setting, s.type, 'NULL' FROM _settings() s WHERE s.per_call ORDER BY s.place)
-        UNION ALL
-        VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
-            ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
-            ('recall', 'text', $x$'auto'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
-$$;
-
--- For the functions made of them: their list as arguments, and the expression that makes a call of them.
-CREATE OR REPLACE FUNCTION _call_signature(_key_type text, OUT arguments text, OUT call text)
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT
-        (SELECT string_agg(concat_ws(' ', a.argument,
-            CASE a.argument WHEN 'keys' THEN _key_type || '[]' ELSE a.type END, 'DEFAULT ' || a.preset),
-            ', ' ORDER BY a.place) FROM _call_arguments() a),
-        format('ROW(%s)::pgrerank.search_call', (
-            SELECT string_agg(CASE c.name
-                WHEN 'settings' THEN (
-                    SELECT format('jsonb_build_object(%s)',
-                        string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
-                    FROM _settings() s WHERE s.per_call)
-                WHEN 'keys' THEN 'keys::text[]'
-                ELSE c.name END, ', ' ORDER BY c.place)
-            FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
-$$;
-
--- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does, unless an argument or a
--- column has that name.
-CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    signature record := _call_signature(_reranker.key_type::text);
-    key_column text := _reranker.key_column;
-    result record := _attributes('ranked');
-BEGIN
-    IF key_column = ANY (result.names) OR key_column IN (SELECT a.argument FROM _call_arguments() a) THEN
-        key_column := 'key';
-    END IF;
-    PERFORM _define_function(_reranker.name || '_search', signature.arguments,
-        format('TABLE (%I %s, %s)', key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),
-        format($definition$
-            LANGUAGE sql VOLATILE ROWS 10
-            SET search_path FROM CURRENT
-            AS $body$
-                SELECT s.key::%s, %s
-                FROM pgrerank._search(%L, %s) s
-            $body$
-            $definition$, _reranker.key_type, (
-                SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)
-                FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
-            _reranker.name, signature.call));
-    EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search',
-        format('Searches %s by reranker %s', _reranker.source, _reranker.name));
 END
 $$;

@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from pgrerank.errors import SettingsError
 from pgrerank.worker.settings import worker_settings
 from tests.helpers.sources import Source
-from tests.helpers.workers import unstorable, wait_for, worker
+from tests.helpers.workers import asking, unstorable, wait_for, worker
 
 SEARCH = "SELECT id, stage, degraded, reason FROM pgrerank.documents_search('bread of flour'"
 TIMEOUT = 0.5
@@ -230,30 +230,7 @@ def test_a_second_worker_on_the_same_port_says_so(dsn, db, encoded, tmp_path):
 
 
 def test_psql_asks_the_worker_what_it_has(db, encoded):
-    options = dict(
-        db.execute(
-            "SELECT o.option_name, o.option_value"
-            " FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
-        ).fetchall()
-    )
-    password = db.execute(
-        "SELECT o.option_value FROM pg_user_mapping m, pg_options_to_table(m.umoptions) o"
-        " WHERE o.option_name = 'password'"
-    ).fetchone()[0]
-    conninfo = make_conninfo(
-        host=options["host"], port=options["port"], user="pgrerank", password=password, dbname="x"
-    )
-    with psycopg.connect(conninfo) as asking:
-
-        def ask(statement: str) -> list[tuple]:
-            result = asking.pgconn.exec_(statement.encode())
-            if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
-                return [(result.error_message.decode(),)]
-            return [
-                tuple(result.get_value(row, column).decode() for column in range(result.nfields))
-                for row in range(result.ntuples)
-            ]
-
+    with asking(db) as ask:
         assert [row[:2] for row in ask("SHOW models;")] == [
             ("embedding", "embedding"),
             ("reranker", "cross_encoder"),

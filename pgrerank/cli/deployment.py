@@ -103,6 +103,10 @@ def worker(
     queue: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; more are refused.")
     ] = 64,
+    cache: Annotated[
+        int,
+        typer.Option(min=0, metavar="<MiB>", help="Memory for scores and query vectors to keep."),
+    ] = 64,
 ) -> None:
     """Run a worker: the ingest loop and the scoring server.
 
@@ -124,6 +128,7 @@ def worker(
             preload=preload,
             register=register,
             queue=queue,
+            cache=cache,
         )
         asyncio.run(
             run_worker(

@@ -1,4 +1,9 @@
-"""Lanes: each does one kind of work in one thread and batches what callers ask at the same time."""
+"""Lanes: each does one kind of work in one thread, a slice at a time of what callers wait for.
+
+A lane measures how fast it is, for each kind of work. By that it makes slices that take about as
+long as urgent work may be kept waiting, and refuses at once what can't be done in time: whoever is
+refused can do without at once, and whoever is not gets an answer in time.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,13 @@ from pgrerank.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-SLICE = 16
-"""Items that a model is given at once. Between slices, work that nobody waits for is dropped, and
-urgent work goes before the rest of what is not."""
+SLICE_SECONDS = 0.1
+"""What a slice should take. Between slices, work that nobody waits for is dropped, and urgent work
+goes before what is not."""
+FIRST_SLICE, LARGEST_SLICE = 16, 1024
+"""Items of a slice while nothing is known of the speed, and at most."""
+EACH = 64
+"""What an item costs besides its size, in units of size: characters, where items are texts."""
 
 
 @dataclass(eq=False)
@@ -29,12 +38,16 @@ class Job:
     kind: Hashable
     items: Sequence[Any]
     run: Callable[[list[Any]], Sequence[Any]]
-    size: Callable[[Any], int]
+    costs: list[int]
     deadline: float
     urgent: bool
     dropped: bool = False
     future: Future[list[Any]] = field(default_factory=Future)
     results: dict[int, Any] = field(default_factory=dict)
+    places: deque[int] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.places.extend(sorted(range(len(self.items)), key=self.costs.__getitem__))
 
     @property
     def wanted(self) -> bool:
@@ -42,9 +55,9 @@ class Job:
         return not (self.dropped or self.future.done())
 
     @property
-    def places(self) -> list[int]:
-        """The places of the items that have no result yet."""
-        return [place for place in range(len(self.items)) if place not in self.results]
+    def left(self) -> int:
+        """What its items cost that have not been run yet."""
+        return sum(self.costs[place] for place in self.places)
 
     def expire(self) -> None:
         """Fail the job with a timeout if its deadline has passed."""
@@ -53,21 +66,41 @@ class Job:
                 RequestError("the deadline passed before the work was done", sqlstate="PGR02")
             )
 
-    def finish(self) -> None:
-        """Hand over the results, if a caller still waits for them."""
+    def fail(self, error: Exception) -> None:
+        """Hand over an error, if a caller still waits."""
         self.expire()
         if self.wanted:
-            self.future.set_result([self.results[place] for place in range(len(self.items))])
+            self.future.set_exception(error)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all results are there."""
+        return len(self.results) == len(self.items)
+
+    def finish(self) -> None:
+        """Hand over the results once all are there, if a caller still waits for them."""
+        if self.is_complete:
+            self.expire()
+            if self.wanted:
+                self.future.set_result([self.results[place] for place in range(len(self.items))])
+
+
+Part = list[tuple[Job, int]]
+"""A slice: jobs of one kind, each with the place of an item."""
 
 
 class Lane:
-    """A bounded queue and the thread that empties it. Urgent jobs go before all others."""
+    """A bounded queue and the thread that empties it, in the order in which work came.
+
+    Urgent jobs go before all others.
+    """
 
     def __init__(self, name: str, *, capacity: int = 64) -> None:
         self.name = name
         self.capacity = capacity
         self.done = 0
-        self._queues: tuple[deque[Job], deque[Job]] = (deque(), deque())
+        self._queues: tuple[list[Job], list[Job]] = ([], [])
+        self._speeds: dict[Hashable, float | None] = {}
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name=f"pgrerank-{name}", daemon=True)
@@ -75,7 +108,7 @@ class Lane:
 
     @property
     def waiting(self) -> int:
-        """The number of jobs in the queue."""
+        """The number of jobs that are not done."""
         return sum(map(len, self._queues))
 
     async def submit(
@@ -90,17 +123,17 @@ class Lane:
     ) -> list[Any]:
         """Results of `run` for `items`, in their order.
 
-        `size` orders items so that those of like length share a slice; `timeout` is in seconds.
-        Raises RequestError at once when the queue is full (53300), and when the timeout passes
-        (PGR02). If the awaiting task is cancelled, what has not run yet is dropped.
+        `size` is what an item costs, by some measure that its time is proportional to; `timeout` is
+        in seconds. Raises RequestError at once when the queue is full, or when what waits before
+        it leaves too little time (53300), and when the timeout passes (PGR02). If the awaiting task
+        is cancelled, what has not run yet is dropped.
         """
-        job = Job(kind, items, run, size, time.monotonic() + timeout, urgent)
+        costs = [EACH + size(item) for item in items]
+        job = Job(kind, items, run, costs, time.monotonic() + timeout, urgent)
+        if not items:
+            return []
         with self._wake:
-            if self._closed or len(self._queues[not urgent]) >= self.capacity:
-                raise RequestError(
-                    f"the worker is busy: {self.capacity} requests wait in lane {self.name}",
-                    sqlstate="53300",
-                )
+            self._refuse(job, timeout)
             self._queues[not urgent].append(job)
             self._wake.notify()
         try:
@@ -114,67 +147,106 @@ class Lane:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        for job in [job for queue in self._queues for job in queue]:
+            job.fail(RequestError("the worker is stopping", sqlstate="57P01"))
+
+    def _refuse(self, job: Job, timeout: float) -> None:
+        """Refuse what can't be done in time. Where nothing waits, it is tried."""
+        ahead = [other for other in self._queues[not job.urgent] if other.wanted and other.places]
+        reason = None
+        if self._closed or len(ahead) >= self.capacity:
+            reason = f"{len(ahead)} requests wait in lane {self.name}"
+        elif ahead and (needed := sum(map(self._seconds, [*ahead, job]))) > timeout:
+            reason = (
+                f"what waits in lane {self.name}, and this, take {needed:.2f} s,"
+                f" and {timeout:.2f} s are left"
+            )
+        if reason is not None:
+            raise RequestError(f"the worker is busy: {reason}", sqlstate="53300")
+
+    def _seconds(self, job: Job) -> float:
+        """What is left of a job should take so long; nothing, while the speed is not known."""
+        return job.left / (self._speeds.get(job.kind) or math.inf)
 
     def _loop(self) -> None:
-        while (jobs := self._next_batch()) is not None:
+        while part := self._next_part():
             try:
-                self._run(jobs)
+                self._run(part)
             except Exception as error:
-                self._recover(jobs, error)
+                self._recover(part, error)
+            self._settle(part)
 
-    def _next_batch(self) -> list[Job] | None:
+    def _next_part(self) -> Part:
+        """Wait for work; the next slice of it, or nothing once the lane is closed."""
         with self._wake:
-            while not self._closed and not self.waiting:
+            while not self._closed:
+                for queue in self._queues:
+                    self._drop_unwanted(queue)
+                    if queue:
+                        return self._part_of(queue)
                 self._wake.wait()
-            if self._closed:
-                return None
-            queue = next(queue for queue in self._queues if queue)
-            first = queue.popleft()
-            batch = [first, *(job for job in queue if job.kind == first.kind)]
-            for job in batch[1:]:
-                queue.remove(job)
-            return batch
+        return []
 
-    def _run(self, jobs: list[Job]) -> None:
-        """Run a batch slice by slice; what urgent work interrupts goes back to where it was."""
-        work = [(job, place) for job in jobs for place in job.places]
-        work.sort(key=lambda item: item[0].size(item[0].items[item[1]]))
-        for start in range(0, len(work), SLICE):
-            if not jobs[0].urgent and self._queues[0]:
-                self._put_back(jobs)
-                return
-            self._run_slice(jobs, work[start : start + SLICE])
-        for job in jobs:
-            job.finish()
-        self.done += len(jobs)
-
-    def _run_slice(self, jobs: list[Job], part: list[tuple[Job, int]]) -> None:
-        for job in jobs:
+    def _drop_unwanted(self, queue: list[Job]) -> None:
+        for job in queue:
             job.expire()
-        wanted = [(job, place) for job, place in part if job.wanted]
-        if wanted and not self._closed:
-            outcome = jobs[0].run([job.items[place] for job, place in wanted])
-            for (job, place), result in zip(wanted, outcome, strict=True):
-                job.results[place] = result
+        queue[:] = [job for job in queue if job.wanted]
 
-    def _put_back(self, jobs: list[Job]) -> None:
-        with self._wake:
-            self._queues[1].extendleft(job for job in reversed(jobs) if job.wanted)
+    def _part_of(self, queue: list[Job]) -> Part:
+        """As much of the first job, and of those of its kind behind it, as a slice takes."""
+        speed = self._speeds.get(queue[0].kind)
+        room = math.inf if speed is None else speed * SLICE_SECONDS
+        part: Part = []
+        most = FIRST_SLICE if speed is None else LARGEST_SLICE
+        for job in (job for job in queue if job.kind == queue[0].kind):
+            while job.places and len(part) < most and (room > 0 or not part):
+                place = job.places.popleft()
+                room -= job.costs[place]
+                part.append((job, place))
+        return sorted(part, key=lambda one: one[0].costs[one[1]])
 
-    def _recover(self, jobs: list[Job], error: Exception) -> None:
-        """One caller's bad item must not fail the others that shared its batch."""
-        if len(jobs) == 1:
+    def _run(self, part: Part) -> None:
+        kind = part[0][0].kind
+        begun = time.monotonic()
+        outcome = part[0][0].run([job.items[place] for job, place in part])
+        took = max(time.monotonic() - begun, 1e-6)
+        for (job, place), result in zip(part, outcome, strict=True):
+            job.results[place] = result
+        if kind not in self._speeds:
+            self._speeds[kind] = None  # the first run warms up, and tells nothing of the next
+        else:
+            speed = sum(job.costs[place] for job, place in part) / took
+            self._speeds[kind] = (speed + (self._speeds[kind] or speed)) / 2
+
+    def _recover(self, part: Part, error: Exception) -> None:
+        """One caller's bad item must not fail the others that shared its slice."""
+        by_job = _by_job(part)
+        if len(by_job) == 1:
             log.warning("lane %s: %s: %s", self.name, type(error).__name__, error)
-            jobs[0].expire()
-            if jobs[0].wanted:
-                jobs[0].future.set_exception(error)
-            self.done += 1
+            part[0][0].fail(error)
             return
-        for job in jobs:
+        for own in by_job.values():
             try:
-                self._run([job])
-            except Exception as own:
-                self._recover([job], own)
+                self._run(own)
+            except Exception as own_error:
+                self._recover(own, own_error)
+
+    def _settle(self, part: Part) -> None:
+        """Take jobs off the queue that are done or have failed."""
+        for job in _by_job(part):
+            if job.is_complete or job.future.done():
+                self.done += 1  # before a caller can look
+            job.finish()
+        with self._wake:
+            for queue in self._queues:
+                self._drop_unwanted(queue)
+
+
+def _by_job(part: Part) -> dict[Job, Part]:
+    by_job: dict[Job, Part] = {}
+    for job, place in part:
+        by_job.setdefault(job, []).append((job, place))
+    return by_job
 
 
 class Lanes(NamedTuple):

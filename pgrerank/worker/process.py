@@ -47,7 +47,7 @@ async def run_worker(
     models = Models(settings.dsn)
     projections = Projections(settings.dsn)
     lanes = Lanes.start(capacity=settings.queue)
-    scorer = Scorer(settings.dsn, models, lanes, projections)
+    scorer = Scorer(settings.dsn, models, lanes, projections, settings.cache)
     ingest = Ingest(settings.dsn, models, lanes.encode, projections)
     try:
         if settings.preload:

@@ -12,7 +12,8 @@ from pgrerank.models.reduction import Reduction
 from pgrerank.tokens import DType, maxsim, pack
 from pgrerank.wire.types import Rows, Session
 from pgrerank.worker.aligning import align
-from pgrerank.worker.encoding import encode_texts
+from pgrerank.worker.cache import Cache
+from pgrerank.worker.encoding import Vectors, encode_texts
 from pgrerank.worker.lanes import Lanes
 from pgrerank.worker.models import Models, read_specs
 from pgrerank.worker.projections import Projections
@@ -20,13 +21,21 @@ from pgrerank.worker.requests import Align, CrossEncode, Encode, Envelope, MaxSi
 
 
 class Scorer:
-    """Answers requests: JSON objects, and a few words for people with psql."""
+    """Answers requests: JSON objects, and a few words for people with psql.
 
-    def __init__(self, dsn: str, models: Models, lanes: Lanes, projections: Projections) -> None:
+    What it has computed it keeps in up to `cache` bytes, half for scores and half for the vectors
+    of queries.
+    """
+
+    def __init__(
+        self, dsn: str, models: Models, lanes: Lanes, projections: Projections, cache: int
+    ) -> None:
         self._dsn = dsn
         self._models = models
         self._lanes = lanes
         self._projections = projections
+        self._scores = Cache(cache // 2, lambda _: 8)
+        self._queries = Cache(cache // 2, _size)
 
     async def __call__(self, statement: str, _session: Session) -> Rows:
         """Answer one statement. Raises RequestError for what can't be answered."""
@@ -43,12 +52,23 @@ class Scorer:
                 rows = [(spec.name, spec.kind, spec.loader, spec.source) for spec in specs]
                 return Rows(("name", "kind", "loader", "source"), list(rows), "SHOW")
             case ["show", "status"]:
-                status = [(lane.name, str(lane.done), str(lane.waiting)) for lane in self._lanes]
-                return Rows(("lane", "requests", "waiting"), list(status), "SHOW")
+                return self._status()
         raise RequestError(
             "not a request: expected a JSON object, PING or SHOW models, status or version",
             sqlstate="42601",
         )
+
+    def _status(self) -> Rows:
+        caches = {"encode": self._queries, "cross_encode": self._scores}
+        rows = [
+            (
+                *(lane.name, str(lane.done), str(lane.waiting)),
+                *((str(kept.hits), f"{1000 * kept.saved:.0f}") if kept else ("0", "0")),
+            )
+            for lane in self._lanes
+            for kept in [caches.get(lane.name)]
+        ]
+        return Rows(("lane", "requests", "waiting", "cache_hits", "saved_ms"), list(rows), "SHOW")
 
     async def _answer(self, envelope: Envelope) -> Rows:
         timeout = envelope.timeout_ms / 1000
@@ -84,8 +104,17 @@ class Scorer:
         reduction = Reduction()
         if request.projection is not None:
             reduction = Reduction(matrix=await self._projections.get(request.projection))
-        [vectors] = await encode_texts(
-            self._lanes.encode, encoders, "query", [request.text], reduction, timeout=timeout
+        [vectors] = await self._queries.get(
+            (*((kind, id(encoder)) for kind, encoder in encoders.items()), request.projection),
+            [(request.text,)],
+            lambda texts: encode_texts(
+                self._lanes.encode,
+                encoders,
+                "query",
+                [text for (text,) in texts],
+                reduction,
+                timeout=timeout,
+            ),
         )
         answer: dict[str, Any] = {}
         if vectors.embedding is not None:
@@ -112,14 +141,22 @@ class Scorer:
 
     async def _cross_encode(self, request: CrossEncode, timeout: float) -> dict[str, Any]:
         reranker = await self._models.reranker(request.model)
-        scores = await self._lanes.cross_encode.submit(
+        scores = await self._scores.get(
             id(reranker),
             [(request.query, document) for document in request.documents],
-            lambda pairs: reranker.score(pairs).tolist(),
-            size=lambda pair: len(pair[1]),
-            timeout=timeout,
+            lambda pairs: self._lanes.cross_encode.submit(
+                id(reranker),
+                pairs,
+                lambda pairs: reranker.score(pairs).tolist(),
+                size=lambda pair: len(pair[0]) + len(pair[1]),
+                timeout=timeout,
+            ),
         )
         return {"scores": scores}
+
+
+def _size(vectors: Vectors) -> int:
+    return sum(part.nbytes for part in vectors if part is not None)
 
 
 def _row(column: str, value: str) -> Rows:

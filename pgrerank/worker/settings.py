@@ -12,7 +12,10 @@ from pgrerank.errors import SettingsError
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker does and where; Postgres must show the `password`. Port 0: any free one."""
+    """What a worker does and where; Postgres must show the `password`. Port 0: any free one.
+
+    `queue` is in requests, `cache` in bytes.
+    """
 
     dsn: str
     host: str = "127.0.0.1"
@@ -24,6 +27,7 @@ class WorkerSettings:
     preload: bool = False
     register: bool = False
     queue: int = 64
+    cache: int = 64 * 2**20
 
 
 def worker_settings(
@@ -37,8 +41,9 @@ def worker_settings(
     preload: bool = False,
     register: bool = False,
     queue: int = 64,
+    cache: int = 64,
 ) -> WorkerSettings:
-    """Check the command line's settings. Raises SettingsError."""
+    """Check the command line's settings, `cache` in MiB. Raises SettingsError."""
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 65536):
         raise SettingsError(f"--listen is {listen!r}: HOST:PORT expected, such as 127.0.0.1:6432")
@@ -67,6 +72,7 @@ def worker_settings(
         preload=preload,
         register=register,
         queue=queue,
+        cache=cache * 2**20,
     )
 
 

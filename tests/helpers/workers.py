@@ -12,11 +12,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["pgrerank.cli", "pgrerank.worker.process", "sentence_transformers"])
@@ -91,6 +92,36 @@ def worker(
         yield process
     finally:
         process.close()
+
+
+@contextlib.contextmanager
+def asking(db: psycopg.Connection[Any]) -> Iterator[Callable[[str], list[tuple[str, ...]]]]:
+    """A client of the registered worker itself: rows of texts, or one with the error."""
+    options = dict(
+        db.execute(
+            "SELECT o.option_name, o.option_value"
+            " FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o"
+        ).fetchall()
+    )
+    [password] = db.execute(
+        "SELECT o.option_value FROM pg_user_mapping m, pg_options_to_table(m.umoptions) o"
+        " WHERE o.option_name = 'password'"
+    ).fetchone()
+    conninfo = make_conninfo(
+        host=options["host"], port=options["port"], user="pgrerank", password=password, dbname="x"
+    )
+    with psycopg.connect(conninfo) as connection:
+
+        def ask(statement: str) -> list[tuple[str, ...]]:
+            result = connection.pgconn.exec_(statement.encode())
+            if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+                return [(result.error_message.decode(),)]
+            return [
+                tuple(result.get_value(row, column).decode() for column in range(result.nfields))
+                for row in range(result.ntuples)
+            ]
+
+        yield ask
 
 
 @contextlib.contextmanager

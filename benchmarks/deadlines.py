@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,10 +30,44 @@ from pgrerank.tokens import pack
 
 CANDIDATES = 1000
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+STORING = {"shared_buffers": "2GB", "max_wal_size": "16GB", "autovacuum": "off"}
+ASKING = {"shared_buffers": "1MB", "autovacuum": "off"}
 SEARCH = (
     "SELECT id, stage, reason FROM pgrerank.corpus_{documents}_search(NULL,"
     " query_embedding => %s::vector, query_tokens => %b, candidates => %s, timeout => %s)"
 )
+
+
+def open_session(server: embedded.EmbeddedServer) -> psycopg.Connection:
+    """An autocommit session as the server's superuser."""
+    return psycopg.connect(server.dsn, autocommit=True)
+
+
+def ask(
+    connection: psycopg.Connection, arguments: argparse.Namespace, topics: np.ndarray
+) -> tuple[list[float], Counter[str], Counter[str]]:
+    """The milliseconds of all calls, the stages that ranked last, and the reasons given."""
+    generator = np.random.default_rng(1)
+    statement = SEARCH.format(documents=arguments.documents)
+    times: list[float] = []
+    stages: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with document_progress("asking") as progress:
+        for call in range(arguments.calls):
+            vector = topics[generator.integers(TOPICS)] + unit_vectors(generator, DIMS)
+            tokens = pack(unit_vectors(generator, QUERY_TOKENS, TOKEN_DIMS), "float16")
+            if arguments.cold:
+                DROP_CACHES.write_text("3")
+            begun = time.perf_counter()
+            rows = connection.execute(
+                statement,
+                (str(vector.tolist()), tokens, CANDIDATES, f"{arguments.timeout} ms"),
+            ).fetchall()
+            times.append(1000 * (time.perf_counter() - begun))
+            stages[rows[0][1] if rows else "none"] += 1
+            reasons[rows[0][2] or "whole" if rows else "no rows"] += 1
+            progress(call + 1, arguments.calls)
+    return times, stages, reasons
 
 
 def main() -> None:
@@ -45,40 +80,16 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=50, help="of a call, in milliseconds")
     parser.add_argument("--cold", action="store_true", help="read from the disk; wants root")
     arguments = parser.parse_args()
-    generator = np.random.default_rng(1)
     topics = unit_vectors(np.random.default_rng(0), TOPICS, DIMS)
-    statement = SEARCH.format(documents=arguments.documents)
-    settings = {"shared_buffers": "1MB", "max_wal_size": "16GB", "autovacuum": "off"}
-    times: list[float] = []
-    stages: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    with (
-        embedded.start(settings=settings) as server,
-        psycopg.connect(server.dsn, autocommit=True) as connection,
-    ):
-        prepare(connection)
-        note(f"storing {arguments.documents} documents")
-        fill(connection, arguments.documents, topics)
-        connection.execute("CHECKPOINT")
-        with document_progress("asking") as progress:
-            for call in range(arguments.calls):
-                if arguments.cold:
-                    DROP_CACHES.write_text("3")
-                vector = topics[generator.integers(TOPICS)] + unit_vectors(generator, DIMS)
-                begun = time.perf_counter()
-                rows = connection.execute(
-                    statement,
-                    (
-                        str(vector.tolist()),
-                        pack(unit_vectors(generator, QUERY_TOKENS, TOKEN_DIMS), "float16"),
-                        CANDIDATES,
-                        f"{arguments.timeout} ms",
-                    ),
-                ).fetchall()
-                times.append(1000 * (time.perf_counter() - begun))
-                stages[rows[0][1] if rows else "none"] += 1
-                reasons[rows[0][2] or "whole" if rows else "no rows"] += 1
-                progress(call + 1, arguments.calls)
+    with tempfile.TemporaryDirectory(prefix="pgrerank-deadlines-") as folder:
+        Path(folder).chmod(0o755)  # as root, the server has another user
+        data = Path(folder) / "data"
+        with embedded.start(data, settings=STORING) as server, open_session(server) as connection:
+            prepare(connection)
+            note(f"storing {arguments.documents} documents")
+            fill(connection, arguments.documents, topics)
+        with embedded.start(data, settings=ASKING) as server, open_session(server) as connection:
+            times, stages, reasons = ask(connection, arguments, topics)
     cuts = statistics.quantiles([*times, *times[:1]], n=100)
     found = {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "longest": max(times)}
     print_rows(

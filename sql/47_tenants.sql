@@ -50,7 +50,7 @@ AS $$
 DECLARE
     value jsonb := _filter -> _generation.tenant_column;
 BEGIN
-    IF jsonb_typeof(value) = 'object' THEN
+    IF jsonb_typeof(value) = 'object' AND value - '=' = '{}' THEN
         value := value -> '=';
     END IF;
     IF jsonb_typeof(value) IN ('string', 'number') THEN
@@ -58,6 +58,17 @@ BEGIN
     END IF;
     RETURN NULL;
 END
+$$;
+
+-- The predicate that confines a search to one tenant, besides the rest of its filter. The side table may be behind the
+-- source, which is asked too, in a way that hides from the planner that it has been answered already.
+CREATE OR REPLACE FUNCTION _tenant_predicate(_generation generations, _tenant_literal text, _rest text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('s.tenant = %2$s AND coalesce(d.%1$I = %2$s, false) AND %3$s',
+        _generation.tenant_column, _tenant_literal, _rest)
+    WHERE _tenant_literal IS NOT NULL
 $$;
 
 -- The name of a tenant's own index. A generation's name is no longer than 52 characters, as long as there are fewer

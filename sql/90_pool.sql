@@ -14,7 +14,7 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
         CREATE TYPE search_scope AS (
-            predicate text, tenant text, matching float8, documents float8, deadline timestamptz);
+            predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (candidates text[], pool int[], said scored[], reason text, times jsonb);
@@ -53,8 +53,8 @@ COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
     'milliseconds by stage';
 COMMENT ON TYPE search_scope IS
-    'Where a search looks, and how long: its filter as SQL over alias d, the tenant to which that confines it, how '
-    'many documents the planner expects to match, of how many, and when it has to answer';
+    'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
+    'how many documents the planner expects to match, of how many, and when it has to answer';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.

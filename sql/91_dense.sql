@@ -23,13 +23,14 @@ $$;
 -- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
 -- looks. Over nine collections twice the candidates finds .989 to 1.0 of exact recall's hundred, for some 1 ms more
 -- than once the candidates, which finds .968 to 1.0. Returns the settings to go back to.
-CREATE OR REPLACE FUNCTION _widen_hnsw(_candidates int) RETURNS jsonb
+CREATE OR REPLACE FUNCTION _widen_hnsw(_candidates int, _widest float8) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    wanted jsonb := jsonb_build_object('hnsw.ef_search', coalesce(
-        nullif(current_setting('pgrerank.ef_search', true), '')::int, least(greatest(2 * _candidates, 40), 1000)));
+    width int := coalesce(nullif(current_setting('pgrerank.ef_search', true), '')::int,
+        greatest(2 * _candidates, 40));
+    wanted jsonb := jsonb_build_object('hnsw.ef_search', least(width, greatest(_widest, 10), 1000)::int);
     before jsonb;
 BEGIN
     PERFORM '[1]'::vector;  -- loads the library, which defines the settings
@@ -47,6 +48,9 @@ $$;
 -- recall orders by an expression that no index serves. So does a recall of more than HNSW can be made to yield where
 -- pgvector has no iterative scan. Where HNSW finds fewer than asked, all are compared if there is time, some
 -- 3 µs each; where it finds none, anyway.
+--
+-- A statement can't be ended from within. So where there may be too little time for documents that have to be read from
+-- a disk, HNSW looks around in small steps, six documents for each that it holds, and is left when the time is up.
 CREATE OR REPLACE FUNCTION _recall_dense(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
     OUT keys text[], OUT scores real[], OUT shortage text)
@@ -54,12 +58,22 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    before jsonb := _widen_hnsw(_reranker.candidates);
+    readable float8 := _readable_until(_scope.deadline);
+    is_in_haste boolean := readable < 6 * 2 * _reranker.candidates;
+    before jsonb := _widen_hnsw(_reranker.candidates, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
     is_exact boolean := _call.recall = 'exact'
-        OR (_call.recall = 'auto' AND _scope.matching <= _exact_up_to(_reranker.candidates, _scope.documents))
+        OR (_call.recall = 'auto'
+            AND _scope.matching <= least(_exact_up_to(_reranker.candidates, _scope.documents), readable))
         OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan');
 BEGIN
-    SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, is_exact) n;
+    IF is_in_haste AND NOT is_exact THEN
+        SELECT n.keys, n.scores INTO keys, scores FROM _nearest_until(_reranker, _call, _scope) n;
+        IF keys IS NULL THEN
+            PERFORM _check_deadline(_scope.deadline, 'HNSW found a document');
+        END IF;
+    ELSE
+        SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, is_exact) n;
+    END IF;
     IF _call.recall = 'auto' AND NOT is_exact
         AND coalesce(cardinality(keys), 0) < least(_reranker.candidates, _scope.documents) THEN
         IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
@@ -73,6 +87,12 @@ BEGIN
 END
 $$;
 
+-- How many documents can be read until then if each comes from a disk: 20 in a millisecond.
+CREATE OR REPLACE FUNCTION _readable_until(_deadline timestamptz) RETURNS float8
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT greatest(20 * 1000 * extract(epoch FROM _deadline - clock_timestamp()), 20) $$;
+
 -- Up to how many matching documents exact recall is no slower than HNSW, which besides may miss some and through a
 -- filter has to look at documents / matching times as many as it yields. Measured by benchmarks/tenants.py.
 CREATE OR REPLACE FUNCTION _exact_up_to(_candidates int, _documents float8) RETURNS float8
@@ -80,31 +100,54 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT greatest(3000, sqrt(2 * _candidates * _documents)) $$;
 
-CREATE OR REPLACE FUNCTION _nearest(
-    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, OUT keys text[], OUT scores real[])
-LANGUAGE plpgsql
+-- A query for the nearest documents, their number in $2: key and distance.
+CREATE OR REPLACE FUNCTION _nearest_sql(_reranker rerankers, _scope search_scope, _is_exact boolean) RETURNS text
+LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     measure record := _distance_sql(_reranker);
     documents text := format('%s d', _reranker.source);
-    predicate text := format('%s IS NOT NULL AND %s', measure.embedding,
-        concat_ws(' AND ', 's.tenant = ' || _scope.tenant, _scope.predicate));
 BEGIN
     IF _reranker.embedding_column IS NULL THEN
         documents := format('%s s JOIN %s d ON d.%I = s.key',
             _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column);
     END IF;
-    IF _is_exact THEN
-        measure.distance := measure.distance || ' + 0';
-    END IF;
-    EXECUTE format($sql$
-        WITH nearest AS MATERIALIZED (
-            SELECT d.%1$I AS key, %2$s AS distance FROM %3$s ORDER BY %2$s LIMIT $2)
-        SELECT array_agg(n.key::text), array_agg(%4$s) FROM nearest n
-        $sql$, _reranker.key_column, measure.distance,
-        format('%s WHERE %s', documents, predicate), measure.score)
+    RETURN format('SELECT d.%I AS key, %s AS distance FROM %s', _reranker.key_column, measure.distance, documents)
+        || format(' WHERE %s IS NOT NULL AND %s', measure.embedding, _scope.side_predicate)
+        || format(' ORDER BY %s LIMIT $2', measure.distance || CASE WHEN _is_exact THEN ' + 0' ELSE '' END);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _nearest(
+    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, OUT keys text[], OUT scores real[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format('WITH nearest AS MATERIALIZED (%s) SELECT array_agg(n.key::text), array_agg(%s) FROM nearest n',
+        _nearest_sql(_reranker, _scope, _is_exact), (_distance_sql(_reranker)).score)
     INTO keys, scores USING _call.query_embedding, _reranker.candidates;
+END
+$$;
+
+-- Those that HNSW yields until the deadline. They come by tens.
+CREATE OR REPLACE FUNCTION _nearest_until(
+    _reranker rerankers, _call search_call, _scope search_scope, OUT keys text[], OUT scores real[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN EXECUTE format('SELECT n.key::text, %s AS score FROM (%s) n',
+        (_distance_sql(_reranker)).score, _nearest_sql(_reranker, _scope, false))
+        USING _call.query_embedding, _reranker.candidates
+    LOOP
+        keys := keys || found.key;
+        scores := scores || found.score;
+        EXIT WHEN clock_timestamp() >= _scope.deadline;
+    END LOOP;
 END
 $$;
 

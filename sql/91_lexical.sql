@@ -130,8 +130,8 @@ DECLARE
     lexemes text[];
     documents float8[];
     idfs float8[];
-    most float8 := _word_budget(_reranker.candidates, known.documents);
-    widest float8 := 64 * most;
+    widest float8 := least(64 * _word_budget(_reranker.candidates, known.documents), _readable_until(_scope.deadline));
+    most float8 := least(_word_budget(_reranker.candidates, known.documents), widest);
     bounded record;
 BEGIN
     SELECT array_agg(w.lexeme ORDER BY w.documents, w.lexeme), array_agg(w.documents ORDER BY w.documents, w.lexeme),

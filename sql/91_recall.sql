@@ -10,16 +10,19 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     scope search_scope;
+    tenant text := _tenant_of(_reranker, _generation, _filter);
     plan json;
 BEGIN
     scope.predicate := _filter_sql(_reranker.source, _filter);
-    scope.tenant := _tenant_of(_reranker, _generation, _filter);
+    scope.side_predicate := coalesce(
+        _tenant_predicate(_generation, tenant, _filter_sql(_reranker.source, _filter - _generation.tenant_column)),
+        scope.predicate);
     scope.deadline := _deadline;
     EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, scope.predicate)
     INTO plan;
     scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
-    IF scope.tenant IS NOT NULL THEN
-        scope.documents := _indexed_of_tenant(_generation, scope.tenant);
+    IF tenant IS NOT NULL THEN
+        scope.documents := _indexed_of_tenant(_generation, tenant);
     END IF;
     scope.documents := greatest(scope.matching, coalesce(scope.documents, (
         SELECT sum(c.reltuples) FROM pg_class c

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import uuid
@@ -121,6 +122,17 @@ def test_a_tenant_is_found_whole(dsn, db, tenants):
     [keys] = few.fetchone()
     assert sorted(found(db, {"tenant": 7, "id": keys}, top_k=50)) == sorted(keys)
     assert found(db, {"tenant": 8, "id": keys}, top_k=50) == []
+
+
+def test_a_search_in_haste_looks_around_in_small_steps(dsn, db, tenants):
+    asyncio.run(change_indexes(dsn))
+    exact = found(db, {"tenant": 7}, top_k=20, recall="exact")
+    search = {"top_k": 20, "candidates": 500, "recall": "hnsw", "timeout": "120 ms"}
+    for _ in range(20):  # a machine may be too slow for one, but not for all
+        with contextlib.suppress(psycopg.Error):
+            hasty = found(db, {"tenant": 7}, **search)
+            break
+    assert len(set(hasty) & set(exact)) >= 16
 
 
 def test_a_document_that_moves_to_another_tenant_is_not_encoded_again(db, tenants):

@@ -1,0 +1,331 @@
+"""What the worker makes of a model, beside the bare library: pairs, queries and documents a second.
+
+    python benchmarks/worker.py [--sizes small,base,large] [--clients 1,4,16,64] [--seconds 10]
+        [--documents 100] [--words 100]
+
+Random weights of real sizes (small: 12 layers of 384, as MiniLM-L12; base: 12 of 768, as BERT-base;
+large: 24 of 1024, as BERT-large), so that nothing is downloaded; on a GPU where there is one. For
+each size: a cross-encoder by the library at its defaults, by the library at the fastest of several
+precisions and batches, and through SQL by so many clients, each asking for so many documents of so
+many words; then the encoding of one query, and the encoding of documents to embeddings and token
+vectors, by the library at its defaults and through SQL. The worker's cache is off. The last line is
+one JSON object; its ratios are throughputs, above 1 where ours is ahead, over the sizes the least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from pgrerank import embedded
+from pgrerank.install import schema
+from pgrerank.terminal import note, print_rows
+from pgrerank.worker.child import worker_process
+
+SIZES = {"tiny": (2, 32), "small": (12, 384), "base": (12, 768), "large": (24, 1024)}
+"""Layers and width; `tiny` is for tests."""
+VOCABULARY = 30_000
+QUERY_WORDS = 10
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked: documents a call, words a document, for so long."""
+
+    documents: int
+    words: int
+    seconds: float
+
+    def texts(self, seed: int, count: int | None = None) -> list[str]:
+        """Documents of random words, each of which is one token."""
+        chosen = np.random.default_rng(seed).integers(
+            VOCABULARY, size=(count or self.documents, self.words)
+        )
+        return [" ".join(f"w{word}" for word in row) for row in chosen]
+
+    def query(self, seed: int) -> str:
+        """A query of a few such words."""
+        chosen = np.random.default_rng([seed, 1]).integers(VOCABULARY, size=QUERY_WORDS)
+        return " ".join(f"w{word}" for word in chosen)
+
+
+def make_models(folder: Path, layers: int, width: int) -> tuple[str, str]:
+    """Folders of a cross-encoder and an encoder with random weights."""
+    import torch
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+    torch.manual_seed(1)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"w{number}" for number in range(VOCABULARY))]
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(2, width // 64),
+        intermediate_size=4 * width,
+        num_labels=1,
+    )
+    bert, classifier = folder / "bert", folder / "classifier"
+    for path, kind in ((bert, BertModel), (classifier, BertForSequenceClassification)):
+        kind(config).save_pretrained(path)
+        BertTokenizerFast(
+            vocab={word: place for place, word in enumerate(words)}, model_max_length=512
+        ).save_pretrained(path)
+    CrossEncoder(str(classifier), device="cpu").save(str(folder / "reranker"))
+    modules = [Transformer(str(bert)), Pooling(width, pooling_mode="mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "encoder"))
+    return str(folder / "reranker"), str(folder / "encoder")
+
+
+def rate(load: Load, deed: Callable[[int], int], *, warm: int = 1) -> float:
+    """Things done a second; `deed` takes the number of the call and returns how many it did."""
+    for call in range(warm):
+        deed(call)
+    begun, done, call = time.perf_counter(), 0, warm
+    while (took := time.perf_counter() - begun) < load.seconds or not done:
+        done += deed(call)
+        call += 1
+    return done / took
+
+
+def bare_cross_encoder(folder: str, load: Load) -> tuple[float, float, str]:
+    """Pairs a second by the library at its defaults, and at its best, with the name of that."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    def pairs_a_second(model: CrossEncoder, batch: int | None) -> float:
+        options = {} if batch is None else {"batch_size": batch}
+
+        def predict(call: int) -> int:
+            pairs = [(load.query(call), text) for text in load.texts(call)]
+            model.predict(pairs, show_progress_bar=False, **options)
+            return len(pairs)
+
+        return rate(load, predict)
+
+    found = {"defaults": pairs_a_second(CrossEncoder(folder), None)}
+    is_gpu = torch.cuda.is_available()
+    for batch in (64, 256, 512) if is_gpu else (8, 16, 32):
+        model = CrossEncoder(folder, model_kwargs={"dtype": torch.bfloat16})
+        found[f"bfloat16 weights, batches of {batch}"] = pairs_a_second(model, batch)
+        if not is_gpu:
+            with torch.autocast("cpu", torch.bfloat16):
+                found[f"autocast, batches of {batch}"] = pairs_a_second(CrossEncoder(folder), batch)
+    best = max(found, key=found.__getitem__)
+    return found["defaults"], found[best], best
+
+
+def bare_encoder(folder: str, load: Load) -> tuple[float, float]:
+    """Queries and documents a second by the library at its defaults."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder)
+
+    def query(call: int) -> int:
+        model.encode_query(load.query(call), show_progress_bar=False)
+        return 1
+
+    def documents(call: int) -> int:
+        texts = load.texts(call)
+        rows = model.encode_document(texts, show_progress_bar=False, output_value=None)
+        for row in rows:
+            row["sentence_embedding"].float().cpu().numpy()
+            row["token_embeddings"].float().cpu().numpy()
+        return len(texts)
+
+    return rate(load, query, warm=5), rate(load, documents)
+
+
+def client(dsn: str, seed: int, load: Load, start: Any, taken: Any) -> None:
+    """Ask for so long, in a process of its own; puts when answers came, and how long each took."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+
+        def ask(call: int) -> None:
+            number = 1_000_000 * (seed + 1) + call
+            connection.execute(
+                "SELECT pgrerank.cross_encode('reranker', %s, %s, timeout => '10 min')",
+                (load.query(number), load.texts(number)),
+            ).fetchone()
+
+        ask(0)
+        start.wait()
+        begun, answers, call = time.perf_counter(), [], 1
+        while time.perf_counter() - begun < load.seconds or not answers:
+            asked = time.perf_counter()
+            ask(call)
+            call += 1
+            answers.append((time.perf_counter() - begun, time.perf_counter() - asked))
+    taken.put(answers)
+
+
+def cross_encoding(dsn: str, clients: int, load: Load) -> dict[str, float]:
+    """Pairs a second through SQL, and p50 and p95 of a call in milliseconds."""
+    context = multiprocessing.get_context("spawn")
+    start, taken = context.Barrier(clients), context.Queue()
+    processes = [
+        context.Process(target=client, args=(dsn, seed, load, start, taken), daemon=True)
+        for seed in range(clients)
+    ]
+    for process in processes:
+        process.start()
+    answers = [one for _ in processes for one in taken.get(timeout=600)]
+    for process in processes:
+        process.join()
+    # As a client ends with its last answer, the others have the worker for themselves then.
+    cuts = statistics.quantiles([took for _, took in [*answers, *answers[:1]]], n=20)
+    last = max(at for at, _ in answers)
+    return {
+        "clients": clients,
+        "pairs_a_second": load.documents * len(answers) / last,
+        "p50": 1000 * cuts[9],
+        "p95": 1000 * cuts[18],
+    }
+
+
+def query_encoding(connection: psycopg.Connection, load: Load) -> float:
+    """Queries a second that are encoded for a search which compares nothing."""
+
+    def search(call: int) -> int:
+        connection.execute(
+            "SELECT * FROM pgrerank.nothing_search(%s, stages => '{dense}')", (load.query(call),)
+        ).fetchall()
+        return 1
+
+    return rate(load, search, warm=5)
+
+
+def ingest(connection: psycopg.Connection, load: Load, expected: float) -> float:
+    """Documents a second that a worker encodes and stores, of as many as take that long bare."""
+    count = max(load.documents, int(expected * load.seconds))
+    with connection.cursor().copy("COPY documents (body) FROM STDIN") as copy:
+        for text in load.texts(7, count):
+            copy.write_row((text,))
+    begun = time.perf_counter()
+    while connection.execute(
+        "SELECT EXISTS (SELECT FROM pgrerank.pending WHERE failed_at IS NULL)"
+    ).fetchone() == (True,):
+        time.sleep(0.02)
+    return count / (time.perf_counter() - begun)
+
+
+def set_up(connection: psycopg.Connection, reranker: str, encoder: str, width: int) -> None:
+    """A database whose rerankers have these models."""
+    schema.install(connection)
+    for name, kind, source, dims in (
+        ("reranker", "cross_encoder", reranker, None),
+        ("embedding", "embedding", encoder, width),
+        ("tokens", "late_interaction", encoder, width),
+    ):
+        connection.execute(
+            "SELECT pgrerank.register_model(%s, %s, %s, %s, %s)",
+            (name, kind, source, dims, "sentence_transformer" if dims else None),
+        )
+    for name in ("documents", "nothing"):
+        connection.execute(
+            f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body text)"
+        )
+        connection.execute(
+            "SELECT pgrerank.create_reranker(%s, %s, '{body}', embedding_model => 'embedding',"
+            " late_interaction_model => 'tokens')",
+            (name, name),
+        )
+
+
+@contextlib.contextmanager
+def served(folder: Path, reranker: str, encoder: str, width: int) -> Iterator[psycopg.Connection]:
+    """A session in a database with these models, and a worker that has loaded them."""
+    with (
+        embedded.start(settings={"autovacuum": "off"}) as server,
+        psycopg.connect(server.dsn, autocommit=True) as connection,
+    ):
+        set_up(connection, reranker, encoder, width)
+        options = ("--preload", "--cache", "0", "--queue", "1000")
+        with worker_process(server.dsn, folder / "worker.log", *options):
+            yield connection
+
+
+def measure(size: str, load: Load, clients: list[int]) -> dict[str, Any]:
+    """All figures of one size, and their ratios."""
+    layers, width = SIZES[size]
+    with tempfile.TemporaryDirectory(prefix="pgrerank-worker-") as name:
+        folder = Path(name)
+        reranker, encoder = make_models(folder, layers, width)
+        note(f"{size}: the bare library")
+        default, best, best_name = bare_cross_encoder(reranker, load)
+        bare_queries, bare_documents = bare_encoder(encoder, load)
+        note(f"{size}: through SQL")
+        with served(folder, reranker, encoder, width) as connection:
+            dsn = connection.info.dsn + f" password={connection.info.password}"
+            ours = [cross_encoding(dsn, count, load) for count in clients]
+            queries = query_encoding(connection, load)
+            documents = ingest(connection, load, bare_documents)
+    alone = ours[0]["pairs_a_second"]
+    return {
+        "size": size,
+        "pairs": {"defaults": default, "best": best, "best_is": best_name, "sql": ours},
+        "queries": {"bare": bare_queries, "sql": queries},
+        "documents": {"bare": bare_documents, "sql": documents},
+        "sql_over_default": alone / default,
+        "sql_over_best": alone / best,
+        "loaded_over_best": max(one["pairs_a_second"] for one in ours) / best,
+        "query_over_bare": queries / bare_queries,
+        "ingest_over_bare": documents / bare_documents,
+    }
+
+
+def rows_of(found: dict[str, Any]) -> Iterator[list[str]]:
+    """The lines of the table."""
+    pairs = found["pairs"]
+    yield [found["size"], "pairs, the library's defaults", f"{pairs['defaults']:.0f}", "", ""]
+    yield [found["size"], f"pairs, {pairs['best_is']}", f"{pairs['best']:.0f}", "", ""]
+    for one in pairs["sql"]:
+        what = f"pairs through SQL, clients: {one['clients']}"
+        times = [f"{one[cut]:.0f}" for cut in ("p50", "p95")]
+        yield [found["size"], what, f"{one['pairs_a_second']:.0f}", *times]
+    for what in ("queries", "documents"):
+        for way in ("bare", "sql"):
+            yield [found["size"], f"{what}, {way}", f"{found[what][way]:.0f}", "", ""]
+
+
+def main() -> None:
+    """Make models, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--sizes", default="small", help="tiny, small, base, large, by commas")
+    parser.add_argument("--clients", default="1,4,16", help="at a time, by commas, the first 1")
+    parser.add_argument("--seconds", type=float, default=10, help="for each measurement")
+    parser.add_argument("--documents", type=int, default=100, help="of a call")
+    parser.add_argument("--words", type=int, default=100, help="of a document")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # what the libraries say of random weights
+    load = Load(arguments.documents, arguments.words, arguments.seconds)
+    clients = [int(count) for count in arguments.clients.split(",")]
+    found = [measure(size, load, clients) for size in arguments.sizes.split(",")]
+    print_rows(
+        ["size", "what", "a second", "p50 ms", "p95 ms"],
+        [row for one in found for row in rows_of(one)],
+        as_json=False,
+    )
+    names = [name for name in found[0] if "_over_" in name]
+    least = {name: min(one[name] for one in found) for name in names}
+    print(json.dumps(least | {"sizes": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,8 @@ STORING = {"shared_buffers": "2GB", "max_wal_size": "16GB", "autovacuum": "off"}
 ASKING = {"shared_buffers": "1MB", "autovacuum": "off"}
 SEARCH = (
     "SELECT id, stage, reason FROM pgrerank.corpus_{documents}_search(NULL,"
-    " query_embedding => %s::vector, query_tokens => %b, candidates => %s, timeout => %s)"
+    " query_embedding => %s::vector, query_tokens => %b, candidates => %s, timeout => %s,"
+    " strict => false)"
 )
 
 

@@ -141,7 +141,7 @@ BEGIN
                 SELECT FROM pg_locks k WHERE k.relation = $3 AND k.mode = 'ShareUpdateExclusiveLock'))
         ORDER BY l.documents DESC NULLS FIRST
         $sql$, side_table)
-    USING _reranker, _generation, side_table::regclass, _tenant_type(_reranker.source, _generation);
+    USING _reranker, _generation, side_table::regclass, (_column_type(side_table::regclass, 'tenant')).type;
 END
 $$;
 

@@ -67,6 +67,15 @@ def test_deadlines():
     assert 0 < found["p50"] <= found["longest"] < math.inf
 
 
+def test_the_worker_beside_the_bare_library():
+    found = last_line(
+        "worker.py", "--sizes", "tiny", "--clients", "1,2", "--seconds", 0.2, "--documents", 8
+    )
+    for ratio in ("sql_over_default", "sql_over_best", "query_over_bare", "ingest_over_bare"):
+        assert 0 < found[ratio] < math.inf, ratio
+    assert [one["clients"] for one in found["sizes"][0]["pairs"]["sql"]] == [1, 2]
+
+
 def test_tenants():
     found = last_line("tenants.py", "--documents", 4000, "--calls", 40, "--seconds", 0.1)
     assert [row["documents"] for row in found["rows"]] == [10, 30, 100, 300]

@@ -168,6 +168,25 @@ def test_a_broken_index_is_made_again(dsn, db, tenants):
     assert [row[2] for row in db.execute(INDEXES).fetchall()] == [True]
 
 
+def test_a_broken_reranker_keeps_no_other_from_its_indexes(dsn, db, tenants, caplog):
+    db.execute("CREATE TABLE broken (id bigint PRIMARY KEY, body text, tenant int)")
+    db.execute(
+        "SELECT pgrerank.create_reranker('broken', 'broken', '{body}',"
+        " embedding_model => 'embedding', tenant_column => 'tenant')"
+    )
+    db.execute("DROP TABLE pgrerank.broken_1 CASCADE")
+    asyncio.run(change_indexes(dsn))
+    assert len(db.execute(INDEXES).fetchall()) == 1
+    assert "reranker broken: indexes of tenants" in caplog.text
+
+
+def test_a_renamed_tenant_column_keeps_its_index(dsn, db, tenants):
+    asyncio.run(change_indexes(dsn))
+    db.execute("ALTER TABLE documents RENAME COLUMN tenant TO customer")
+    assert db.execute("SELECT * FROM pgrerank.tenant_index_changes()").fetchall() == []
+    assert len(found(db, {"customer": 8}, top_k=50)) == SMALL
+
+
 def test_a_worker_and_backfill_make_indexes(dsn, db, source, tiny_models, tmp_path):
     source.models(**tiny_models)
     source.create(tenant_column="tenant")

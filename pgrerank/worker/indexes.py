@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 import psycopg
 
@@ -29,21 +30,40 @@ async def tend_indexes(dsn: str) -> None:
         await asyncio.sleep(max(LOOK, 100 * took))
 
 
-async def change_indexes(dsn: str, reranker: str | None = None) -> float:
-    """Run what pgrerank.tenant_index_changes says, each statement by itself.
+async def change_indexes(dsn: str, only: str | None = None) -> float:
+    """Run what pgrerank.tenant_index_changes says of all rerankers, or of one.
 
-    Returns the seconds that looking took. Raises psycopg.Error where the database can't be reached
-    or a statement fails, InstallError where the schema is of another version; an index that was
-    begun and not finished is dropped at the next call.
+    Each statement runs by itself; one that fails is logged, and tried again at the next call. Nor
+    does a reranker that is broken keep others from having theirs. Returns the seconds that looking
+    took. Raises psycopg.OperationalError where the database can't be reached, InstallError where
+    the schema is of another version.
     """
+    took = 0.0
     async with await connect(dsn, "indexes") as connection:
-        begun = time.monotonic()
         cursor = await connection.execute(
-            "SELECT c.reranker, c.statement FROM pgrerank.tenant_index_changes(%s) c", (reranker,)
+            "SELECT r.name FROM pgrerank.rerankers r WHERE %s::text IS NULL OR r.name = %s"
+            " ORDER BY r.name",
+            (only, only),
         )
-        changes = await cursor.fetchall()
-        took = time.monotonic() - begun
-        for name, statement in changes:
-            log.info("reranker %s: %s", name, statement)
-            await connection.execute(statement)
+        for (name,) in await cursor.fetchall():
+            try:
+                took += await _change(connection, name)
+            except psycopg.OperationalError:
+                raise
+            except psycopg.Error as error:
+                log.warning("reranker %s: indexes of tenants: %s", name, str(error).strip())
+    return took
+
+
+async def _change(connection: psycopg.AsyncConnection[Any], reranker: str) -> float:
+    """Bring one reranker's indexes up to date; the seconds that looking took."""
+    begun = time.monotonic()
+    cursor = await connection.execute(
+        "SELECT statement FROM pgrerank.tenant_index_changes(%s)", (reranker,)
+    )
+    statements = [statement for (statement,) in await cursor.fetchall()]
+    took = time.monotonic() - begun
+    for statement in statements:
+        log.info("reranker %s: %s", reranker, statement)
+        await connection.execute(statement)
     return took

@@ -149,7 +149,7 @@ class Steady(Gate):
 
 def test_slices_take_as_long_as_urgent_work_may_wait(lane):
     work = Steady()
-    asyncio.run(work.submit(lane, *["x"] * 100))
+    asyncio.run(work.submit(lane, *["x"] * 100, urgent=False))
     assert [len(batch) for batch in work.batches[:2]] == [FIRST_SLICE] * 2
     assert all(5 <= len(batch) <= 11 for batch in work.batches[2:-1])
 

@@ -22,9 +22,9 @@ from pgrerank.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-SLICE_SECONDS = 0.1
-"""What a slice should take. Between slices, work that nobody waits for is dropped, and urgent work
-goes before what is not."""
+URGENT_SLICE, SLICE = 0.25, 0.1
+"""Seconds that a slice should take. Between slices, work that nobody waits for any more is dropped,
+and urgent work goes before what is not: it waits for no longer than the second."""
 FIRST_SLICE, LARGEST_SLICE = 16, 1024
 """Items of a slice while nothing is known of the speed, and at most."""
 EACH = 64
@@ -195,7 +195,7 @@ class Lane:
     def _part_of(self, queue: list[Job]) -> Part:
         """As much of the first job, and of those of its kind behind it, as a slice takes."""
         speed = self._speeds.get(queue[0].kind)
-        room = math.inf if speed is None else speed * SLICE_SECONDS
+        room = (speed or math.inf) * (URGENT_SLICE if queue[0].urgent else SLICE)
         part: Part = []
         most = FIRST_SLICE if speed is None else LARGEST_SLICE
         for job in (job for job in queue if job.kind == queue[0].kind):

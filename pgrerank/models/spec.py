@@ -33,7 +33,7 @@ class ModelSpec:
     ``options``, all of them optional:
 
     * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
-    * ``dtype`` (not onnx): ``auto`` (the default: bfloat16 on a CPU with AMX, else float32),
+    * ``dtype`` (not onnx): ``auto`` (the default: bfloat16 on a CPU made for it, else float32),
       ``float32``, ``bfloat16``
     * ``device`` (not onnx): as PyTorch names it; by default the best one there is
     * ``batch_size`` (not onnx): windows in one forward pass, by default 16

@@ -18,7 +18,7 @@ from transformers import (
 
 from pgrerank.errors import TrainingError
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
-from pgrerank.models.loading import has_amx, quiet
+from pgrerank.models.loading import has_fast_bfloat16, quiet
 from pgrerank.models.spec import LOADERS
 from pgrerank.training import card
 from pgrerank.training.adapters import add_adapters, merge_adapters
@@ -129,7 +129,7 @@ def _trainer(
 ) -> Any:
     batch_size = settings.batch_size or recipe.batch_size
     steps = max(1, round(len(rows) / batch_size / _EVALUATIONS))
-    bfloat16 = has_amx() if model.device.type == "cpu" else torch.cuda.is_bf16_supported()
+    bfloat16 = has_fast_bfloat16() if model.device.type == "cpu" else torch.cuda.is_bf16_supported()
     made = loss.make(model, _share_of_positives(rows) if loss.form == "pairs" else 0.5)
     learns = any(isinstance(part, Logit) for part in made.modules())
     arguments = recipe.arguments(

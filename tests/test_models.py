@@ -17,7 +17,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from pgrerank.errors import ModelError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Role, load_encoder
-from pgrerank.models.loading import has_amx
+from pgrerank.models.loading import has_fast_bfloat16
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
 
@@ -125,7 +125,7 @@ def test_bfloat16_is_close_to_float32_and_automatic_only_with_amx(minilm: Encode
     for one, other in zip(exact.tokens or [], rounded.tokens or [], strict=True):
         assert other.dtype == np.float32
         assert (one * other).sum(axis=1).min() > 0.99
-    expected = rounded if has_amx() else exact
+    expected = rounded if has_fast_bfloat16() else exact
     np.testing.assert_array_equal(automatic.embeddings, expected.embeddings)
 
 

@@ -350,7 +350,7 @@ def test_judgements_are_the_owners(asked, asked_dsn, make_role):
 def test_ef_search_is_a_setting(asked):
     with asked.transaction():
         asked.execute("SET LOCAL pgrerank.ef_search = 7")
-        asked.execute("SELECT pgrerank._widen_hnsw(100)")
+        asked.execute("SELECT pgrerank._widen_hnsw(100, 1000)")
         assert asked.execute("SHOW hnsw.ef_search").fetchone() == ("7",)
 
 

@@ -130,8 +130,9 @@ DECLARE
     lexemes text[];
     documents float8[];
     idfs float8[];
-    widest float8 := least(64 * _word_budget(_reranker.candidates, known.documents), _readable_until(_scope.deadline));
-    most float8 := least(_word_budget(_reranker.candidates, known.documents), widest);
+    budget float8 := _word_budget(_reranker.candidates, known.documents);
+    widest float8 := least(64 * budget, _readable_until(_scope.deadline));
+    most float8 := least(budget, widest);
     bounded record;
 BEGIN
     SELECT array_agg(w.lexeme ORDER BY w.documents, w.lexeme), array_agg(w.documents ORDER BY w.documents, w.lexeme),

@@ -102,13 +102,6 @@ AS $$
     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 $$;
 
--- Up to how many documents a tenant wants no index of its own: a third of what takes as long by HNSW over all, but no
--- fewer than are compared in a few milliseconds. Every index costs each search's planning a few microseconds.
-CREATE OR REPLACE FUNCTION _unindexed_up_to(_candidates int, _documents float8) RETURNS float8
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT greatest(3000, sqrt(2 * _candidates * _documents) / 3) $$;
-
 -- The indexes that one generation's tenants lack or need no more. One that a broken statement left behind is dropped,
 -- unless somebody is at work on the table.
 CREATE OR REPLACE FUNCTION _tenant_index_changes(_reranker rerankers, _generation generations)

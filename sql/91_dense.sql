@@ -100,6 +100,13 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT greatest(3000, sqrt(2 * _candidates * _documents)) $$;
 
+-- Up to how many documents a tenant wants no index of its own: a third of what takes as long by HNSW over all, but no
+-- fewer than are compared in a few milliseconds. Every index costs each search's planning a few microseconds.
+CREATE OR REPLACE FUNCTION _unindexed_up_to(_candidates int, _documents float8) RETURNS float8
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT greatest(3000, _exact_up_to(_candidates, _documents) / 3) $$;
+
 -- A query for the nearest documents, their number in $2: key and distance.
 CREATE OR REPLACE FUNCTION _nearest_sql(_reranker rerankers, _scope search_scope, _is_exact boolean) RETURNS text
 LANGUAGE plpgsql STABLE

@@ -17,7 +17,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from pgrerank.errors import ModelError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Role, load_encoder
-from pgrerank.models.loading import has_fast_bfloat16
+from pgrerank.models.device import has_fast_bfloat16
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
 
@@ -156,7 +156,7 @@ def test_any_text_has_an_embedding_of_length_one_and_finite_tokens(
 
 
 def test_a_megabyte_is_encoded_whole(prompted: Path) -> None:
-    encoder = load_encoder(_spec(prompted, batch_size=256, **FLOAT32))
+    encoder = load_encoder(_spec(prompted, batch_tokens=65536, **FLOAT32))
     text = "berlin " * 150_000
     found = encoder.encode([text], role="document", embeddings=True, tokens=True)
     assert found.tokens is not None

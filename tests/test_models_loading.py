@@ -218,11 +218,14 @@ def test_a_broken_checkpoint_names_the_model_and_the_folder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_token": 9}, "has no option 'max_token'; it has batch_size, device, dtype, max_tok"),
+        (
+            {"max_token": 9},
+            "has no option 'max_token'; it has batch_tokens, device, dtype, max_tok",
+        ),
         ({"max_tokens": 0}, "option max_tokens: expected a whole number above zero, not 0"),
         ({"max_tokens": True}, "not True"),
-        ({"batch_size": "8"}, "not '8'"),
-        ({"dtype": "float16"}, "expected one of auto, float32, bfloat16, not 'float16'"),
+        ({"batch_tokens": "8"}, "not '8'"),
+        ({"dtype": "int8"}, "one of auto, float32, bfloat16, float16, not 'int8'"),
         ({"prompts": {"passage": "x"}}, "a text for query, document, or both"),
         ({"prompts": {"query": 1}}, "option prompts: expected texts"),
         ({"max_tokens": 3}, "a window of 3 tokens leaves 1 for text after 2"),

@@ -14,7 +14,6 @@ from sentence_transformers import CrossEncoder
 
 from pgrerank.errors import ModelError
 from pgrerank.models import ModelSpec, Reranker, load_reranker
-from pgrerank.models.pairs import cut_pairs
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
 
@@ -157,10 +156,10 @@ def test_a_decoder_reads_all_of_a_long_document(decoder: Path) -> None:
 def test_no_window_would_be_truncated(bert: Path, decoder: Path, text: str) -> None:
     whole = {"text": {"truncation": False}}
     for folder in (bert, decoder):
-        reranker: Any = load_reranker(_spec(folder, **FLOAT32))
+        reranker = load_reranker(_spec(folder, **FLOAT32))
         plain = CrossEncoder(str(folder), device="cpu")
         pairs = [("cat", text), (text, "cat"), (text, text)]
-        windows = cut_pairs(pairs, reranker._cutter, reranker._room).windows
+        windows = [one.source for pair in reranker.prepare(pairs) for one in pair.inputs]
         mask = plain.preprocess(windows, processing_kwargs=whole)["attention_mask"]
         lengths = mask.sum(dim=1)
         assert reranker.max_tokens / 2 < lengths.max() <= reranker.max_tokens

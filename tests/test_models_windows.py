@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +12,9 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pgrerank.errors import ModelError
-from pgrerank.models import ModelSpec, load_encoder
-from pgrerank.models.pairs import CutPairs, cut_pairs
+from pgrerank.models import ModelSpec, Role, load_encoder
+from pgrerank.models.pairs import cut_pairs, join_scores
+from pgrerank.models.steps import Input, Prepared
 from pgrerank.models.windows import Cutter, room_for_text
 from tests.helpers import models_fixtures as tiny
 
@@ -129,14 +129,14 @@ def test_a_window_without_room_for_text_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["the cat sat in the pool. " * 30, "🙂 é " * 90, "yes no" * 70])
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_no_window_of_an_encoder_would_be_truncated(tmp_path: Path, text: str, role: str) -> None:
+def test_no_window_of_an_encoder_would_be_truncated(tmp_path: Path, text: str, role: Role) -> None:
     prompts = {"query": "query ", "document": "passage: "}
     folder = tiny.save_sentence_transformer(tmp_path, prompts)
-    encoder: Any = load_encoder(ModelSpec("m", "embedding", "sentence_transformer", str(folder)))
+    encoder = load_encoder(ModelSpec("m", "embedding", "sentence_transformer", str(folder)))
     plain = SentenceTransformer(str(folder), device="cpu")
-    windows = encoder._cutter.cut(encoder._cutter.tokenise([text])[0], encoder._rooms[role])
+    [item] = encoder.steps(role, embeddings=True, tokens=False).prepare([text])
     whole = {"text": {"truncation": False}}
-    texts = [window.text for window in windows]
+    texts = [one.source for one in item.inputs]
     mask = plain.preprocess(texts, prompt=prompts[role], processing_kwargs=whole)["attention_mask"]
     assert tiny.WINDOW / 2 < mask.sum(dim=1).max() <= tiny.WINDOW
 
@@ -145,19 +145,19 @@ def test_no_window_of_an_encoder_would_be_truncated(tmp_path: Path, text: str, r
 def test_pairs_fit_and_lose_nothing(lengths: list[tuple[int, int]]) -> None:
     cutter, room = Cutter(_words()), 20
     pairs = [("cat " * query, "mat " * document) for query, document in lengths]
-    cut = cut_pairs(pairs, cutter, room)
-    assert len(cut.windows) == sum(queries * documents for queries, documents in cut.shapes)
-    begin = 0
-    for (query, document), (queries, documents) in zip(pairs, cut.shapes, strict=True):
-        block = cut.windows[begin : begin + queries * documents]
-        begin += len(block)
-        assert "".join(q for q, _ in block[::documents]) == query
-        assert "".join(d for _, d in block[:documents]) == document
-        assert all(len(q.split()) <= room // 2 for q, _ in block)
-        assert all(len(q.split()) + len(d.split()) <= room for q, d in block)
+    for (query, document), cut in zip(pairs, cut_pairs(pairs, cutter, room), strict=True):
+        queries, documents = cut.shape
+        assert len(cut.windows) == queries * documents
+        assert "".join(q for q, _ in cut.windows[::documents]) == query
+        assert "".join(d for _, d in cut.windows[:documents]) == document
+        assert all(len(q.split()) <= room // 2 for q, _ in cut.windows)
+        assert [len(q.split()) + len(d.split()) for q, d in cut.windows] == cut.tokens
+        assert all(tokens <= room for tokens in cut.tokens)
 
 
 def test_a_pair_scores_the_mean_over_query_windows_of_the_maximum_over_document_windows() -> None:
-    cut = CutPairs([("", "")] * 8, [(1, 1), (2, 3), (1, 1)])
-    scores = np.array([5, 1, 9, 2, -1, -4, -3, 7], np.float32)
-    assert cut.join(scores).tolist() == [5.0, (9 - 1) / 2, 7.0]
+    items = [Prepared([Input("", 1)] * (q * d), (q, d)) for q, d in [(1, 1), (2, 3), (1, 1)]]
+    scores = [[5.0], [1.0, 9.0, 2.0, -1.0, -4.0, -3.0], [7.0]]
+    assert join_scores("m", items, scores) == [5.0, (9 - 1) / 2, 7.0]
+    with pytest.raises(ModelError, match="model m: pair 1 gave nan, not a score"):
+        join_scores("m", items[:1] * 2, [[5.0], [math.nan]])

@@ -236,7 +236,7 @@ def test_psql_asks_the_worker_what_it_has(db, encoded):
             ("reranker", "cross_encoder"),
             ("tokens", "late_interaction"),
         ]
-        lanes = {"encode", "maxsim", "cross_encode"}
+        lanes = {"encode", "maxsim", "cross_encode", "ingest"}
         assert {row[0] for row in ask("show status")} == lanes
         assert "not a request" in ask("SELECT 1")[0][0]
         assert "malformed: JSON is malformed" in ask("{nonsense")[0][0]

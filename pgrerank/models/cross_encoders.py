@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,15 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 
 from pgrerank.errors import ModelError
-from pgrerank.models import loading
+from pgrerank.models import device, loading
+from pgrerank.models.inputs import Inputs
 from pgrerank.models.options import Options
-from pgrerank.models.pairs import cut_pairs
+from pgrerank.models.pairs import join_scores, prepare_pairs
 from pgrerank.models.spec import ModelSpec
+from pgrerank.models.steps import Input, Prepared, run_all
 from pgrerank.models.windows import room_for_text
 
-OPTIONS = frozenset({"batch_size", "device", "dtype", "max_tokens"})
+OPTIONS = frozenset({"batch_tokens", "device", "dtype", "max_tokens"})
 _PROBE = "probe"
 # A chat template's text touches ours, and a tokenizer may make tokens across the seams.
 _SEAMS = 4
@@ -31,10 +32,9 @@ class CrossEncoderReranker:
         options = Options(spec, OPTIONS)
         self._name = spec.name
         self._model = loading.load(CrossEncoder, spec, options)
-        self._batch_size = options.count("batch_size") or loading.BATCH_SIZE
-        self._precision = loading.precision(self._model, options)
+        self.batch_tokens = loading.batch_tokens(self._model, options)
+        self.at_once = loading.at_once(self._model)
         self._cutter = loading.cutter(self._model, spec)
-        self._lock = threading.Lock()
         self.max_tokens = loading.window_of(self._model, options)
         self._model.max_seq_length = self.max_tokens
         if self._model.num_labels != 1:
@@ -44,33 +44,39 @@ class CrossEncoderReranker:
             )
         own = self._model.keep_in_fp32_modules or []
         self._model.set_keep_in_fp32_modules(own + _heads(self._model))
+        prompts, default = self._model.prompts, self._model.default_prompt_name
+        self._prompt = prompts.get(default, "") if default else ""
         self._room = self._room_for_text()
+        self._inputs = Inputs(self._model, self._cutter, prompt=self._prompt, role=None, pairs=True)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
-        if not pairs:
-            return np.zeros(0, np.float32)
-        with self._lock:
-            cut = cut_pairs(pairs, self._cutter, self._room)
-            with self._precision(len(cut.windows) * self._room):
-                scores = self._model.predict(
-                    cut.windows,
-                    batch_size=self._batch_size,
-                    show_progress_bar=False,
-                    activation_fn=nn.Identity(),
-                )
-        joined = cut.join(scores)
-        if not np.isfinite(joined).all():
-            index = int(np.argmin(np.isfinite(joined)))
-            raise ModelError(f"model {self._name}: pair {index} gave {joined[index]}, not a score")
-        return joined
+        return np.array(run_all(self, pairs), np.float32)
+
+    def prepare(self, items: Sequence[tuple[str, str]]) -> list[Prepared]:
+        """Make the windows of pairs; see :class:`pgrerank.models.steps.Steps`."""
+        most = self.max_tokens if self._inputs.are_ids else None
+        return prepare_pairs(items, self._cutter, self._room, self._inputs.make, most)
+
+    def run(self, inputs: Sequence[Input]) -> list[float]:
+        """Score one batch of windows."""
+        return device.halving(self._run, inputs)
+
+    def join(self, items: Sequence[Prepared], outputs: Sequence[Sequence[float]]) -> list[float]:
+        """Join the scores of pairs' windows."""
+        return join_scores(self._name, items, outputs)
+
+    def _run(self, inputs: Sequence[Input]) -> list[float]:
+        read = self._inputs.collate(inputs)
+        with device.inference(self._model.device):
+            made = self._model(device.to_device(read, self._model.device))
+            scores = device.to_array(made["scores"].reshape(len(inputs)))
+        return list(scores.tolist())
 
     def _room_for_text(self) -> int:
-        prompts, default = self._model.prompts, self._model.default_prompt_name
-        prompt = prompts.get(default) if default else None
-        features = self._model.preprocess([(_PROBE, _PROBE)], prompt=prompt)
+        features = self._model.preprocess([(_PROBE, _PROBE)], prompt=self._prompt or None)
         content = 2 * len(self._cutter.tokenise([_PROBE])[0].offsets)
-        seams = _SEAMS if prompt or self._model.supports("message") else 0
+        seams = _SEAMS if self._prompt or self._model.supports("message") else 0
         overhead = int(features["attention_mask"].sum()) - content + seams
         return room_for_text(self._name, self.max_tokens, overhead)
 

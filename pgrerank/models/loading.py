@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub
-import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.util import get_device_name, load_file_path
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from pgrerank.errors import ModelError
+from pgrerank.models import device
 from pgrerank.models.options import Options
 from pgrerank.models.source import Source, locate
 from pgrerank.models.spec import ModelSpec
 from pgrerank.models.windows import LARGEST_WINDOW, Cutter
 
 Model = SentenceTransformer | MultiVectorEncoder | CrossEncoder
-Precision = Callable[[int], AbstractContextManager[object, bool | None]]
 M = TypeVar("M", SentenceTransformer, MultiVectorEncoder, CrossEncoder)
-
-# Measured on two cores: within 5 % of the fastest, for float32 and for bfloat16.
-BATCH_SIZE = 16
-
-# Autocast rounds all weights for each batch; with fewer tokens that costs more than it saves. Both
-# costs grow with the weights, so this holds for small and large models.
-_WORTH_ROUNDING = 64
 
 # Where sentence-transformers keeps downloads; None stands for the hub's own cache.
 _CACHE = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
@@ -67,18 +58,16 @@ def load(kind: type[M], spec: ModelSpec, options: Options) -> M:
 
 
 def _arguments(source: Source, options: Options) -> dict[str, Any]:
-    device = options.text("device") or get_device_name()
+    name = options.text("device") or get_device_name()
     arguments: dict[str, Any] = {
-        "device": device,
+        "device": name,
         "revision": source.revision if source.is_local else _commit(source),
         "cache_folder": _CACHE,
         "local_files_only": source.is_local,
         "prompts": options.prompts(),
     }
-    if device == "cpu" or options.dtype() != "auto":
-        # Weights stay float32 under autocast too, which rounds them for matrix products alone.
-        arguments["model_kwargs"] = {"dtype": torch.float32}
-    return arguments
+    dtype = device.weights_dtype(name, options)
+    return arguments | ({} if dtype is None else {"model_kwargs": {"dtype": dtype}})
 
 
 def _commit(source: Source) -> str | None:
@@ -100,32 +89,15 @@ def _remedy(source: Source) -> str:
     return "check the name and the network, or give a folder that holds the model"
 
 
-def precision(model: Model, options: Options) -> Precision:
-    """Choose the precision: returns a function from a batch's tokens to a context to run it in.
-
-    With ``auto``, where the CPU is made for it, the products of all but small batches are bfloat16.
-    Measured with all-MiniLM-L6-v2 and 100 words: 2.4 times as fast, embeddings at a cosine above
-    .9999.
-    """
-    wanted, device = options.dtype(), model.device.type
-    automatic = wanted == "auto" and device == "cpu" and has_fast_bfloat16()
-    least = _WORTH_ROUNDING if automatic else 0 if wanted == "bfloat16" else math.inf
-
-    def context(tokens: int) -> AbstractContextManager[object, bool | None]:
-        return torch.autocast(device, torch.bfloat16) if tokens >= least else nullcontext()
-
-    return context
+def batch_tokens(model: Model, options: Options) -> int:
+    """Tokens of one forward pass, padding included."""
+    own = device.CPU_BATCH_TOKENS if model.device.type == "cpu" else device.GPU_BATCH_TOKENS
+    return options.count("batch_tokens") or own
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by AMX or AVX-512.
-
-    Measured with a cross-encoder of 12 layers: 73 pairs/s by AMX, 28 in float32; 103 by AVX-512, 35
-    in float32. Processors without them are left at float32.
-    """
-    # Older releases of PyTorch can't say.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def at_once(model: Model) -> int:
+    """Forward passes that are worth having under way."""
+    return device.AT_ONCE if model.device.type == "cuda" else 1
 
 
 def cutter(model: Model, spec: ModelSpec) -> Cutter:

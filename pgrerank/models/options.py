@@ -8,7 +8,7 @@ from typing import Any
 from pgrerank.errors import ModelError
 from pgrerank.models.spec import ModelSpec
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Options:

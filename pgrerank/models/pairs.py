@@ -2,50 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pgrerank.models.windows import Cutter
+from pgrerank.errors import ModelError
+from pgrerank.models.steps import Input, Prepared
+from pgrerank.models.windows import Cutter, Window, without_surrogates
 
-
-class CutPairs(NamedTuple):
-    """Windows of all pairs in one list; ``shapes`` are a pair's query and document windows."""
-
-    windows: list[tuple[str, str]]
-    shapes: list[tuple[int, int]]
-
-    def join(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Give a pair the mean over its query's windows of the maximum over its document's.
-
-        ``scores`` has shape [windows], the answer [pairs]. It is what MaxSim does with token
-        vectors: a maximum over the document, and all of the query counts.
-        """
-        joined = np.empty(len(self.shapes), np.float32)
-        begin = 0
-        for index, shape in enumerate(self.shapes):
-            end = begin + shape[0] * shape[1]
-            joined[index] = scores[begin:end].reshape(shape).max(axis=1).mean()
-            begin = end
-        return joined
+Pair = tuple[str, str]
 
 
-def cut_pairs(pairs: Sequence[tuple[str, str]], cutter: Cutter, room: int) -> CutPairs:
+class CutPair(NamedTuple):
+    """A pair's windows, and how many its query and its document have."""
+
+    windows: list[Pair]
+    tokens: list[int]
+    shape: tuple[int, int]
+
+
+def prepare_pairs(
+    pairs: Sequence[Pair],
+    cutter: Cutter,
+    room: int,
+    make: Callable[[Sequence[Pair], Sequence[int]], list[Input]],
+    most: int | None,
+) -> list[Prepared]:
+    """Prepare pairs, and cut those that are too long.
+
+    A query is too long beyond half of ``room``, and a pair beyond ``most`` tokens. ``make`` makes
+    the inputs of pairs, of which it is told the tokens besides special ones. Where it can't count
+    before that, ``most`` is None, and all pairs are measured first.
+    """
+    pairs = [(without_surrogates(query), without_surrogates(text)) for query, text in pairs]
+    found: dict[int, Prepared] = {}
+    if most is not None:
+        queries = _cut_queries(pairs, cutter, room)
+        whole = [place for place, (query, _) in enumerate(pairs) if len(queries[query]) == 1]
+        made = make([pairs[place] for place in whole], [0] * len(whole))
+        for place, one in zip(whole, made, strict=True):
+            if one.tokens <= most:
+                found[place] = Prepared([one], (1, 1))
+    beyond = [place for place in range(len(pairs)) if place not in found]
+    for place, cut in zip(beyond, cut_pairs([pairs[p] for p in beyond], cutter, room), strict=True):
+        found[place] = Prepared(make(cut.windows, cut.tokens), cut.shape)
+    return [found[place] for place in range(len(pairs))]
+
+
+def join_scores(
+    name: str, items: Sequence[Prepared], outputs: Sequence[Sequence[float]]
+) -> list[float]:
+    """Give a pair the mean over its query's windows of the maximum over its document's.
+
+    It is what MaxSim does with token vectors: a maximum over the document, and all of the query
+    counts. Raises ModelError for NaN and infinity.
+    """
+    scores = [
+        np.array(own, np.float32).reshape(item.shape).max(axis=1).mean().item()
+        for item, own in zip(items, outputs, strict=True)
+    ]
+    finite = np.isfinite(scores)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise ModelError(f"model {name}: pair {index} gave {scores[index]}, not a score")
+    return scores
+
+
+def cut_pairs(pairs: Sequence[Pair], cutter: Cutter, room: int) -> list[CutPair]:
     """Cut queries to half of ``room`` tokens at most, and documents to what each query leaves."""
-    queries = sorted({query for query, _ in pairs})
+    queries = _cut_queries(pairs, cutter, room)
     documents = sorted({document for _, document in pairs})
-    cut_queries = {
+    tokenised = dict(zip(documents, cutter.tokenise(documents), strict=True))
+    done = []
+    for query, document in pairs:
+        asked = queries[query]
+        # One room for all windows of a query, so that they meet the same windows of the document.
+        read = cutter.cut(tokenised[document], room - max(window.tokens for window in asked))
+        both = [(q, d) for q in asked for d in read]
+        done.append(
+            CutPair(
+                [(q.text, d.text) for q, d in both],
+                [q.tokens + d.tokens for q, d in both],
+                (len(asked), len(read)),
+            )
+        )
+    return done
+
+
+def _cut_queries(pairs: Sequence[Pair], cutter: Cutter, room: int) -> dict[str, list[Window]]:
+    queries = sorted({query for query, _ in pairs})
+    return {
         query: cutter.cut(tokenised, room // 2)
         for query, tokenised in zip(queries, cutter.tokenise(queries), strict=True)
     }
-    tokenised = dict(zip(documents, cutter.tokenise(documents), strict=True))
-    done = CutPairs([], [])
-    for query, document in pairs:
-        asked = cut_queries[query]
-        # One room for all windows of a query, so that they meet the same windows of the document.
-        read = cutter.cut(tokenised[document], room - max(window.tokens for window in asked))
-        done.windows.extend((q.text, d.text) for q in asked for d in read)
-        done.shapes.append((len(asked), len(read)))
-    return done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,9 @@ class Reduction:
     pool: int = 1
     matrix: Matrix | None = None
 
-    @property
-    def kind(self) -> Hashable:
-        """A value that is equal for reductions that do the same, as long as both live."""
-        return self.pool, id(self.matrix)
+    def apply_all(self, texts: Sequence[Matrix], role: Role) -> list[Matrix]:
+        """Reduce the token vectors of each text."""
+        return [self.apply(tokens, role) for tokens in texts]
 
     def apply(self, tokens: Matrix, role: Role) -> Matrix:
         """Reduce a text's token vectors, float32 [n, dims]; those of a query are never pooled.

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pgrerank.models.steps import Steps
+
 Kind = Literal["embedding", "late_interaction", "cross_encoder"]
 Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx"]
 Role = Literal["query", "document"]
@@ -33,10 +35,11 @@ class ModelSpec:
     ``options``, all of them optional:
 
     * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
-    * ``dtype`` (not onnx): ``auto`` (the default: bfloat16 on a CPU made for it, else float32),
-      ``float32``, ``bfloat16``
+    * ``dtype`` (not onnx): of the weights, ``auto`` (the default: bfloat16 on a GPU or CPU made for
+      it, else float16 on a GPU and float32 on a CPU), ``float32``, ``bfloat16``, ``float16``
     * ``device`` (not onnx): as PyTorch names it; by default the best one there is
-    * ``batch_size`` (not onnx): windows in one forward pass, by default 16
+    * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 2048
+      on a CPU, and 65536 on a GPU
     * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
       model's own
     * ``file`` (onnx): the graph's path inside the folder, by default ``model.onnx``
@@ -59,6 +62,13 @@ class Encoded(NamedTuple):
 
     embeddings: NDArray[np.float32] | None
     tokens: list[NDArray[np.float32]] | None
+
+
+class Vectors(NamedTuple):
+    """A text's vectors: ``embedding`` float32 [dims], ``tokens`` float32 [count, dims]; or None."""
+
+    embedding: NDArray[np.float32] | None
+    tokens: NDArray[np.float32] | None
 
 
 class ReadableTokens(NamedTuple):
@@ -99,12 +109,19 @@ class Encoder(Protocol):
         """
         ...
 
+    def steps(self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False) -> Steps:
+        """The steps that map a text to its Vectors, or to ReadableTokens: one object for one kind.
 
-class Reranker(Protocol):
+        Raises ModelError as ``encode`` and ``encode_readable`` do.
+        """
+        ...
+
+
+class Reranker(Steps, Protocol):
     """A cross-encoder: reads query and document together.
 
-    ``max_tokens`` is the window for both, special tokens included. May be used from several
-    threads.
+    Its steps map a pair to its score. ``max_tokens`` is the window for both, special tokens
+    included. May be used from several threads.
     """
 
     max_tokens: int

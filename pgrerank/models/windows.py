@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from pgrerank.errors import ModelError
+from pgrerank.models.steps import Ids
 
 LARGEST_WINDOW = 8192  # unless max_tokens says otherwise: the cost of attention grows by the square
 _SMALLEST_ROOM = 4
 _SENTENCE_ENDS = frozenset(".!?:;…")
 _WIDE_SENTENCE_ENDS = frozenset("。！？；")  # no space follows these
+
+Text = str | tuple[str, str]
 
 
 class Window(NamedTuple):
@@ -48,9 +52,16 @@ class Cutter:
 
     def tokenise(self, texts: Sequence[str]) -> list[Tokenised]:
         """Tokenise without special tokens; half a surrogate pair becomes a question mark."""
-        valid = [_without_surrogates(text) for text in texts]
+        valid = [without_surrogates(text) for text in texts]
         encodings = self._tokenizer.encode_batch(valid, add_special_tokens=False)
         return [Tokenised(text, e.ids, e.offsets) for text, e in zip(valid, encodings, strict=True)]
+
+    def ids(self, texts: Sequence[Text], *, types: bool) -> list[tuple[Ids, Ids | None]]:
+        """Tokenise valid texts, or pairs, with special tokens: ids and, if wanted, segments."""
+        return [
+            (np.array(e.ids, np.int64), np.array(e.type_ids, np.int64) if types else None)
+            for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)
+        ]
 
     def spell(self, token: int) -> str:
         """Write one token by its id, special ones too."""
@@ -82,7 +93,8 @@ def room_for_text(name: str, window: int, overhead: int) -> int:
     return window - overhead
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """Give the text with a question mark for each half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.models import Encoder, ReadableTokens, Role
-from pgrerank.worker.encoding import read_tokens
-from pgrerank.worker.lanes import Lanes
+from pgrerank.models.steps import Whole
+from pgrerank.worker.engine import Engine
 
 _CHUNK_ELEMENTS = 1 << 20  # 4 MB of float32, for a query or a document of any length
 _DIGITS = 4
@@ -21,29 +21,24 @@ async def align(
     encoder: Encoder,
     query: str,
     documents: Sequence[str],
-    lanes: Lanes,
+    engine: Engine,
     timeout: float,
 ) -> dict[str, Any]:
     """Answer `align`: the query's tokens, and for each document an `alignment` with them.
 
     The vectors are the model's own, in full precision: stored ones may be rounded, pooled or
     projected, and then no longer stand for one token. `timeout` is in seconds. Raises RequestError
-    as lanes do, ModelError for a model that can't say what its vectors stand for.
+    as the engine does, ModelError for a model that can't say what its vectors stand for.
     """
     deadline = time.monotonic() + timeout
 
     async def read(texts: Sequence[str], role: Role) -> list[ReadableTokens]:
-        remaining = deadline - time.monotonic()
-        return await read_tokens(lanes.encode, encoder, role, texts, timeout=remaining)
+        steps = encoder.steps(role, embeddings=False, tokens=True, readable=True)
+        return await engine.submit("encode", steps, texts, timeout=deadline - time.monotonic())
 
     [query_tokens] = await read([query], "query")
-    answers = await lanes.maxsim.submit(
-        "align",
-        [(query_tokens, document) for document in await read(documents, "document")],
-        lambda pairs: [alignment(*pair) for pair in pairs],
-        size=lambda pair: len(pair[1].texts),
-        timeout=deadline - time.monotonic(),
-    )
+    pairs = [(query_tokens, document) for document in await read(documents, "document")]
+    answers = await engine.submit("maxsim", _ALIGN, pairs, timeout=deadline - time.monotonic())
     return {"query": query_tokens.texts, "documents": answers}
 
 
@@ -66,6 +61,11 @@ def alignment(query: ReadableTokens, document: ReadableTokens) -> dict[str, Any]
         "heat": _rounded(heat),
         "heat_from": heat_from.tolist(),
     }
+
+
+_ALIGN = Whole(
+    lambda pairs: [alignment(*pair) for pair in pairs], size=lambda pair: len(pair[1].texts)
+)
 
 
 def _maxima(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from pgrerank.worker.engine import Engine
 from pgrerank.worker.indexes import change_indexes
 from pgrerank.worker.ingest import Ingest
-from pgrerank.worker.lanes import Lane
 from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.session import open_session
@@ -46,9 +46,9 @@ async def backfill(
             on_progress(max(0, total - count), total)
             return int(count)
 
-        lane = Lane("encode")
+        engine = Engine()
         ingest = Ingest(
-            dsn, Models(dsn), lane, Projections(dsn), only=reranker, after_claim=pending
+            dsn, Models(dsn), engine, Projections(dsn), only=reranker, after_claim=pending
         )
         try:
             await ingest.drain()
@@ -56,6 +56,6 @@ async def backfill(
                 await asyncio.sleep(POLL)
                 await ingest.drain()
         finally:
-            await asyncio.to_thread(lane.close)
+            await asyncio.to_thread(engine.close)
     await change_indexes(dsn, reranker)
     return int(total)

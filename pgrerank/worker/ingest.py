@@ -16,10 +16,11 @@ from psycopg.rows import class_row
 from pgrerank.errors import PgrerankError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
+from pgrerank.models.spec import Vectors
 from pgrerank.tokens import DType, pack_parts
 from pgrerank.worker.claim import Claim, Document
-from pgrerank.worker.encoding import Vectors, encode_texts
-from pgrerank.worker.lanes import Lane
+from pgrerank.worker.encoding import encode_texts
+from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.session import connect
@@ -41,7 +42,7 @@ class Ingest:
         self,
         dsn: str,
         models: Models,
-        lane: Lane,
+        engine: Engine,
         projections: Projections,
         *,
         only: str | None = None,
@@ -49,7 +50,7 @@ class Ingest:
     ) -> None:
         self._dsn = dsn
         self._models = models
-        self._lane = lane
+        self._engine = engine
         self._projections = projections
         self._only = only
         self._after_claim = after_claim
@@ -125,7 +126,7 @@ class Ingest:
         if claim.token_dims is None:
             return Reduction(claim.token_pool)
         matrix = await self._projections.of_generation(
-            connection, claim, encoders["late_interaction"], self._lane
+            connection, claim, encoders["late_interaction"], self._engine
         )
         return Reduction(claim.token_pool, matrix)
 
@@ -156,7 +157,7 @@ class Ingest:
         """Encode documents; one without a text has no vectors."""
         texts = {d.key: d.content for d in documents if d.content and d.content.strip()}
         vectors = await encode_texts(
-            self._lane, encoders, "document", list(texts.values()), reduction, urgent=False
+            self._engine, "ingest", encoders, "document", list(texts.values()), reduction
         )
         by_key = dict(zip(texts, vectors, strict=True))
         return [by_key.get(document.key, Vectors(None, None)) for document in documents]

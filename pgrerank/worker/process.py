@@ -12,10 +12,10 @@ import psycopg
 
 from pgrerank.errors import WorkerError
 from pgrerank.wire.server import WireServer
+from pgrerank.worker.engine import Engine
 from pgrerank.worker.heartbeat import beat
 from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
-from pgrerank.worker.lanes import Lanes
 from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.scoring import Scorer
@@ -46,9 +46,9 @@ async def run_worker(
         await (await connect(settings.dsn, "start")).close()
     models = Models(settings.dsn)
     projections = Projections(settings.dsn)
-    lanes = Lanes.start(capacity=settings.queue)
-    scorer = Scorer(settings.dsn, models, lanes, projections, settings.cache)
-    ingest = Ingest(settings.dsn, models, lanes.encode, projections)
+    engine = Engine(capacity=settings.queue)
+    scorer = Scorer(settings.dsn, models, engine, projections, settings.cache)
+    ingest = Ingest(settings.dsn, models, engine, projections)
     try:
         if settings.preload:
             await models.preload()
@@ -64,7 +64,7 @@ async def run_worker(
             ingest.stopping.set()
             await asyncio.gather(*tasks)
     finally:
-        await asyncio.to_thread(lanes.close)
+        await asyncio.to_thread(engine.close)
 
 
 async def _serve(

@@ -17,7 +17,7 @@ from pgrerank.models.reduction import Reduction, SecondMoment
 from pgrerank.tokens import DType, pack, unpack
 from pgrerank.worker.claim import Claim
 from pgrerank.worker.encoding import encode_texts
-from pgrerank.worker.lanes import Lane
+from pgrerank.worker.engine import Engine
 from pgrerank.worker.session import open_session
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Projections:
         connection: psycopg.AsyncConnection[Any],
         claim: Claim,
         encoder: Encoder,
-        lane: Lane,
+        engine: Engine,
     ) -> Matrix:
         """The projection of the claimed generation, fitted on a sample if need be.
 
@@ -76,7 +76,7 @@ class Projections:
                 "SELECT * FROM pgrerank.sample_texts(%s, %s)", generation
             )
             texts = [text for [text] in await cursor.fetchall()]
-            moment, documents = await _moment(texts, encoder, claim.token_pool, lane)
+            moment, documents = await _moment(texts, encoder, claim.token_pool, engine)
             packed = pack(moment.projection(claim.token_dims), DType.FLOAT16)
             cursor = await connection.execute(
                 "SELECT pgrerank.keep_projection(%s, %s, %s, %s)", (*generation, packed, documents)
@@ -93,7 +93,7 @@ class Projections:
 
 
 async def _moment(
-    texts: list[str], encoder: Encoder, pool: int, lane: Lane
+    texts: list[str], encoder: Encoder, pool: int, engine: Engine
 ) -> tuple[SecondMoment, int]:
     """The second moment of the texts' token vectors, and the number of texts in it.
 
@@ -107,12 +107,7 @@ async def _moment(
         part = parts.pop()
         try:
             vectors = await encode_texts(
-                lane,
-                {"late_interaction": encoder},
-                "document",
-                part,
-                Reduction(pool),
-                urgent=False,
+                engine, "ingest", {"late_interaction": encoder}, "document", part, Reduction(pool)
             )
         except Exception as error:
             if len(part) > 1:
@@ -121,6 +116,7 @@ async def _moment(
                 log.warning("a text of the sample can't be encoded: %s", error)
             continue
         for one in vectors:
+            assert one.tokens is not None
             moment.add(one.tokens)
         documents += len(part)
     return moment, documents

@@ -9,15 +9,22 @@ from typing import Any
 from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.models.reduction import Reduction
+from pgrerank.models.spec import Vectors
+from pgrerank.models.steps import Whole
 from pgrerank.tokens import DType, maxsim, pack
 from pgrerank.wire.types import Rows, Session
 from pgrerank.worker.aligning import align
 from pgrerank.worker.cache import Cache
-from pgrerank.worker.encoding import Vectors, encode_texts
-from pgrerank.worker.lanes import Lanes
+from pgrerank.worker.encoding import encode_texts
+from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models, read_specs
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.requests import Align, CrossEncode, Encode, Envelope, MaxSim, parse
+
+_MAXSIM = Whole(
+    lambda items: [maxsim(query, documents) for query, documents in items],
+    size=lambda item: len(item[1]),
+)
 
 
 class Scorer:
@@ -28,11 +35,11 @@ class Scorer:
     """
 
     def __init__(
-        self, dsn: str, models: Models, lanes: Lanes, projections: Projections, cache: int
+        self, dsn: str, models: Models, engine: Engine, projections: Projections, cache: int
     ) -> None:
         self._dsn = dsn
         self._models = models
-        self._lanes = lanes
+        self._engine = engine
         self._projections = projections
         self._scores = Cache(cache // 2, lambda _: 8)
         self._queries = Cache(cache // 2, _size)
@@ -62,11 +69,11 @@ class Scorer:
         caches = {"encode": self._queries, "cross_encode": self._scores}
         rows = [
             (
-                *(lane.name, str(lane.done), str(lane.waiting)),
+                *(name, str(lane.done), str(self._engine.waiting(name))),
                 *((str(kept.hits), f"{1000 * kept.saved:.0f}") if kept else ("0", "0")),
             )
-            for lane in self._lanes
-            for kept in [caches.get(lane.name)]
+            for name, lane in self._engine.lanes.items()
+            for kept in [caches.get(name)]
         ]
         return Rows(("lane", "requests", "waiting", "cache_hits", "saved_ms"), list(rows), "SHOW")
 
@@ -83,7 +90,7 @@ class Scorer:
                 case Align() as request:
                     encoder = await self._models.encoder(request.model, "late_interaction")
                     answer = await align(
-                        encoder, request.query, request.documents, self._lanes, timeout
+                        encoder, request.query, request.documents, self._engine, timeout
                     )
         except RequestError:
             raise
@@ -108,7 +115,8 @@ class Scorer:
             (*((kind, id(encoder)) for kind, encoder in encoders.items()), request.projection),
             [(request.text,)],
             lambda texts: encode_texts(
-                self._lanes.encode,
+                self._engine,
+                "encode",
                 encoders,
                 "query",
                 [text for (text,) in texts],
@@ -131,11 +139,8 @@ class Scorer:
             raise RequestError(
                 f"token vectors are not hexadecimal: {error}", sqlstate="22023"
             ) from error
-        [scores] = await self._lanes.maxsim.submit(
-            "maxsim",
-            [(query, documents)],
-            lambda items: [maxsim(query, documents) for query, documents in items],
-            timeout=timeout,
+        [scores] = await self._engine.submit(
+            "maxsim", _MAXSIM, [(query, documents)], timeout=timeout
         )
         return {"scores": scores.tolist()}
 
@@ -144,13 +149,7 @@ class Scorer:
         scores = await self._scores.get(
             id(reranker),
             [(request.query, document) for document in request.documents],
-            lambda pairs: self._lanes.cross_encode.submit(
-                id(reranker),
-                pairs,
-                lambda pairs: reranker.score(pairs).tolist(),
-                size=lambda pair: len(pair[0]) + len(pair[1]),
-                timeout=timeout,
-            ),
+            lambda pairs: self._engine.submit("cross_encode", reranker, pairs, timeout=timeout),
         )
         return {"scores": scores}
 

@@ -1,0 +1,294 @@
+"""The engine runs models for all callers: batches of whatever waits, the most urgent first.
+
+Items are prepared (tokenised, cut) in threads beside those that run the models, so that a device
+does not wait for it. The engine measures how fast each kind of work is. By that it makes batches
+that take no longer than urgent work may be kept waiting, and refuses at once what can't be done in
+time: whoever is refused can do without at once, and whoever is not gets an answer in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pgrerank.errors import RequestError
+from pgrerank.models.steps import Input, Prepared, Steps, batches
+
+log = logging.getLogger(__name__)
+
+LANES = ("encode", "maxsim", "cross_encode", "ingest")
+"""What work is for, the most urgent first: each lane's goes before that of all behind it."""
+BATCH, SLICE = 0.05, 0.25
+"""Seconds that a batch should take, which is how long urgent work waits for others; and what is
+sorted by length at a time, within which the order of callers is lost."""
+LEAST_TOKENS = 1024
+"""Tokens of a batch, at least, however long they take: a device is slow with less."""
+FIRST_TOKENS = 2048
+"""Tokens of a batch, at most, while nothing is known of the speed."""
+
+
+@dataclass(eq=False)
+class Job:
+    """The items of one caller."""
+
+    steps: Steps
+    items: Sequence[Any]
+    deadline: float
+    dropped: bool = False
+    future: Future[list[Any]] = field(default_factory=Future)
+    prepared: list[Prepared] = field(default_factory=list)
+    outputs: list[list[Any]] = field(default_factory=list)
+    waiting: deque[Part] = field(default_factory=deque)
+    tokens: int = 0
+    missing: int = 0
+
+    def prepare(self) -> None:
+        """Tokenise the items; raises what the model raises."""
+        self.prepared = self.steps.prepare(self.items)
+        self.outputs = [[None] * len(one.inputs) for one in self.prepared]
+        parts = [
+            Part(self, item, place, one)
+            for item, prepared in enumerate(self.prepared)
+            for place, one in enumerate(prepared.inputs)
+        ]
+        self.waiting.extend(sorted(parts, key=lambda part: part.input.tokens))
+        self.tokens = sum(part.input.tokens for part in parts)
+        self.missing = len(parts)
+
+    def join(self) -> list[Any]:
+        """The items' results; raises what the model raises."""
+        return self.steps.join(self.prepared, self.outputs)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a caller still waits for the job."""
+        return not (self.dropped or self.future.done())
+
+    def expire(self) -> None:
+        """Fail the job with a timeout if its deadline has passed."""
+        if time.monotonic() >= self.deadline:
+            self._end(
+                RequestError("the deadline passed before the work was done", sqlstate="PGR02")
+            )
+
+    def fail(self, error: Exception) -> None:
+        """Hand over an error, if a caller still waits."""
+        self.expire()
+        self._end(error)
+
+    def finish(self) -> None:
+        """Let the caller go on once all outputs are there."""
+        if not self.missing:
+            self.expire()
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self.wanted and self.future.set_running_or_notify_cancel():
+            if error is None:
+                self.future.set_result([])
+            else:
+                self.future.set_exception(error)
+
+
+class Part(NamedTuple):
+    """An input of a job: the place of its item, and its own among the item's inputs."""
+
+    job: Job
+    item: int
+    place: int
+    input: Input
+
+
+class Lane:
+    """The jobs of one purpose, in the order in which they came, and the batches made of them."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.batches: deque[list[Part]] = deque()
+        self.done = 0
+
+
+class Engine:
+    """Lanes of jobs, and the threads that run them."""
+
+    def __init__(self, *, capacity: int = 64) -> None:
+        self.lanes = {name: Lane() for name in LANES}
+        self._capacity = capacity
+        self._speeds: dict[Steps, float | None] = {}
+        self._wake = threading.Condition()
+        self._closed = False
+        self._runners: list[threading.Thread] = []
+
+    async def submit(
+        self, lane: str, steps: Steps, items: Sequence[Any], *, timeout: float = math.inf
+    ) -> list[Any]:
+        """Results of `steps` for `items`, in their order; `timeout` is in seconds.
+
+        Raises RequestError at once when the lane is full, or when what waits before it leaves too
+        little time (53300), and when the timeout passes (PGR02); and what the model raises. If the
+        awaiting task is cancelled, what has not run yet is dropped.
+        """
+        if not items:
+            return []
+        job = Job(steps, items, time.monotonic() + timeout)
+        try:
+            self._refuse(lane, job)
+            await asyncio.to_thread(job.prepare)
+            with self._wake:
+                self._refuse(lane, job)
+                self.lanes[lane].jobs.append(job)
+                self._start_runners(steps.at_once)
+                self._wake.notify_all()
+            await asyncio.wrap_future(job.future)
+            return await asyncio.to_thread(job.join)
+        finally:
+            job.dropped = True
+            self.lanes[lane].done += 1
+
+    def close(self) -> None:
+        """Finish the batches that run, drop the rest, end the threads."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for runner in self._runners:
+            runner.join()
+        for lane in self.lanes.values():
+            for job in lane.jobs:
+                job.fail(RequestError("the worker is stopping", sqlstate="57P01"))
+
+    def waiting(self, lane: str) -> int:
+        """The number of jobs that are not done."""
+        return len(self.lanes[lane].jobs)
+
+    def seconds(self, steps: Steps, tokens: float) -> float:
+        """How long so many tokens take; nothing, while the speed is not known."""
+        speed = self._speeds.get(steps)
+        return tokens / (speed * steps.at_once) if speed else 0.0
+
+    def _refuse(self, lane: str, job: Job) -> None:
+        """Refuse what can't be done in time. Where nothing waits, it is tried."""
+        own = [other for other in self.lanes[lane].jobs[:] if other.waiting]
+        ahead = [
+            other
+            for name in LANES[: LANES.index(lane) + 1]
+            for other in self.lanes[name].jobs[:]
+            if other.wanted
+        ]
+        left = job.deadline - time.monotonic()
+        reason = None
+        if self._closed or len(own) >= self._capacity:
+            reason = f"{len(own)} requests wait in lane {lane}"
+        elif (
+            ahead and (needed := sum(self.seconds(j.steps, j.tokens) for j in [*ahead, job])) > left
+        ):
+            reason = (
+                f"what waits in lane {lane}, and this, take {needed:.2f} s,"
+                f" and {left:.2f} s are left"
+            )
+        if reason is not None:
+            raise RequestError(f"the worker is busy: {reason}", sqlstate="53300")
+
+    def _start_runners(self, wanted: int) -> None:
+        while len(self._runners) < wanted:
+            name = f"pgrerank-run-{len(self._runners)}"
+            self._runners.append(threading.Thread(target=self._loop, name=name, daemon=True))
+            self._runners[-1].start()
+
+    def _loop(self) -> None:
+        while batch := self._next_batch():
+            self._run(batch)
+            self._settle(batch)
+
+    def _next_batch(self) -> list[Part]:
+        """Wait for work; the next batch of it, or nothing once the engine is closed."""
+        with self._wake:
+            while not self._closed:
+                for lane in self.lanes.values():
+                    if batch := self._batch_of(lane):
+                        return batch
+                self._wake.wait()
+        return []
+
+    def _batch_of(self, lane: Lane) -> list[Part]:
+        _drop_unwanted(lane)
+        if not lane.batches:
+            lane.batches.extend(self._slice_of(lane))
+        while lane.batches:
+            if batch := [part for part in lane.batches.popleft() if part.job.wanted]:
+                return batch
+        return []
+
+    def _slice_of(self, lane: Lane) -> Iterator[list[Part]]:
+        """Batches of the first job that waits and of those of its kind behind it."""
+        waiting = [job for job in lane.jobs if job.waiting]
+        if not waiting:
+            return iter(())
+        steps = waiting[0].steps
+        speed = self._speeds.get(steps)
+        room = FIRST_TOKENS if speed is None else speed * steps.at_once * SLICE
+        parts: list[Part] = []
+        for job in (job for job in waiting if job.steps is steps):
+            while job.waiting and (room > 0 or not parts):
+                part = job.waiting.popleft()
+                room -= part.input.tokens
+                parts.append(part)
+        most = FIRST_TOKENS if speed is None else max(LEAST_TOKENS, int(speed * BATCH))
+        return batches(parts, lambda part: part.input.tokens, min(most, steps.batch_tokens))
+
+    def _run(self, batch: list[Part]) -> None:
+        """Run a batch. One caller's bad item must not fail the others that share it."""
+        begun = time.monotonic()
+        try:
+            steps = batch[0].job.steps
+            outputs = steps.run([part.input for part in batch])
+            done = list(zip(batch, outputs, strict=True))
+        except Exception as error:
+            self._recover(batch, error)
+            return
+        took = time.monotonic() - begun
+        with self._wake:
+            for part, output in done:
+                part.job.outputs[part.item][part.place] = output
+                part.job.missing -= 1
+                part.job.tokens -= part.input.tokens
+            self._measure(steps, sum(part.input.tokens for part in batch), took)
+
+    def _measure(self, steps: Steps, tokens: int, took: float) -> None:
+        if steps not in self._speeds:
+            self._speeds[steps] = None  # the first run warms up, and tells nothing of the next
+        else:
+            speed = tokens / max(took, 1e-6)
+            self._speeds[steps] = (speed + (self._speeds[steps] or speed)) / 2
+
+    def _recover(self, batch: list[Part], error: Exception) -> None:
+        by_job: dict[Job, list[Part]] = {}
+        for part in batch:
+            by_job.setdefault(part.job, []).append(part)
+        if len(by_job) == 1:
+            log.warning("%s: %s", type(error).__name__, error)
+            batch[0].job.fail(error)
+            return
+        for own in by_job.values():
+            self._run(own)
+
+    def _settle(self, batch: list[Part]) -> None:
+        """Let callers go on whose jobs are done."""
+        with self._wake:
+            for job in {part.job: None for part in batch}:
+                job.finish()
+            for lane in self.lanes.values():
+                _drop_unwanted(lane)
+
+
+def _drop_unwanted(lane: Lane) -> None:
+    for job in lane.jobs:
+        job.expire()
+    lane.jobs[:] = [job for job in lane.jobs if job.wanted]

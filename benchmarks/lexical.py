@@ -46,18 +46,14 @@ def texts_of(folder: Path) -> dict[str, str]:
 
 def store_all(connection: psycopg.Connection, name: str) -> None:
     """Store the words of all that waits; without models there is nothing to be encoded."""
-    statement = (
-        "SELECT pgrerank.store(c.reranker, c.generation, c.keys, c.tickets, c.content_hashes,"
-        " array_fill(NULL::text, ARRAY[cardinality(c.keys)])), cardinality(c.keys)"
-        " FROM pgrerank.claim(1000, %s) c"
-    )
+    statement = "SELECT FROM pgrerank.claim(1000, %s)"
     [total] = connection.execute(
         "SELECT count(*) FROM pgrerank.pending WHERE reranker = %s", (name,)
     ).fetchone() or (0,)
     done = 0
     with document_progress(f"storing the words of {name}") as progress:
-        while row := connection.execute(statement, (name,)).fetchone():
-            done += row[1]
+        while connection.execute(statement, (name,)).fetchone() is not None:
+            done += 1000
             progress(min(done, total), total)
 
 

@@ -99,12 +99,8 @@ def pack(matrix: NDArray[np.floating], dtype: DType | str = DType.INT8) -> bytes
 
     Raises TokensError for another shape, no rows, NaN, infinity, values the dtype can't hold.
     """
-    dtype = DType(dtype)
-    values = _checked_matrix(matrix)
-    scale, rows = _PACKERS[dtype](values)
-    count, dims = values.shape
-    _check_scale(Header(dtype, dims, count, scale))
-    return _HEADER.pack(MAGIC, VERSION, _CODES[dtype], dims, count, scale) + rows.tobytes()
+    [packed] = _packed(_checked_matrix(matrix), [0], DType(dtype))
+    return packed
 
 
 def pack_parts(
@@ -119,8 +115,22 @@ def pack_parts(
     values = _checked_matrix(matrix)
     row = Header(DType(dtype), values.shape[1], 1, 1.0).size - _HEADER.size
     rows = max(1, (most_bytes - _HEADER.size) // row)
-    cuts = [0, *range((len(values) - 1) % rows + 1, len(values) + 1, rows)]
-    return [pack(values[start:end], dtype) for start, end in pairwise(cuts)]
+    return _packed(
+        values, [0, *range((len(values) - 1) % rows + 1, len(values), rows)], DType(dtype)
+    )
+
+
+def _packed(values: NDArray[np.float32], starts: list[int], dtype: DType) -> list[bytes]:
+    """Pack the rows of a matrix as several, which start at these rows."""
+    scales, rows = _PACKERS[dtype](values, starts)
+    body, (count, dims) = rows.tobytes(), values.shape
+    width = len(body) // count
+    packed = []
+    for scale, (start, end) in zip(scales.tolist(), pairwise([*starts, count]), strict=True):
+        _check_scale(Header(dtype, dims, end - start, scale))
+        header = _HEADER.pack(MAGIC, VERSION, _CODES[dtype], dims, end - start, scale)
+        packed.append(header + body[start * width : end * width])
+    return packed
 
 
 def parse_header(blob: bytes | memoryview) -> Header:
@@ -316,24 +326,30 @@ def _check_scale(header: Header) -> None:
         raise TokensError(f"packed tokens: expected scale 1 with float16, not {scale}")
 
 
-def _pack_float16(values: NDArray[np.float32]) -> tuple[float, NDArray[Any]]:
+Scales = NDArray[np.float32]
+
+
+def _pack_float16(values: NDArray[np.float32], starts: list[int]) -> tuple[Scales, NDArray[Any]]:
     with np.errstate(over="ignore"):
         rows = values.astype(_ELEMENTS[DType.FLOAT16])
     if not np.isfinite(rows).all():
         raise TokensError("token vectors: expected no value beyond 65504; pack them as int8")
-    return 1.0, rows
+    return np.ones(len(starts), np.float32), rows
 
 
-def _pack_int8(values: NDArray[np.float32]) -> tuple[float, NDArray[Any]]:
-    scale = np.abs(values).max() / np.float32(_STEPS)
-    if scale < _FLOAT32_TINY:
-        scale = np.float32(1)
-    return float(scale), np.clip(np.rint(values / scale), -_STEPS, _STEPS).astype(np.int8)
+def _pack_int8(values: NDArray[np.float32], starts: list[int]) -> tuple[Scales, NDArray[Any]]:
+    largest = np.maximum(values.max(axis=1), -values.min(axis=1))
+    scales = np.asarray(np.maximum.reduceat(largest, starts) / np.float32(_STEPS), np.float32)
+    scales[scales < _FLOAT32_TINY] = 1
+    rows = values / np.repeat(scales, np.diff([*starts, len(values)]))[:, np.newaxis]
+    np.clip(np.rint(rows, out=rows), -_STEPS, _STEPS, out=rows)
+    return scales, rows.astype(np.int8)
 
 
-def _pack_bit(values: NDArray[np.float32]) -> tuple[float, NDArray[Any]]:
+def _pack_bit(values: NDArray[np.float32], starts: list[int]) -> tuple[Scales, NDArray[Any]]:
     # Zero counts as negative, as in pgvector's binary_quantize.
-    return 1 / math.sqrt(values.shape[1]), np.packbits(values > 0, axis=1, bitorder="little")
+    scales = np.full(len(starts), 1 / math.sqrt(values.shape[1]), np.float32)
+    return scales, np.packbits(values > 0, axis=1, bitorder="little")
 
 
 _PACKERS = {DType.FLOAT16: _pack_float16, DType.INT8: _pack_int8, DType.BIT: _pack_bit}

@@ -62,11 +62,15 @@ BEGIN
 END
 $$;
 
--- The weight of a word in a document (Robertson and Zaragoza 2009, with k1 1.2 and b 0.75): from 0 to 2.2.
-CREATE OR REPLACE FUNCTION _word_weight(_occurrences float8, _length float8, _mean_length float8) RETURNS float8
+-- The weights of a document's words (Robertson and Zaragoza 2009, with k1 1.2 and b 0.75): each from 0 to 2.2. All at
+-- once, as calling a function for each word takes longer than the rest of storing a document.
+CREATE OR REPLACE FUNCTION _word_weights(_occurrences int[], _length float8, _mean_length float8) RETURNS float8[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
-AS $$ SELECT _occurrences * 2.2 / (_occurrences + 1.2 * (0.25 + 0.75 * _length / _mean_length)) $$;
+AS $$
+    SELECT array_agg(o.n * 2.2 / (o.n + 1.2 * (0.25 + 0.75 * _length / _mean_length)) ORDER BY o.place)
+    FROM unnest(_occurrences) WITH ORDINALITY o (n, place)
+$$;
 
 -- Weights from which on a word of a document is indexed once more, with a mark: a search that can't read all documents
 -- of a frequent word reads those where it weighs most. No lexeme ends in a blank and a digit.
@@ -81,21 +85,15 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT CASE WHEN right(_lexeme, 2) IN (' 1', ' 2', ' 3') THEN right(_lexeme, 1)::int ELSE 0 END $$;
 
--- Where a lexeme's weight stands in a sparse vector: 28 bits of its hash. Two of a vocabulary of a million words share
--- a place in one case of 270.
-CREATE OR REPLACE FUNCTION _word_place(_lexeme text) RETURNS int
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path FROM CURRENT
-AS $$ SELECT ('x' || left(md5(_lexeme), 7))::bit(28)::int + 1 $$;
-
--- Weights by place as a sparse vector.
+-- Weights of lexemes as a sparse vector. A lexeme's place are 28 bits of its hash: two of a vocabulary of a million
+-- words share one in one case of 270.
 CREATE OR REPLACE FUNCTION _sparse(_lexemes text[], _weights float8[]) RETURNS sparsevec
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format('{%s}/268435456', string_agg(concat(w.place, ':', w.weight::real), ','))::sparsevec
     FROM (
-        SELECT _word_place(u.lexeme) AS place, max(u.weight) AS weight
+        SELECT ('x' || left(md5(u.lexeme), 7))::bit(28)::int + 1 AS place, max(u.weight) AS weight
         FROM unnest(_lexemes, _weights) u (lexeme, weight) GROUP BY 1) w
 $$;
 
@@ -157,9 +155,7 @@ BEGIN
     IF words IS NULL THEN
         RETURN;
     END IF;
-    weighed := ARRAY(
-        SELECT _word_weight(o.n, length, _mean_length) FROM unnest(occurrences) WITH ORDINALITY o (n, place)
-        ORDER BY o.place);
+    weighed := _word_weights(occurrences, length, _mean_length);
     weights := _sparse(words, weighed);
     lexemes := array_to_tsvector(ARRAY(
         SELECT w.lexeme || l.mark FROM unnest(words, weighed) w (lexeme, weight)
@@ -191,7 +187,16 @@ BEGIN
         INTO mean_length USING _keys;
     END IF;
     PERFORM _write_words(_reranker, _generation, _keys, coalesce(mean_length, 1));
-    UPDATE word_statistics s SET changes = s.changes + cardinality(_keys)
+END
+$$;
+
+-- Counts documents whose words have been stored. It comes last in a transaction: others who store wait for the row.
+CREATE OR REPLACE FUNCTION _count_changes(_reranker rerankers, _generation generations, _documents int) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+BEGIN
+    UPDATE word_statistics s SET changes = s.changes + _documents
     WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number);
     PERFORM _refresh_words(_reranker, _generation, 1);
 END

@@ -52,7 +52,7 @@ BEGIN
       AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
     ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF FOUND THEN
-        RETURN NEXT _claim_like(first, alive, max_documents, lease);
+        RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
     ELSE
         PERFORM _switch_when_complete(r.name) FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker;
         PERFORM _refresh_words(r, g, 0.1)
@@ -63,6 +63,25 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session: one row, or none';
+
+-- The claim; without its documents where they need no model: these are stored at once. If that fails, the worker finds
+-- out which of them is to blame.
+CREATE OR REPLACE FUNCTION _settled(_claim claimed) RETURNS claimed
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+BEGIN
+    IF _claim.embedding_model IS NULL AND _claim.late_interaction_model IS NULL THEN
+        PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes);
+        RETURN (
+            _claim.reranker, _claim.generation, NULL, NULL, _claim.token_precision, _claim.token_dims,
+            _claim.token_pool, _claim.token_bits, _claim.projection, '{}', '{}', '{}', '{}', '{}')::claimed;
+    END IF;
+    RETURN _claim;
+EXCEPTION WHEN OTHERS THEN
+    RETURN _claim;
+END
+$$;
 
 -- Claims documents of the same generation as the first. Most claims are many documents that were never tried; one that
 -- was tried before comes alone, so that a document which kills workers takes no other with it.
@@ -158,13 +177,15 @@ $$;
 COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unless it has one; returns the one it has';
 
 -- Stores the vectors of claimed documents (none for those with nothing to encode) and finishes their claims. Arrays
--- of one length go together: an embedding is written '[…]'; token vectors are packed in parts, whose keys stand
--- beside them in the parts' order, bits likewise. A document that has gone meanwhile is left out; one that has
--- changed has a new ticket and stays pending. Where the generation was dropped while its documents were being
--- encoded, nothing is stored.
+-- that are named alike go together: the embeddings of `embedding_keys` stand one after the other; a document's token
+-- vectors are packed in parts, which are numbered from 1, and beside each is its document's key; bits likewise. A
+-- document that has gone meanwhile is left out; one that has changed has a new ticket and stays pending. Where the
+-- generation was dropped while its documents were being encoded, nothing is stored.
 CREATE OR REPLACE FUNCTION store(
-    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], embeddings text[],
-    token_keys text[] DEFAULT '{}', tokens bytea[] DEFAULT '{}', bit_keys text[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
+    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[],
+    embedding_keys text[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
+    token_keys text[] DEFAULT '{}', token_parts int[] DEFAULT '{}', tokens bytea[] DEFAULT '{}',
+    bit_keys text[] DEFAULT '{}', bit_parts int[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
@@ -178,10 +199,10 @@ BEGIN
         RETURN;
     END IF;
     target := _reranker(reranker);
-    stored_keys := _store_documents(target, stored, keys, hashes, embeddings);
-    PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, tokens);
+    stored_keys := _store_documents(target, stored, keys, hashes, embedding_keys, embeddings);
+    PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, token_parts, tokens);
     IF stored.token_bits THEN
-        PERFORM _store_tokens(target, stored, 'bits', stored_keys, bit_keys, bits);
+        PERFORM _store_tokens(target, stored, 'bits', stored_keys, bit_keys, bit_parts, bits);
     END IF;
     PERFORM finish(reranker, generation, keys, tickets);
 END
@@ -191,19 +212,22 @@ COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and finish
 -- Writes the side table's rows of those documents that are still there, held against deletion until we commit; returns
 -- their keys.
 CREATE OR REPLACE FUNCTION _store_documents(
-    _reranker rerankers, _generation generations, _keys text[], _hashes bytea[], _embeddings text[]) RETURNS text[]
+    _reranker rerankers, _generation generations, _keys text[], _hashes bytea[], _embedding_keys text[],
+    _embeddings real[]) RETURNS text[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
+    dims int := cardinality(_embeddings) / nullif(cardinality(_embedding_keys), 0);
     stored_keys text[];
 BEGIN
     EXECUTE format($sql$
         WITH alive AS MATERIALIZED (%1$s),
         stored AS (
             INSERT INTO %3$s AS s (key, embedding, content_hash, tenant)
-            SELECT d.key, v.embedding::halfvec, v.hash, d.tenant
-            FROM unnest($1, $2, $3) v (key, embedding, hash) JOIN alive d ON d.key = v.key::%2$s
+            SELECT d.key, ($4[(e.place - 1) * $5 + 1 : e.place * $5])::halfvec, v.hash, d.tenant
+            FROM unnest($1, $2) v (key, hash) JOIN alive d ON d.key = v.key::%2$s
+            LEFT JOIN unnest($3) WITH ORDINALITY e (key, place) ON e.key = v.key
             ON CONFLICT (key) DO UPDATE
             SET (embedding, content_hash, tenant, encoded_at)
                 = (excluded.embedding, excluded.content_hash, excluded.tenant, now())
@@ -211,14 +235,15 @@ BEGIN
         SELECT array_agg(s.key::text) FROM stored s
         $sql$, _alive_sql(_reranker, _generation), _reranker.key_type,
         _side_table(_generation))
-    INTO stored_keys USING _keys, _embeddings, _hashes;
+    INTO stored_keys USING _keys, _hashes, _embedding_keys, _embeddings, dims;
     RETURN stored_keys;
 END
 $$;
 
 -- Replaces the token vectors of the documents just stored.
 CREATE OR REPLACE FUNCTION _store_tokens(
-    _reranker rerankers, _generation generations, _tier text, _stored_keys text[], _keys text[], _tokens bytea[])
+    _reranker rerankers, _generation generations, _tier text, _stored_keys text[], _keys text[], _parts int[],
+    _tokens bytea[])
 RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
@@ -230,11 +255,9 @@ BEGIN
     USING _stored_keys;
     EXECUTE format($sql$
         INSERT INTO %s (key, part, tokens)
-        SELECT t.key::%s, row_number() OVER (PARTITION BY t.key ORDER BY t.place), t.tokens
-        FROM unnest($2, $3) WITH ORDINALITY t (key, tokens, place)
-        WHERE t.key = ANY ($1)
+        SELECT t.key::%s, t.part, t.tokens FROM unnest($2, $3, $4) t (key, part, tokens) WHERE t.key = ANY ($1)
         $sql$, token_table, _reranker.key_type)
-    USING _stored_keys, _keys, _tokens;
+    USING _stored_keys, _keys, _parts, _tokens;
 END
 $$;
 
@@ -253,6 +276,7 @@ BEGIN
     IF finished.number IS NOT NULL THEN
         PERFORM _store_words(_reranker(reranker), finished, keys);
         PERFORM _store_tenants(_reranker(reranker), finished, keys);
+        PERFORM _count_changes(_reranker(reranker), finished, cardinality(keys));
     END IF;
     PERFORM _switch_when_complete(reranker);
 END
@@ -269,10 +293,11 @@ AS $$
 DECLARE
     newest int := (_newest_generation(_reranker)).number;
 BEGIN
-    PERFORM FROM rerankers r WHERE r.name = _reranker AND r.generation < newest FOR UPDATE;
-    IF FOUND AND NOT EXISTS (
-        SELECT FROM pending p
-        WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL) THEN
+    PERFORM FROM rerankers r
+    WHERE r.name = _reranker AND r.generation < newest AND NOT EXISTS (
+        SELECT FROM pending p WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL)
+    FOR UPDATE;
+    IF FOUND THEN
         UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
         UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
     END IF;

@@ -34,10 +34,7 @@ def fill(db, source, texts, **settings) -> None:
     with db.cursor() as cursor:
         cursor.executemany("INSERT INTO documents (body) VALUES (%s)", [(text,) for text in texts])
     source.create(**WORDS_ONLY, text_columns=["body"], **settings)
-    while db.execute(
-        "SELECT pgrerank.store(c.reranker, c.generation, c.keys, c.tickets, c.content_hashes,"
-        " array_fill(NULL::text, ARRAY[cardinality(c.keys)])) FROM pgrerank.claim(1000) c"
-    ).fetchone():
+    while db.execute("SELECT FROM pgrerank.claim(1000)").fetchone() is not None:
         pass
 
 

@@ -142,9 +142,7 @@ def test_a_document_deleted_while_it_is_encoded_is_not_stored(db, source):
         "SELECT keys, tickets, content_hashes FROM pgrerank.claim()"
     ).fetchone()
     db.execute("DELETE FROM documents WHERE id = 1")
-    store = "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)"
-    nothing = [None] * 3
-    db.execute(store, (keys, tickets, hashes, nothing))
+    db.execute("SELECT pgrerank.store('documents', 1, %s, %s, %s)", (keys, tickets, hashes))
     assert db.execute(
         "SELECT array_agg(key ORDER BY key) FROM pgrerank.documents_1"
     ).fetchone() == ([2, 3],)
@@ -157,11 +155,7 @@ def test_a_document_changed_while_it_is_encoded_stays_pending(db, source):
         "SELECT keys, tickets, content_hashes FROM pgrerank.claim()"
     ).fetchone()
     db.execute("UPDATE documents SET body = 'newer' WHERE id = 1")
-    nothing = [None] * 3
-    db.execute(
-        "SELECT pgrerank.store('documents', 1, %s, %s, %s, %s)",
-        (keys, tickets, hashes, nothing),
-    )
+    db.execute("SELECT pgrerank.store('documents', 1, %s, %s, %s)", (keys, tickets, hashes))
     assert pending(db) == {"1"}
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg.rows import class_row
+from psycopg.types.numeric import Int4
 
 from pgrerank.errors import PgrerankError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
 from pgrerank.models.spec import Vectors
 from pgrerank.tokens import DType, pack_parts
+from pgrerank.worker.arrays import Reals, RealsDumper
 from pgrerank.worker.claim import Claim, Document
 from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
@@ -27,10 +30,17 @@ from pgrerank.worker.session import connect
 
 log = logging.getLogger(__name__)
 
-CLAIM = 64
-"""Documents claimed at once: what a killed worker's successor has to do again."""
-SESSIONS = 2
-"""Sessions that claim side by side: one stores while the other's documents are encoded."""
+CLAIM, LARGEST_CLAIM = 64, 256
+"""Documents claimed at once, what a killed worker's successor has to do again: while nothing is
+known of the speed, and at most."""
+CLAIM_SECONDS = 0.5
+"""Seconds for which the documents of a claim should be encoded."""
+CHARACTERS = 2**18
+"""Characters of the documents that are encoded at a time, if there are several, which bounds the
+memory for their token vectors."""
+SESSIONS = 2, max(2, min(8, (os.cpu_count() or 1) // 2))
+"""Sessions that claim side by side, at least and at most: while some store, the documents of
+another are encoded."""
 IDLE = 0.25
 """Seconds between two looks at an empty queue."""
 
@@ -54,6 +64,8 @@ class Ingest:
         self._projections = projections
         self._only = only
         self._after_claim = after_claim
+        self._claim_size = CLAIM
+        self._sessions: set[asyncio.Task[None]] = set()
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,15 +89,23 @@ class Ingest:
         InstallError when the schema is of another version. Raises ModelError or RequestError when
         a model can't be had; the documents are not to blame.
         """
-        outcomes = await asyncio.gather(
-            *(self._drain() for _ in range(SESSIONS)), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        for _ in range(SESSIONS[0]):
+            self._add_session()
+        errors = []
+        while self._sessions:
+            done, _ = await asyncio.wait(self._sessions)
+            self._sessions -= done
+            errors += [task.exception() for task in done]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _add_session(self) -> None:
+        self._sessions.add(asyncio.create_task(self._drain()))
 
     async def _drain(self) -> None:
         async with await connect(self._dsn, "ingest") as connection:
+            connection.adapters.register_dumper(Reals, RealsDumper)
             try:
                 while not self.stopping.is_set() and (claim := await self._claim(connection)):
                     await self._process(connection, claim)
@@ -97,7 +117,7 @@ class Ingest:
 
     async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim | None:
         cursor = connection.cursor(row_factory=class_row(Claim))
-        await cursor.execute("SELECT * FROM pgrerank.claim(%s, %s)", (CLAIM, self._only))
+        await cursor.execute("SELECT * FROM pgrerank.claim(%s, %s)", (self._claim_size, self._only))
         return await cursor.fetchone()
 
     async def _process(self, connection: psycopg.AsyncConnection[Any], claim: Claim) -> None:
@@ -115,7 +135,8 @@ class Ingest:
                 kind: await self._models.encoder(name, kind) for kind, name in claim.models.items()
             }
             reduction = await self._reduction(connection, claim, encoders)
-            await self._encode_and_store(connection, claim, waiting, encoders, reduction)
+            for documents in _by_length(waiting):
+                await self._encode_and_store(connection, claim, documents, encoders, reduction)
 
     async def _reduction(
         self,
@@ -140,7 +161,9 @@ class Ingest:
     ) -> None:
         """Encode and store all documents; where that fails, each alone, so that one is at fault."""
         try:
+            begun = time.monotonic()
             vectors = await self._encode(documents, encoders, reduction)
+            self._pace(len(documents), time.monotonic() - begun)
             await _store(connection, claim, documents, vectors)
         except psycopg.OperationalError:
             raise
@@ -150,6 +173,13 @@ class Ingest:
                     await self._encode_and_store(connection, claim, [document], encoders, reduction)
             else:
                 await _fail(connection, claim, documents[0], error)
+
+    def _pace(self, documents: int, took: float) -> None:
+        """Fit claims and sessions to how fast documents are encoded."""
+        fitting = int(documents / max(took, 1e-3) * CLAIM_SECONDS)
+        self._claim_size = max(SESSIONS[0], min(LARGEST_CLAIM, fitting))
+        if not self._engine.waiting("ingest") and len(self._sessions) < SESSIONS[1]:
+            self._add_session()
 
     async def _encode(
         self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction
@@ -169,36 +199,50 @@ async def _store(
     documents: Sequence[Document],
     vectors: Sequence[Vectors],
 ) -> None:
+    pairs = [(d.key, one) for d, one in zip(documents, vectors, strict=True)]
+    embeddings = [(key, one.embedding) for key, one in pairs if one.embedding is not None]
+    tiers = [DType(claim.token_precision), *([DType.BIT] if claim.token_bits else [])]
+    packed = [await asyncio.to_thread(_parts, pairs, tier) for tier in tiers]
     await connection.execute(
-        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %b, %s, %b)",
+        f"SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %b{', %s, %b, %b' * len(tiers)})",
         (
             *(claim.reranker, claim.generation),
             [document.key for document in documents],
             [document.ticket for document in documents],
             [document.content_hash for document in documents],
-            [None if v.embedding is None else _vector_text(v.embedding) for v in vectors],
-            *_parts(documents, vectors, DType(claim.token_precision)),
-            *(_parts(documents, vectors, DType.BIT) if claim.token_bits else ([], [])),
+            [key for key, _ in embeddings],
+            Reals(np.concatenate([[], *(embedding for _, embedding in embeddings)])),
+            *(column for tier in packed for column in tier),
         ),
     )
 
 
 def _parts(
-    documents: Sequence[Document], vectors: Sequence[Vectors], dtype: DType
-) -> tuple[list[str], list[bytes]]:
-    """Token vectors packed in parts, and for each part the key of its document."""
+    pairs: Sequence[tuple[str, Vectors]], dtype: DType
+) -> tuple[list[str], list[Int4], list[bytes]]:
+    """Token vectors packed in parts: of each the key of its document, its number, and the bytes."""
     parts = [
-        (document.key, part)
-        for document, one in zip(documents, vectors, strict=True)
+        (key, Int4(number), part)
+        for key, one in pairs
         if one.tokens is not None and len(one.tokens)
-        for part in pack_parts(one.tokens, dtype)
+        for number, part in enumerate(pack_parts(one.tokens, dtype), 1)
     ]
-    return [key for key, _ in parts], [part for _, part in parts]
+    return [key for key, _, _ in parts], [n for _, n, _ in parts], [part for _, _, part in parts]
 
 
-def _vector_text(vector: NDArray[np.float32]) -> str:
-    """Format a vector as pgvector reads it."""
-    return "[" + ",".join(map(repr, vector.tolist())) + "]"
+def _by_length(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """The documents in lists of a bounded length in characters, of one document at least."""
+    some: list[Document] = []
+    left = CHARACTERS
+    for document in documents:
+        size = len(document.content or "")
+        if some and size > left:
+            yield some
+            some, left = [], CHARACTERS
+        some.append(document)
+        left -= size
+    if some:
+        yield some
 
 
 async def _fail(

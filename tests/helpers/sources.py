@@ -78,10 +78,10 @@ class Source:
                 vector = [0.0] * 32
                 vector[int(document.content_hash[0]) % 32] = 1.0
                 self.connection.execute(
-                    "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s)",
+                    "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s::float8[]::real[])",
                     (
                         *(claim.reranker, claim.generation),
                         *([document.key], [document.ticket], [document.content_hash]),
-                        [str(vector)],
+                        *([document.key], vector),
                     ),
                 )

@@ -39,6 +39,15 @@ SIZES = {"tiny": (2, 32), "small": (12, 384), "base": (12, 768), "large": (24, 1
 """Layers and width; `tiny` is for tests."""
 VOCABULARY = 30_000
 QUERY_WORDS = 10
+SETTINGS = {
+    "autovacuum": "off",
+    "max_wal_size": "8GB",
+    "shared_buffers": "1GB",
+    "wal_buffers": "64MB",
+}
+"""Of the server, as one has them that takes the vectors of a GPU."""
+CALLS = 20
+"""Different calls; whoever asks for longer begins anew."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,19 @@ class Load:
     words: int
     seconds: float
 
-    def texts(self, seed: int, count: int | None = None) -> list[str]:
+    def texts(self, seed: int, count: int) -> list[str]:
         """Documents of random words, each of which is one token."""
-        chosen = np.random.default_rng(seed).integers(
-            VOCABULARY, size=(count or self.documents, self.words)
-        )
+        chosen = np.random.default_rng(seed).integers(VOCABULARY, size=(count, self.words))
         return [" ".join(f"w{word}" for word in row) for row in chosen]
 
-    def query(self, seed: int) -> str:
-        """A query of a few such words."""
-        chosen = np.random.default_rng([seed, 1]).integers(VOCABULARY, size=QUERY_WORDS)
-        return " ".join(f"w{word}" for word in chosen)
+    def calls(self, seed: int) -> list[tuple[str, list[str]]]:
+        """Queries with their documents, made before anything is timed."""
+        texts = self.texts(seed, CALLS * self.documents)
+        return [
+            (" ".join(words[:QUERY_WORDS]), texts[place : place + self.documents])
+            for place in range(0, len(texts), self.documents)
+            for words in [texts[place].split()]
+        ]
 
 
 def make_models(folder: Path, layers: int, width: int) -> tuple[str, str]:
@@ -108,11 +119,14 @@ def bare_cross_encoder(folder: str, load: Load) -> tuple[float, float, str]:
     import torch
     from sentence_transformers import CrossEncoder
 
+    calls = load.calls(1)
+
     def pairs_a_second(model: CrossEncoder, batch: int | None) -> float:
         options = {} if batch is None else {"batch_size": batch}
 
         def predict(call: int) -> int:
-            pairs = [(load.query(call), text) for text in load.texts(call)]
+            query, texts = calls[call % CALLS]
+            pairs = [(query, text) for text in texts]
             model.predict(pairs, show_progress_bar=False, **options)
             return len(pairs)
 
@@ -135,13 +149,14 @@ def bare_encoder(folder: str, load: Load) -> tuple[float, float]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder)
+    calls = load.calls(2)
 
     def query(call: int) -> int:
-        model.encode_query(load.query(call), show_progress_bar=False)
+        model.encode_query(calls[call % CALLS][0], show_progress_bar=False)
         return 1
 
     def documents(call: int) -> int:
-        texts = load.texts(call)
+        _, texts = calls[call % CALLS]
         rows = model.encode_document(texts, show_progress_bar=False, output_value=None)
         for row in rows:
             row["sentence_embedding"].float().cpu().numpy()
@@ -153,13 +168,13 @@ def bare_encoder(folder: str, load: Load) -> tuple[float, float]:
 
 def client(dsn: str, seed: int, load: Load, start: Any, taken: Any) -> None:
     """Ask for so long, in a process of its own; puts when answers came, and how long each took."""
+    calls = load.calls(100 + seed)
     with psycopg.connect(dsn, autocommit=True) as connection:
 
         def ask(call: int) -> None:
-            number = 1_000_000 * (seed + 1) + call
             connection.execute(
                 "SELECT pgrerank.cross_encode('reranker', %s, %s, timeout => '10 min')",
-                (load.query(number), load.texts(number)),
+                calls[call % CALLS],
             ).fetchone()
 
         ask(0)
@@ -200,9 +215,12 @@ def cross_encoding(dsn: str, clients: int, load: Load) -> dict[str, float]:
 def query_encoding(connection: psycopg.Connection, load: Load) -> float:
     """Queries a second that are encoded for a search which compares nothing."""
 
+    calls = load.calls(3)
+
     def search(call: int) -> int:
         connection.execute(
-            "SELECT * FROM pgrerank.nothing_search(%s, stages => '{dense}')", (load.query(call),)
+            "SELECT * FROM pgrerank.nothing_search(%s, stages => '{dense}')",
+            (calls[call % CALLS][0],),
         ).fetchall()
         return 1
 
@@ -212,15 +230,22 @@ def query_encoding(connection: psycopg.Connection, load: Load) -> float:
 def ingest(connection: psycopg.Connection, load: Load, expected: float) -> float:
     """Documents a second that a worker encodes and stores, of as many as take that long bare."""
     count = max(load.documents, int(expected * load.seconds))
-    with connection.cursor().copy("COPY documents (body) FROM STDIN") as copy:
-        for text in load.texts(7, count):
-            copy.write_row((text,))
+    _store(connection, load.texts(6, load.documents))  # the first warm up
+    texts = load.texts(7, count)
     begun = time.perf_counter()
+    _store(connection, texts)
+    return count / (time.perf_counter() - begun)
+
+
+def _store(connection: psycopg.Connection, texts: list[str]) -> None:
+    """Insert documents, and wait until they are encoded."""
+    with connection.cursor().copy("COPY documents (body) FROM STDIN") as copy:
+        for text in texts:
+            copy.write_row((text,))
     while connection.execute(
         "SELECT EXISTS (SELECT FROM pgrerank.pending WHERE failed_at IS NULL)"
     ).fetchone() == (True,):
         time.sleep(0.02)
-    return count / (time.perf_counter() - begun)
 
 
 def set_up(connection: psycopg.Connection, reranker: str, encoder: str, width: int) -> None:
@@ -250,7 +275,7 @@ def set_up(connection: psycopg.Connection, reranker: str, encoder: str, width: i
 def served(folder: Path, reranker: str, encoder: str, width: int) -> Iterator[psycopg.Connection]:
     """A session in a database with these models, and a worker that has loaded them."""
     with (
-        embedded.start(settings={"autovacuum": "off"}) as server,
+        embedded.start(settings=SETTINGS) as server,
         psycopg.connect(server.dsn, autocommit=True) as connection,
     ):
         set_up(connection, reranker, encoder, width)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pgrerank.errors import ModelError
 from pgrerank.models import device, loading
+from pgrerank.models.graphs import Graphs
 from pgrerank.models.inputs import Inputs
 from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
@@ -48,6 +49,7 @@ class CrossEncoderReranker:
         self._prompt = prompts.get(default, "") if default else ""
         self._room = self._room_for_text()
         self._inputs = Inputs(self._model, self._cutter, prompt=self._prompt, role=None, pairs=True)
+        self._graphs = Graphs(self._inputs, self._model, self._model.device)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
@@ -67,10 +69,9 @@ class CrossEncoderReranker:
         return join_scores(self._name, items, outputs)
 
     def _run(self, inputs: Sequence[Input]) -> list[float]:
-        read = self._inputs.collate(inputs)
         with device.inference(self._model.device):
-            made = self._model(device.to_device(read, self._model.device))
-            scores = device.to_array(made["scores"].reshape(len(inputs)))
+            _, made = self._graphs.run(inputs)
+            scores = device.to_array(made["scores"].reshape(-1)[: len(inputs)])
         return list(scores.tolist())
 
     def _room_for_text(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from pgrerank.errors import ModelError
 from pgrerank.models import device, loading
+from pgrerank.models.graphs import Graphs
 from pgrerank.models.inputs import Inputs
 from pgrerank.models.options import Options
 from pgrerank.models.readable import Row, read_text
@@ -53,6 +54,10 @@ class _Encoder(ABC):
         self.inputs = {
             role: Inputs(model, self.cutter, prompt=prompt, role=role)
             for role, prompt in self.prompts.items()
+        }
+        self.graphs = {
+            role: Graphs(inputs, partial(model, task=role), model.device)
+            for role, inputs in self.inputs.items()
         }
         self.max_tokens: int = self.window("document")
         self.rooms = {role: self._room(role) for role in ("query", "document")}
@@ -169,19 +174,19 @@ class EncodingSteps:
 
     def _run(self, inputs: Sequence[Input]) -> list[_Made]:
         model = self._encoder.model
-        read = self._inputs.collate(inputs)
         nothing: list[Any] = [None] * len(inputs)
         embeddings, tokens, rows = nothing, nothing, nothing
         with device.inference(model.device):
-            made = model(device.to_device(read, model.device), task=self._role)
+            read, made = self._encoder.graphs[self._role].run(inputs)
             if self._embeddings and "sentence_embedding" in made:
                 dims = getattr(model, "truncate_dim", None)
-                embeddings = list(device.to_array(made["sentence_embedding"][:, :dims]))
+                embeddings = list(device.to_array(made["sentence_embedding"][: len(inputs), :dims]))
             if self._tokens and "token_embeddings" in made:
-                kept = self._encoder.kept(read, made)
+                kept = self._encoder.kept(read, made)[: len(inputs)]
                 tokens = self._tokens_of(made["token_embeddings"], kept)
                 if self._readable:
-                    rows = [Row(*row) for row in zip(read["input_ids"].numpy(), kept, strict=True)]
+                    ids = read["input_ids"].numpy()[: len(inputs)]
+                    rows = [Row(*row) for row in zip(ids, kept, strict=True)]
         return [_Made(*one) for one in zip(embeddings, tokens, rows, strict=True)]
 
     def _tokens_of(self, states: torch.Tensor, kept: Kept) -> list[NDArray[np.float32]]:

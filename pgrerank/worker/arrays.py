@@ -35,4 +35,3 @@ class RealsDumper(adapt.Dumper):
         body = np.empty(count, [("size", ">i4"), ("value", ">f4")])
         body["size"], body["value"] = 4, obj.values
         return struct.pack("!iiIii", 1, 0, REAL, count, 1) + body.tobytes()
-

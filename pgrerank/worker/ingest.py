@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,18 @@ CLAIM_SECONDS = 0.5
 CHARACTERS = 2**18
 """Characters of the documents that are encoded at a time, if there are several, which bounds the
 memory for their token vectors."""
-SESSIONS = 2, max(2, min(8, (os.cpu_count() or 1) // 2))
-"""Sessions that claim side by side, at least and at most: while some store, the documents of
-another are encoded."""
+SESSIONS = max(2, min(4, (os.cpu_count() or 1) // 2))
+"""Sessions that claim side by side, at most: while some store, the documents of another are
+encoded."""
 IDLE = 0.25
 """Seconds between two looks at an empty queue."""
 
 
 class Ingest:
-    """Claims, encodes and stores until told to stop, in a few autocommit sessions."""
+    """Claims, encodes and stores until told to stop, in an autocommit session.
+
+    Where the model waits for documents while it stores, others help until the queue is empty.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Ingest:
         self._only = only
         self._after_claim = after_claim
         self._claim_size = CLAIM
-        self._sessions: set[asyncio.Task[None]] = set()
+        self._helpers: list[asyncio.Task[None]] = []
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -74,13 +77,13 @@ class Ingest:
         """
         while not self.stopping.is_set():
             try:
-                await self.drain()
-                pause = IDLE
+                async with self._session() as connection:
+                    while not self.stopping.is_set():
+                        await self._work(connection)
+                        await self._pause(IDLE)
             except (psycopg.Error, PgrerankError) as error:
                 log.warning("ingest: %s", str(error).strip())
-                pause = 2.0
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), pause)
+                await self._pause(2.0)
 
     async def drain(self) -> None:
         """Work until the queue is empty or `stopping` is set.
@@ -89,31 +92,43 @@ class Ingest:
         InstallError when the schema is of another version. Raises ModelError or RequestError when
         a model can't be had; the documents are not to blame.
         """
-        for _ in range(SESSIONS[0]):
-            self._add_session()
-        errors = []
-        while self._sessions:
-            done, _ = await asyncio.wait(self._sessions)
-            self._sessions -= done
-            errors += [task.exception() for task in done]
+        async with self._session() as connection:
+            await self._work(connection)
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with await connect(self._dsn, "ingest") as connection:
+            connection.adapters.register_dumper(Reals, RealsDumper)
+            yield connection
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+
+    async def _work(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Empty the queue in this session, and in others beside it that are started on the way."""
+        errors: list[BaseException | None] = []
+        errors += await asyncio.gather(self._empty(connection), return_exceptions=True)
+        while self._helpers:
+            errors += await asyncio.gather(*self._helpers, return_exceptions=True)
+            self._helpers = [task for task in self._helpers if not task.done()]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _add_session(self) -> None:
-        self._sessions.add(asyncio.create_task(self._drain()))
+    async def _help(self) -> None:
+        async with self._session() as connection:
+            await self._empty(connection)
 
-    async def _drain(self) -> None:
-        async with await connect(self._dsn, "ingest") as connection:
-            connection.adapters.register_dumper(Reals, RealsDumper)
-            try:
-                while not self.stopping.is_set() and (claim := await self._claim(connection)):
-                    await self._process(connection, claim)
-                    if self._after_claim is not None:
-                        await self._after_claim()
-            except PgrerankError as error:
-                await connection.execute("SELECT pgrerank.release(%s)", (str(error),))
-                raise
+    async def _empty(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        try:
+            while not self.stopping.is_set() and (claim := await self._claim(connection)):
+                await self._process(connection, claim)
+                if self._after_claim is not None:
+                    await self._after_claim()
+        except PgrerankError as error:
+            await connection.execute("SELECT pgrerank.release(%s)", (str(error),))
+            raise
 
     async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim | None:
         cursor = connection.cursor(row_factory=class_row(Claim))
@@ -177,9 +192,9 @@ class Ingest:
     def _pace(self, documents: int, took: float) -> None:
         """Fit claims and sessions to how fast documents are encoded."""
         fitting = int(documents / max(took, 1e-3) * CLAIM_SECONDS)
-        self._claim_size = max(SESSIONS[0], min(LARGEST_CLAIM, fitting))
-        if not self._engine.waiting("ingest") and len(self._sessions) < SESSIONS[1]:
-            self._add_session()
+        self._claim_size = max(1, min(LARGEST_CLAIM, fitting))
+        if not self._engine.waiting("ingest") and 1 + len(self._helpers) < SESSIONS:
+            self._helpers.append(asyncio.create_task(self._help()))
 
     async def _encode(
         self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction

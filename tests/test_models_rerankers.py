@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,31 @@ def test_rounding_to_bfloat16_makes_no_ties(bert: Path, decoder: Path) -> None:
         np.testing.assert_allclose(rounded, exact, atol=0.1 * np.abs(exact).max())
         assert (rounded.view(np.uint32) & 0xFFFF).any()  # has more digits than bfloat16
         assert len(set(rounded)) == len(set(exact))
+
+
+def test_batches_go_to_all_devices(bert: Path) -> None:
+    alone = load_reranker(_spec(bert, **FLOAT32))
+    several: Any = load_reranker(_spec(bert, **(FLOAT32 | {"device": "cpu, cpu"})))
+    assert (alone.at_once, several.at_once) == (1, 2)
+    pairs = [("cat", "cat pool " * number) for number in range(1, 9)]
+    inputs = [one for item in several.prepare(pairs) for one in item.inputs]
+    first, second = several._passes.graphs
+    used = []
+
+    def run(place: int) -> list[float]:
+        with several._passes.run(inputs) as (_, made):
+            used.append(place)
+            together.wait(10)
+            return made["scores"].reshape(-1).tolist()
+
+    together = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, range(2)))
+    assert sorted(used) == [0, 1]
+    assert several._passes._busy == [0, 0]
+    assert first._forward.func is not second._forward.func
+    for scores in found:
+        np.testing.assert_allclose(scores, alone.score(pairs), atol=1e-5)
 
 
 def test_a_model_of_several_labels_is_refused(tmp_path: Path) -> None:

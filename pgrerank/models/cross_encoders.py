@@ -12,10 +12,10 @@ from torch import nn
 
 from pgrerank.errors import ModelError
 from pgrerank.models import device, loading
-from pgrerank.models.graphs import Graphs
 from pgrerank.models.inputs import Inputs
 from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
+from pgrerank.models.passes import Passes
 from pgrerank.models.spec import ModelSpec
 from pgrerank.models.steps import Input, Prepared, run_all
 from pgrerank.models.windows import room_for_text
@@ -34,7 +34,6 @@ class CrossEncoderReranker:
         self._name = spec.name
         self._model = loading.load(CrossEncoder, spec, options)
         self.batch_tokens = loading.batch_tokens(self._model, options)
-        self.at_once = loading.at_once(self._model)
         self._cutter = loading.cutter(self._model, spec)
         self.max_tokens = loading.window_of(self._model, options)
         self._model.max_seq_length = self.max_tokens
@@ -49,7 +48,9 @@ class CrossEncoderReranker:
         self._prompt = prompts.get(default, "") if default else ""
         self._room = self._room_for_text()
         self._inputs = Inputs(self._model, self._cutter, prompt=self._prompt, role=None, pairs=True)
-        self._graphs = Graphs(self._inputs, self._model, self._model.device)
+        models = loading.copies(self._model, options)
+        self.at_once = loading.at_once(models)
+        self._passes = Passes(self._inputs, models)
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
@@ -69,8 +70,7 @@ class CrossEncoderReranker:
         return join_scores(self._name, items, outputs)
 
     def _run(self, inputs: Sequence[Input]) -> list[float]:
-        with device.inference(self._model.device):
-            _, made = self._graphs.run(inputs)
+        with self._passes.run(inputs) as (_, made):
             scores = device.to_array(made["scores"].reshape(-1)[: len(inputs)])
         return list(scores.tolist())
 

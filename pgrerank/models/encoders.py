@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,9 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from pgrerank.errors import ModelError
 from pgrerank.models import device, loading
-from pgrerank.models.graphs import Graphs
 from pgrerank.models.inputs import Inputs
 from pgrerank.models.options import Options
+from pgrerank.models.passes import Passes
 from pgrerank.models.readable import Row, read_text
 from pgrerank.models.reduction import of_length_one
 from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
@@ -47,7 +47,6 @@ class _Encoder(ABC):
         self.name = spec.name
         self.model = model
         self.batch_tokens = loading.batch_tokens(model, options)
-        self.at_once = loading.at_once(model)
         self._options = options
         self.cutter = loading.cutter(model, spec)
         self.prompts = {role: _prompt(model, role) for role in ("query", "document")}
@@ -55,9 +54,10 @@ class _Encoder(ABC):
             role: Inputs(model, self.cutter, prompt=prompt, role=role)
             for role, prompt in self.prompts.items()
         }
-        self.graphs = {
-            role: Graphs(inputs, partial(model, task=role), model.device)
-            for role, inputs in self.inputs.items()
+        models = loading.copies(model, options)
+        self.at_once = loading.at_once(models)
+        self.passes = {
+            role: Passes(inputs, models, task=role) for role, inputs in self.inputs.items()
         }
         self.max_tokens: int = self.window("document")
         self.rooms = {role: self._room(role) for role in ("query", "document")}
@@ -176,8 +176,7 @@ class EncodingSteps:
         model = self._encoder.model
         nothing: list[Any] = [None] * len(inputs)
         embeddings, tokens, rows = nothing, nothing, nothing
-        with device.inference(model.device):
-            read, made = self._encoder.graphs[self._role].run(inputs)
+        with self._encoder.passes[self._role].run(inputs) as (read, made):
             if self._embeddings and "sentence_embedding" in made:
                 dims = getattr(model, "truncate_dim", None)
                 embeddings = list(device.to_array(made["sentence_embedding"][: len(inputs), :dims]))

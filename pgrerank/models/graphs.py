@@ -41,16 +41,16 @@ class Graphs:
     ) -> None:
         self._inputs = inputs
         self._forward = forward
-        self._device = on
+        self.device = on
         self._are_possible = on.type == "cuda" and inputs.are_ids
         self._seen: dict[Any, int] = {}
         self._recordings: dict[Any, _Recording] = {}
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[Input]) -> tuple[Features, Features]:
-        """What is read of a batch, on the CPU, and what the model makes of it, on its device.
+        """What is read of a batch, and what the model makes of it; see :class:`Passes`.
 
-        Both may have rows beyond those of the inputs. To be called in :func:`device.inference`.
+        To be called in :func:`pgrerank.models.device.inference`.
         """
         read = self._inputs.collate(self._filled(inputs))
         if not self._are_possible or read["input_ids"].numel() > LARGEST:
@@ -73,11 +73,11 @@ class Graphs:
         return [*inputs, *inputs[:1] * missing]
 
     def _eager(self, read: Features) -> Features:
-        return dict(self._forward(device.to_device(read, self._device)))
+        return dict(self._forward(device.to_device(read, self.device)))
 
     def _record(self, shape: Any, read: Features, made: Features) -> None:
         try:
-            recording = _Recording(self._forward, device.to_device(read, self._device))
+            recording = _Recording(self._forward, device.to_device(read, self.device))
             again = recording.replay(read)
             is_same = all(_are_close(again[name], made[name]) for name in again)
         except Exception as error:  # a graph's errors have no common base

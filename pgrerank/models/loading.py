@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub
+import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.util import get_device_name, load_file_path
 from tokenizers import Tokenizer
@@ -58,7 +60,7 @@ def load(kind: type[M], spec: ModelSpec, options: Options) -> M:
 
 
 def _arguments(source: Source, options: Options) -> dict[str, Any]:
-    name = options.text("device") or get_device_name()
+    name = options.devices()[0] if options.devices() else get_device_name()
     arguments: dict[str, Any] = {
         "device": name,
         "revision": source.revision if source.is_local else _commit(source),
@@ -95,9 +97,21 @@ def batch_tokens(model: Model, options: Options) -> int:
     return options.count("batch_tokens") or own
 
 
-def at_once(model: Model) -> int:
+def copies(model: M, options: Options) -> list[M]:
+    """The model, and a copy of it for each further device: those named, or all GPUs."""
+    names: list[str] = options.devices()
+    if not names and model.device.type == "cuda":
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    found = [model]
+    for name in names[1:]:
+        found.append(copy.deepcopy(model))
+        found[-1].to(name)
+    return found
+
+
+def at_once(models: Sequence[Model]) -> int:
     """Forward passes that are worth having under way."""
-    return device.AT_ONCE if model.device.type == "cuda" else 1
+    return sum(device.AT_ONCE if model.device.type == "cuda" else 1 for model in models)
 
 
 def cutter(model: Model, spec: ModelSpec) -> Cutter:

@@ -37,6 +37,10 @@ class Options:
             raise self._wrong(name, "a text")
         return value
 
+    def devices(self) -> list[str]:
+        """Give the devices that are named, with commas between them, or none."""
+        return [name.strip() for name in (self.text("device") or "").split(",") if name.strip()]
+
     def dtype(self) -> str:
         """Give one of :data:`DTYPES`."""
         value = self.text("dtype") or "auto"

@@ -37,7 +37,8 @@ class ModelSpec:
     * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
     * ``dtype`` (not onnx): of the weights, ``auto`` (the default: bfloat16 on a GPU or CPU made for
       it, else float16 on a GPU and float32 on a CPU), ``float32``, ``bfloat16``, ``float16``
-    * ``device`` (not onnx): as PyTorch names it; by default the best one there is
+    * ``device`` (not onnx): as PyTorch names it, or several with commas between them, each of which
+      gets a copy of the model; by default all GPUs, or the best one there is
     * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 2048
       on a CPU, and 65536 on a GPU
     * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the

@@ -78,11 +78,14 @@ def _pooled(tokens: Matrix, factor: int) -> Matrix:
     import torch
     from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 
+    from pgrerank.models.device import one_thread
+
     pooling = HierarchicalTokenPooling(factor, num_protected_tokens=0)
     pieces = [
         tokens[start : start + _POOLED_AT_ONCE] for start in range(0, len(tokens), _POOLED_AT_ONCE)
     ]
-    pooled = [pooling.pool_one(torch.from_numpy(piece.copy())).numpy() for piece in pieces]
+    with one_thread():
+        pooled = [pooling.pool_one(torch.from_numpy(piece.copy())).numpy() for piece in pieces]
     return np.asarray(np.concatenate(pooled), np.float32) if pooled else tokens
 
 

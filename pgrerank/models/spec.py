@@ -39,7 +39,7 @@ class ModelSpec:
       it, else float16 on a GPU and float32 on a CPU), ``float32``, ``bfloat16``, ``float16``
     * ``device`` (not onnx): as PyTorch names it, or several with commas between them, each of which
       gets a copy of the model; by default all GPUs, or the best one there is
-    * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 2048
+    * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 1856
       on a CPU, and 65536 on a GPU
     * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
       model's own

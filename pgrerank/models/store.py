@@ -105,21 +105,27 @@ def _load(spec: ModelSpec) -> Encoder | Reranker:
 
 
 def _sentence_transformer(spec: ModelSpec) -> Encoder:
+    from pgrerank.models.device import one_thread
     from pgrerank.models.encoders import SentenceTransformerEncoder
 
-    return SentenceTransformerEncoder(spec)
+    with one_thread():
+        return SentenceTransformerEncoder(spec)
 
 
 def _multi_vector_encoder(spec: ModelSpec) -> Encoder:
+    from pgrerank.models.device import one_thread
     from pgrerank.models.encoders import MultiVectorEncoderEncoder
 
-    return MultiVectorEncoderEncoder(spec)
+    with one_thread():
+        return MultiVectorEncoderEncoder(spec)
 
 
 def _cross_encoder(spec: ModelSpec) -> Reranker:
     from pgrerank.models.cross_encoders import CrossEncoderReranker
+    from pgrerank.models.device import one_thread
 
-    return CrossEncoderReranker(spec)
+    with one_thread():
+        return CrossEncoderReranker(spec)
 
 
 def _onnx(spec: ModelSpec) -> Reranker:

@@ -29,10 +29,12 @@ LANES = ("encode", "maxsim", "cross_encode", "ingest")
 BATCH, SLICE = 0.05, 0.25
 """Seconds that a batch should take, which is how long urgent work waits for others; and what is
 sorted by length at a time, within which the order of callers is lost."""
-LEAST_TOKENS = 1024
+LEAST_TOKENS = 2048
 """Tokens of a batch, at least, however long they take: a device is slow with less."""
 FIRST_TOKENS = 2048
 """Tokens of a batch, at most, while nothing is known of the speed."""
+NEWS = 0.2
+"""How much the latest batch weighs in what is known of the speed."""
 
 
 @dataclass(eq=False)
@@ -266,7 +268,8 @@ class Engine:
             self._speeds[steps] = None  # the first run warms up, and tells nothing of the next
         else:
             speed = tokens / max(took, 1e-6)
-            self._speeds[steps] = (speed + (self._speeds[steps] or speed)) / 2
+            known = self._speeds[steps] or speed
+            self._speeds[steps] = known + (speed - known) * NEWS
 
     def _recover(self, batch: list[Part], error: Exception) -> None:
         by_job: dict[Job, list[Part]] = {}

@@ -179,7 +179,7 @@ def test_a_loss_of_quality_is_refused(db, optimise, documents, tiny_models, tmp_
     folder = _changed(tiny_models["reranker"], tmp_path / "outlier", add_outlier)
     register(db, "outlier", folder)
     judged = judge_in_full(db, "outlier", tmp_path / "judged.jsonl")
-    asked = ("outlier", "--reranker", "documents", "--qrels", str(judged))
+    asked = ("outlier", "--reranker", "documents", "--qrels", str(judged), "--queries", "4")
     code, output, said = optimise(*asked)
     assert code == 1, output + said
     assert "model outlier-int8 is not registered: it loses 0." in said

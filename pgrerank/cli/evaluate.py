@@ -75,7 +75,7 @@ def evaluate_command(
     """
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         variant = parse_variant(name)
-        judged = _judgements(connection, qrels_name, split, queries)
+        judged = find_judgements(connection, qrels_name, split, queries)
         searched = _search_all(connection, variant, judged, measures)
         evaluation = _evaluate(connection, searched, qrels_name)
         other = _other(connection, compare, judged, qrels_name, measures)
@@ -117,7 +117,7 @@ def tune_command(
     """
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         variant = parse_variant(name)
-        judged = _judgements(connection, qrels_name, split, queries)
+        judged = find_judgements(connection, qrels_name, split, queries)
         searched = _search_all(connection, variant, judged, measures)
         tuning = tune(
             connection,
@@ -138,9 +138,10 @@ def _phase(title: str) -> Any:
     return work_progress(title, "queries")
 
 
-def _judgements(
+def find_judgements(
     connection: psycopg.Connection[Any], name: str, split: str, number: int | None
 ) -> Judgements:
+    """Find the judgements of a set or path, and take `number` of the queries, evenly spread."""
     judged = judgements.find(connection, name, split)
     some = spread(list(judged.queries), number or len(judged.queries))
     return Judgements(

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
 
 from pgrerank.catalog import call
+from pgrerank.cli.evaluate import Queries, Split, find_judgements
 from pgrerank.cli.options import Dsn, Json, json_object, print_cursor
+from pgrerank.errors import extra
 from pgrerank.models import Kind, Loader
-from pgrerank.terminal import note, report_errors
+from pgrerank.terminal import note, print_rows, report_errors, work_progress
+
+if TYPE_CHECKING:
+    from pgrerank.optimising import Settings, Verdict
 
 models_app = typer.Typer(
-    help="The registry of models: list, add, drop.", no_args_is_help=True, rich_markup_mode="rich"
+    help="The registry of models: list, add, optimise, drop.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 
@@ -63,3 +72,97 @@ def drop_model(name: Annotated[str, typer.Argument(help="Its name.")], dsn: Dsn 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         call(connection, "drop_model", {"name": name})
         note(f"model {name} is forgotten")
+
+
+@models_app.command(
+    "optimise", epilog="Example: pgrerank models optimise ms-marco --qrels dev --queries 100"
+)
+def optimise_model(
+    name: Annotated[str, typer.Argument(help="A registered cross-encoder.")],
+    dsn: Dsn = "",
+    new_name: Annotated[
+        str | None, typer.Option("--name", help="Name to register it by; by default NAME-int8.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for its files, for workers to read; by default named after it."),
+    ] = None,
+    qrels_name: Annotated[
+        str | None,
+        typer.Option(
+            "--qrels",
+            metavar="SET|PATH",
+            help="Set in the database, BEIR folder, or JSON lines, to measure the loss of nDCG@10.",
+        ),
+    ] = None,
+    split: Split = "test",
+    queries: Queries = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="Whose documents to compare on; by default the only one that has NAME."),
+    ] = None,
+    most_loss: Annotated[
+        float, typer.Option(help="Loss of nDCG@10 above which it is refused.", min=0, max=1)
+    ] = 0.005,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Register it though slower or worse; that is recorded."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a cross-encoder faster on CPUs: export it as an int8 ONNX graph, and register that.
+
+    Original and optimised model score the same pairs in turn. It is refused where it is not faster
+    on this machine or, by judgements, loses too much. A reranker is switched by pgrerank alter.
+    """
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        with extra("optimise", "optimising"):
+            from pgrerank.optimising import Settings, default_folder, optimise, users_of
+        chosen = new_name or f"{name}-int8"
+        folder = output or default_folder(chosen)
+        judged = (
+            None if qrels_name is None else find_judgements(connection, qrels_name, split, queries)
+        )
+        settings = Settings(name, chosen, folder, reranker, judged, most_loss, force)
+        optimise(
+            connection,
+            settings,
+            phase=work_progress,
+            on_verdict=lambda verdict, accepted: _print_verdict(
+                settings, verdict, is_registered=accepted, as_json=as_json
+            ),
+        )
+        note(f"model {chosen} is registered, from {folder.resolve()}")
+        for user in users_of(connection, name) or ["RERANKER"]:
+            note(
+                "let it take over: pgrerank alter"
+                f" {shlex.join([user, '--cross-encoder-model', chosen])}"
+            )
+
+
+def _print_verdict(
+    settings: Settings, verdict: Verdict, *, is_registered: bool, as_json: bool
+) -> None:
+    figures = verdict.measures()["optimise"]
+    if as_json:
+        row = {"name": settings.name, **figures, "registered": is_registered}
+        print_rows(list(row), [list(row.values())], as_json=True)
+        return
+    before, after = verdict.scored.speeds
+    rows = [("pairs/s", f"{before:.3g}", f"{after:.3g}")]
+    compared = verdict.comparison
+    if compared is not None:
+        rows.append((figures["measure"], f"{compared.before:.4f}", f"{compared.after:.4f}"))
+    print_rows(["", verdict.original, settings.name], rows, as_json=False)
+    note(
+        f"{verdict.scored.pairs} pairs: rank correlation {verdict.scored.correlation:.4f}; scores"
+        f" differ by {verdict.scored.difference:.3g} at most, over a range of"
+        f" {verdict.scored.spread:.3g}; {verdict.size / 2**20:.0f} MiB"
+    )
+    if compared is None:
+        note("what it loses of nDCG@10 is not known: --qrels measures it")
+    else:
+        note(
+            f"nDCG@10 of {compared.queries} queries: {compared.better} better, {compared.worse}"
+            f" worse, p = {compared.p:.3f}"
+        )

@@ -91,4 +91,5 @@ def spread(items: Sequence[str], number: int) -> list[str]:
     """Take so many of the items, evenly spread over the sequence."""
     if len(items) <= number:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (number - 1))] for place in range(number)]
+    steps = max(1, number - 1)
+    return [items[round(place * (len(items) - 1) / steps)] for place in range(number)]

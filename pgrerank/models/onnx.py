@@ -24,7 +24,10 @@ from pgrerank.models.windows import LARGEST_WINDOW, Cutter, room_for_text
 
 OPTIONS = frozenset({"file", "max_tokens"})
 _DEFAULT_WINDOW = 512
-_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a graph may ask for."""
+GRAPH = "model.onnx"
+"""The graph's file where the option `file` names none."""
 
 
 class OnnxReranker:
@@ -41,7 +44,7 @@ class OnnxReranker:
         options = Options(spec, OPTIONS)
         folder = _folder(spec)
         self._name = spec.name
-        self._session = _session(spec, folder / (options.text("file") or "model.onnx"))
+        self._session = _session(spec, folder / (options.text("file") or GRAPH))
         self._inputs = _inputs(spec, self._session)
         tokenizer = _tokenizer(spec, folder)
         self._cutter = Cutter(tokenizer)
@@ -117,11 +120,11 @@ def _session(spec: ModelSpec, file: Path) -> onnxruntime.InferenceSession:
 
 def _inputs(spec: ModelSpec, session: onnxruntime.InferenceSession) -> list[str]:
     asked = [found.name for found in session.get_inputs()]
-    unknown = sorted(set(asked) - set(_COLUMNS))
+    unknown = sorted(set(asked) - set(COLUMNS))
     if unknown:
         raise ModelError(
             f"model {spec.name}: its graph asks for {unknown[0]!r}, and a tokenizer gives"
-            f" {', '.join(_COLUMNS)}; export it as a sequence classifier"
+            f" {', '.join(COLUMNS)}; export it as a sequence classifier"
         )
     return asked
 

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -125,6 +125,7 @@ class Engine:
         self.lanes = {name: Lane() for name in LANES}
         self._capacity = capacity
         self._speeds: dict[Steps, float | None] = {}
+        self._sizes: dict[Steps, float] = {}
         self._wake = threading.Condition()
         self._closed = False
         self._runners: list[threading.Thread] = []
@@ -141,10 +142,12 @@ class Engine:
         if not items:
             return []
         job = Job(steps, items, time.monotonic() + timeout)
+        job.tokens = int(self._sizes.get(steps, 0) * len(items))
         try:
             self._refuse(lane, job)
             await asyncio.to_thread(job.prepare)
             with self._wake:
+                self._sizes[steps] = job.tokens / len(items)
                 self._refuse(lane, job)
                 self.lanes[lane].jobs.append(job)
                 self._start_runners(steps.at_once)
@@ -228,11 +231,11 @@ class Engine:
                 return batch
         return []
 
-    def _slice_of(self, lane: Lane) -> Iterator[list[Part]]:
+    def _slice_of(self, lane: Lane) -> list[list[Part]]:
         """Batches of the first job that waits and of those of its kind behind it."""
         waiting = [job for job in lane.jobs if job.waiting]
         if not waiting:
-            return iter(())
+            return []
         steps = waiting[0].steps
         speed = self._speeds.get(steps)
         room = FIRST_TOKENS if speed is None else speed * steps.at_once * SLICE
@@ -243,7 +246,11 @@ class Engine:
                 room -= part.input.tokens
                 parts.append(part)
         most = FIRST_TOKENS if speed is None else max(LEAST_TOKENS, int(speed * BATCH))
-        return batches(parts, lambda part: part.input.tokens, min(most, steps.batch_tokens))
+        made = list(batches(parts, lambda part: part.input.tokens, min(most, steps.batch_tokens)))
+        if len(made) > 1 and any(job.waiting for job in waiting if job.steps is steps):
+            for part in made.pop():  # which is no whole batch, and may become one with what follows
+                part.job.waiting.appendleft(part)
+        return made
 
     def _run(self, batch: list[Part]) -> None:
         """Run a batch. One caller's bad item must not fail the others that share it."""

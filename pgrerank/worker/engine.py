@@ -33,6 +33,9 @@ LEAST_TOKENS = 2048
 """Tokens of a batch, at least, however long they take: a device is slow with less."""
 FIRST_TOKENS = 2048
 """Tokens of a batch, at most, while nothing is known of the speed."""
+MARGIN = 1.2
+"""How much more time a job should have than it takes by the speed that is known: work on one that
+comes too late is lost, and under load each that is accepted is close to that."""
 NEWS = 0.2
 """How much the latest batch weighs in what is known of the speed."""
 
@@ -191,15 +194,17 @@ class Engine:
         reason = None
         if self._closed or len(own) >= self._capacity:
             reason = f"{len(own)} requests wait in lane {lane}"
-        elif (
-            ahead and (needed := sum(self.seconds(j.steps, j.tokens) for j in [*ahead, job])) > left
-        ):
+        elif ahead and (needed := self._needed([*ahead, job])) > left:
             reason = (
                 f"what waits in lane {lane}, and this, take {needed:.2f} s,"
                 f" and {left:.2f} s are left"
             )
         if reason is not None:
             raise RequestError(f"the worker is busy: {reason}", sqlstate="53300")
+
+    def _needed(self, jobs: Sequence[Job]) -> float:
+        """Seconds after which the jobs should be done, on the safe side."""
+        return MARGIN * sum(self.seconds(job.steps, job.tokens) for job in jobs)
 
     def _start_runners(self, wanted: int) -> None:
         while len(self._runners) < wanted:

@@ -6,11 +6,12 @@
 Random weights of real sizes (small: 12 layers of 384, as MiniLM-L12; base: 12 of 768, as BERT-base;
 large: 24 of 1024, as BERT-large), so that nothing is downloaded; on a GPU where there is one. For
 each size: a cross-encoder by the library at its defaults, by the library at the fastest of several
-precisions and batches, and through SQL by so many clients, each asking for so many documents of so
-many words, and by 64 that together ask for three times what it can; then the encoding of one query,
-and the encoding of documents to embeddings and token vectors, by the library at its defaults and
-through SQL. The worker's cache is off. The last line is one JSON object; its ratios are
-throughputs, above 1 where ours is ahead, over the sizes the least.
+precisions and batches, by fastembed on ONNX Runtime where it is installed, and through SQL by so
+many clients, each asking for so many documents of so many words, and by 64 that together ask for
+three times what it can; then the encoding of one query, and the encoding of documents to embeddings
+and token vectors, by the library at its defaults and through SQL. The worker's cache is off. The
+last line is one JSON object; its ratios are throughputs, above 1 where ours is ahead, over the
+sizes the least.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import threading
@@ -147,6 +149,33 @@ def bare_cross_encoder(folder: str, load: Load) -> tuple[float, float, str]:
                 found[f"autocast, batches of {batch}"] = pairs_a_second(CrossEncoder(folder), batch)
     best = max(found, key=found.__getitem__)
     return found["defaults"], found[best], best
+
+
+def compiled_rival(folder: str, load: Load) -> float | None:
+    """Pairs a second by fastembed's cross-encoder on ONNX Runtime, in float32; None without it."""
+    try:
+        from fastembed.common.model_description import ModelSource
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+    except ImportError:
+        return None
+    from sentence_transformers import CrossEncoder
+
+    from pgrerank.optimising.graph import write_graph
+
+    calls, graph = load.calls(1), Path(folder).parent / "graph"
+    graph.mkdir()
+    file = write_graph("rival", CrossEncoder(folder, device="cpu"), graph).name
+    shutil.copytree(folder, graph, dirs_exist_ok=True)
+    TextCrossEncoder.add_custom_model(
+        folder, sources=ModelSource(url="https://localhost/none"), model_file=file
+    )
+    model = TextCrossEncoder(folder, specific_model_path=str(graph))
+
+    def rerank(call: int) -> int:
+        query, texts = calls[call % CALLS]
+        return len(list(model.rerank(query, texts, batch_size=16)))
+
+    return rate(load, rerank)
 
 
 def bare_encoder(folder: str, load: Load) -> tuple[float, float]:
@@ -339,6 +368,7 @@ def measure(size: str, load: Load, clients: list[int]) -> dict[str, Any]:
         reranker, encoder = make_models(folder, layers, width)
         note(f"{size}: the bare library")
         default, best, best_name = bare_cross_encoder(reranker, load)
+        rival = compiled_rival(reranker, load)
         bare_queries, bare_documents = bare_encoder(encoder, load)
         note(f"{size}: through SQL")
         with served(folder, reranker, encoder, width) as connection:
@@ -350,12 +380,19 @@ def measure(size: str, load: Load, clients: list[int]) -> dict[str, Any]:
     alone = ours[0]["pairs_a_second"]
     return {
         "size": size,
-        "pairs": {"defaults": default, "best": best, "best_is": best_name, "sql": ours},
+        "pairs": {
+            "defaults": default,
+            "best": best,
+            "best_is": best_name,
+            "fastembed": rival,
+            "sql": ours,
+        },
         "overload": crowd,
         "queries": {"bare": bare_queries, "sql": queries},
         "documents": {"bare": bare_documents, "sql": documents},
         "sql_over_default": alone / default,
         "sql_over_best": alone / best,
+        **({} if rival is None else {"sql_over_fastembed": alone / rival}),
         "overload_over_peak": crowd["over_peak"],
         "loaded_over_best": max(one["pairs_a_second"] for one in ours) / best,
         "query_over_bare": queries / bare_queries,
@@ -368,6 +405,8 @@ def rows_of(found: dict[str, Any]) -> Iterator[list[str]]:
     pairs = found["pairs"]
     yield [found["size"], "pairs, the library's defaults", f"{pairs['defaults']:.0f}", "", ""]
     yield [found["size"], f"pairs, {pairs['best_is']}", f"{pairs['best']:.0f}", "", ""]
+    if pairs["fastembed"] is not None:
+        yield [found["size"], "pairs, fastembed", f"{pairs['fastembed']:.0f}", "", ""]
     for one in pairs["sql"]:
         what = f"pairs through SQL, clients: {one['clients']}"
         times = [f"{one[cut]:.0f}" for cut in ("p50", "p95")]

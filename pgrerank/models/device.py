@@ -22,7 +22,8 @@ H200, with models of 384 and of 768 dimensions)."""
 AT_ONCE = 2
 """Runs under way on a GPU: one computes while the other is moved there or back."""
 
-_streams = threading.local()
+_THREADS = torch.get_num_threads()
+_own = threading.local()
 
 
 def weights_dtype(device: str, options: Options) -> torch.dtype | None:
@@ -63,12 +64,17 @@ def one_thread() -> Iterator[None]:
     those of the thread that runs the models no longer wait awake for the next piece of work: a
     query takes twice as long from then on (measured on two cores with GNU's OpenMP).
     """
-    before = torch.get_num_threads()
+    was_alone, _own.is_alone = _is_alone(), True
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _own.is_alone = was_alone
+        torch.set_num_threads(_THREADS)
+
+
+def _is_alone() -> bool:
+    return getattr(_own, "is_alone", False)
 
 
 @contextmanager
@@ -79,6 +85,9 @@ def inference(device: torch.device) -> Iterator[None]:
     """
     with torch.inference_mode():
         if device.type != "cuda":
+            # A thread that began while another was to compute alone has taken its number over.
+            if torch.get_num_threads() != _THREADS and not _is_alone():
+                torch.set_num_threads(_THREADS)
             yield
             return
         # cuDNN plans each shape of a batch anew in each thread, which takes longer than the batch.
@@ -88,10 +97,10 @@ def inference(device: torch.device) -> Iterator[None]:
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    own: dict[str, torch.cuda.Stream] = _streams.__dict__
-    if str(device) not in own:
-        own[str(device)] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return own[str(device)]
+    streams: dict[str, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
+    if str(device) not in streams:
+        streams[str(device)] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return streams[str(device)]
 
 
 def to_device(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -16,10 +16,39 @@ CREATE TABLE IF NOT EXISTS pending (
     PRIMARY KEY (reranker, generation, key),
     FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
 );
-CREATE INDEX IF NOT EXISTS pending_ticket ON pending (ticket) WHERE failed_at IS NULL;
+CREATE INDEX IF NOT EXISTS pending_ticket ON pending (reranker, ticket) WHERE failed_at IS NULL;
 COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that failed';
 COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker finishes only what it saw';
 COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';
+
+-- Generations that can't be worked at, for a while, so that no reranker holds up another.
+CREATE TABLE IF NOT EXISTS setbacks (
+    reranker text NOT NULL,
+    generation int NOT NULL,
+    failures int NOT NULL DEFAULT 1,
+    error text NOT NULL,
+    until timestamptz NOT NULL,
+    missed_writes boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (reranker, generation),
+    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+);
+COMMENT ON TABLE setbacks IS 'Rerankers whose source, expressions or models can''t be used for a while';
+COMMENT ON COLUMN setbacks.missed_writes IS 'Whether writes went unseen, to be looked for then';
+
+-- Sets a generation aside: for two seconds, then for twice as long each time, up to ten minutes.
+CREATE OR REPLACE FUNCTION _set_back(_reranker text, _generation int, _error text, _missed_writes boolean DEFAULT false)
+RETURNS void
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    INSERT INTO setbacks AS s (reranker, generation, error, until, missed_writes)
+    SELECT g.reranker, g.number, left(_error, 1000), clock_timestamp() + interval '2 seconds', _missed_writes
+    FROM generations g WHERE (g.reranker, g.number) = (_reranker, _generation)
+    ON CONFLICT (reranker, generation) DO UPDATE
+    SET failures = s.failures + 1, error = excluded.error,
+        until = clock_timestamp() + least(interval '1 second' * 2 ^ least(s.failures + 1, 10), interval '10 minutes'),
+        missed_writes = s.missed_writes OR excluded.missed_writes
+$$;
 
 -- A statement that enqueues the keys, as text, which a query yields; what was enqueued before starts anew. It is text
 -- and no function of its own, for only a trigger function itself sees the transition tables.

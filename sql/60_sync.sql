@@ -44,16 +44,19 @@ END
 $$;
 
 -- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables
--- only.
+-- only. Whatever goes wrong, a column that has another name since, say, the write goes on: a worker looks for what was
+-- missed.
 CREATE OR REPLACE FUNCTION _sync() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    reranker rerankers := _reranker(TG_ARGV[0]);
-    key_column name := reranker.key_column;
+    reranker rerankers;
+    key_column name;
     generation generations;
 BEGIN
+    reranker := _reranker(TG_ARGV[0]);
+    key_column := reranker.key_column;
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = reranker.name ORDER BY g.number LOOP
         CASE TG_OP
         WHEN 'INSERT' THEN
@@ -72,6 +75,11 @@ BEGIN
             DELETE FROM pending p WHERE (p.reranker, p.generation) = (reranker.name, generation.number);
         END CASE;
     END LOOP;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM _set_back(
+        g.reranker, g.number, format('after %s of %s: %s', lower(TG_OP), TG_RELID::regclass, SQLERRM), true)
+    FROM generations g WHERE g.reranker = TG_ARGV[0];
     RETURN NULL;
 END
 $$;

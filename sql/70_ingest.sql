@@ -28,7 +28,7 @@ COMMENT ON COLUMN claimed.embedding_model IS 'NULL where the user keeps the embe
 COMMENT ON COLUMN claimed.are_encoded IS 'Whether a document has gone, or its text is the one that is encoded';
 
 -- Claims documents of one generation: one row, or none where nothing waits. A claim ends with its lease or with the
--- session that made it.
+-- session that made it. Each reranker has its turn; one that can't be worked at is set aside, unless it was asked for.
 CREATE OR REPLACE FUNCTION claim(
     max_documents int DEFAULT 64,
     reranker text DEFAULT NULL,
@@ -40,6 +40,7 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     alive int[] := ARRAY(SELECT a.pid FROM pg_stat_activity a WHERE a.datname = current_database());
+    target rerankers;
     first pending;
 BEGIN
     UPDATE pending p SET failed_at = now(), claimed_by = NULL,
@@ -47,22 +48,65 @@ BEGIN
     WHERE p.failed_at IS NULL AND p.attempts >= max_attempts
       AND (p.claimed_by <> ALL (alive) OR p.claimed_until < now());
 
-    SELECT * INTO first FROM pending p
-    WHERE p.failed_at IS NULL AND (claim.reranker IS NULL OR p.reranker = claim.reranker)
-      AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (alive) OR p.claimed_until < now())
-    ORDER BY p.ticket LIMIT 1 FOR UPDATE SKIP LOCKED;
-    IF FOUND THEN
-        RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
-    ELSE
-        PERFORM _switch_when_complete(r.name) FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker;
-        PERFORM _refresh_words(r, g, 0.1)
-        FROM rerankers r JOIN generations g ON g.reranker = r.name
-        WHERE claim.reranker IS NULL OR r.name = claim.reranker;
-        PERFORM forget_searches();
-    END IF;
+    FOR target IN
+        SELECT * FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker ORDER BY random()
+    LOOP
+        first := _first_pending(target.name, alive, claim.reranker IS NOT NULL);
+        CONTINUE WHEN first IS NULL;
+        BEGIN
+            RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
+            RETURN;
+        EXCEPTION WHEN OTHERS THEN
+            IF claim.reranker IS NOT NULL THEN
+                RAISE;
+            END IF;
+            PERFORM _set_back(first.reranker, first.generation, SQLERRM);
+        END;
+    END LOOP;
+    PERFORM _tend(r) FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker;
+    PERFORM forget_searches();
 END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session: one row, or none';
+
+-- The document of a reranker that has waited longest, of those that may be claimed; of generations that are set aside
+-- only if that is asked for.
+CREATE OR REPLACE FUNCTION _first_pending(_reranker text, _alive int[], _even_set_aside boolean) RETURNS pending
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT p FROM pending p
+    WHERE p.failed_at IS NULL AND p.reranker = _reranker
+      AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (_alive) OR p.claimed_until < now())
+      AND (_even_set_aside OR NOT EXISTS (
+        SELECT FROM setbacks s WHERE (s.reranker, s.generation) = (p.reranker, p.generation)
+            AND s.until > clock_timestamp()))
+    ORDER BY p.ticket LIMIT 1 FOR UPDATE OF p SKIP LOCKED
+$$;
+
+-- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for.
+CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    known setbacks;
+BEGIN
+    SELECT s.* INTO known FROM setbacks s WHERE s.reranker = _reranker.name ORDER BY s.until DESC LIMIT 1;
+    IF known.until > clock_timestamp() THEN
+        RETURN;
+    END IF;
+    IF known.missed_writes THEN
+        PERFORM enqueue(_reranker.name);
+        DELETE FROM setbacks s WHERE s.reranker = _reranker.name;
+    END IF;
+    PERFORM _switch_when_complete(_reranker.name);
+    PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM _set_back(g.reranker, g.number, SQLERRM, coalesce(known.missed_writes, false))
+    FROM generations g WHERE g.reranker = _reranker.name;
+END
+$$;
 
 -- The claim; without its documents where they need no model: these are stored at once. If that fails, the worker finds
 -- out which of them is to blame.
@@ -273,6 +317,8 @@ DECLARE
 BEGIN
     DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
     WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
+    DELETE FROM setbacks s
+    WHERE (s.reranker, s.generation) = (finish.reranker, finish.generation) AND NOT s.missed_writes;
     IF finished.number IS NOT NULL THEN
         PERFORM _store_words(_reranker(reranker), finished, keys);
         PERFORM _store_tenants(_reranker(reranker), finished, keys);
@@ -338,14 +384,18 @@ $$;
 COMMENT ON FUNCTION fail IS 'Gives a claimed document back that could not be encoded';
 
 -- Gives back what this session has claimed and not finished, as if it had never been tried: the fault, if any, is not
--- the documents' (a model can't be loaded, say), but status shall show it.
+-- the documents' (a model can't be loaded, say). For that their generation is set aside.
 CREATE OR REPLACE FUNCTION release(error text DEFAULT NULL) RETURNS void
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
+    SELECT _set_back(c.reranker, c.generation, release.error)
+    FROM (
+        SELECT DISTINCT p.reranker, p.generation FROM pending p
+        WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL AND release.error IS NOT NULL) c;
     UPDATE pending p
     SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1,
         last_error = coalesce(left(release.error, 1000), p.last_error)
-    WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL
+    WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL;
 $$;
 COMMENT ON FUNCTION release IS 'Gives back all that the calling session has claimed';

@@ -131,9 +131,9 @@ END
 $$;
 
 -- Sends one request and waits for its answer: a millisecond without sleeping, then in naps of a fiftieth of what it has
--- waited, 1 to 50 ms, as many sessions that looked each millisecond would take the processor from a worker beside them.
--- Interruptible throughout. NULL means that the connection broke. The connection is dropped whenever the answer was not waited for:
--- a late one must not meet the next request, and its end tells the worker to stop.
+-- waited, 1 to 50 ms, as many sessions that looked each millisecond would take the processor from a worker beside
+-- them. Interruptible throughout. NULL means that the connection broke. The connection is dropped whenever the answer
+-- was not waited for: a late one must not meet the next request, and its end tells the worker to stop.
 CREATE OR REPLACE FUNCTION _exchange(_request text, _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -3,7 +3,7 @@
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
     pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
-    previous_until timestamptz
+    previous_until timestamptz, paused_until timestamptz
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -23,8 +23,10 @@ BEGIN
         encoded := NULL;
         IF EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
             EXECUTE format('SELECT count(*) FROM %s', r.source) INTO source_rows;
-            EXECUTE format('SELECT count(*) FROM %s', _side_table(r.name, coalesce(next_generation, r.generation)))
-            INTO encoded;
+            IF to_regclass(_side_table(r.name, coalesce(next_generation, r.generation))) IS NOT NULL THEN
+                EXECUTE format('SELECT count(*) FROM %s', _side_table(r.name, coalesce(next_generation, r.generation)))
+                INTO encoded;
+            END IF;
         END IF;
         SELECT count(*) FILTER (WHERE p.failed_at IS NULL), count(*) FILTER (WHERE p.failed_at IS NOT NULL),
             now() - min(p.enqueued_at) FILTER (WHERE p.failed_at IS NULL),
@@ -32,6 +34,8 @@ BEGIN
                 FILTER (WHERE p.last_error IS NOT NULL))[1]
         INTO pending, failed, oldest_pending, last_error
         FROM pending p WHERE (p.reranker, p.generation) = (r.name, coalesce(next_generation, r.generation));
+        SELECT max(s.until), coalesce((array_agg(s.error ORDER BY s.until DESC))[1], last_error)
+        INTO paused_until, last_error FROM setbacks s WHERE s.reranker = r.name;
         RETURN NEXT;
     END LOOP;
 END
@@ -40,4 +44,4 @@ $$;
 CREATE OR REPLACE VIEW status AS SELECT * FROM _status();
 COMMENT ON VIEW status IS
     'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation '
-    'while one is being made; the generation that rollback_reranker goes back to';
+    'while one is being made; the generation that rollback_reranker goes back to; when one that fails is tried again';

@@ -184,8 +184,11 @@ def test_a_role_that_row_level_security_blinds_can_neither_enqueue_nor_claim(
     db.execute("ALTER TABLE documents ENABLE ROW LEVEL SECURITY")
     db.execute("UPDATE documents SET body = 'changed'")
     with psycopg.connect(make_conninfo(dsn, user=blind, password=blind), autocommit=True) as role:
-        for call in ("enqueue('documents')", "claim()"):
+        for call in ("enqueue('documents')", "claim(reranker => 'documents')"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
                 role.execute(f"SELECT pgrerank.{call}")
+        assert role.execute("SELECT pgrerank.claim()").fetchone() is None
+    [error] = db.execute("SELECT last_error FROM pgrerank.status").fetchone()
+    assert "row-level security" in error
     assert pending(db) == {"1", "2", "3"}
     assert db.execute("SELECT count(*) FROM pgrerank.documents_1").fetchone() == (3,)

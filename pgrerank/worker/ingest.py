@@ -121,14 +121,21 @@ class Ingest:
             await self._empty(connection)
 
     async def _empty(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        try:
-            while not self.stopping.is_set() and (claim := await self._claim(connection)):
+        """Work until nothing can be claimed. A reranker that can't be worked at is set aside, and
+        the others go on; if it is the only one, that is an error.
+        """
+        while not self.stopping.is_set() and (claim := await self._claim(connection)):
+            try:
                 await self._process(connection, claim)
-                if self._after_claim is not None:
-                    await self._after_claim()
-        except PgrerankError as error:
-            await connection.execute("SELECT pgrerank.release(%s)", (str(error),))
-            raise
+            except (PgrerankError, psycopg.Error) as error:
+                if connection.broken:
+                    raise
+                await connection.execute("SELECT pgrerank.release(%s)", (str(error),))
+                if self._only is not None:
+                    raise
+                log.warning("reranker %s: %s", claim.reranker, str(error).strip())
+            if self._after_claim is not None:
+                await self._after_claim()
 
     async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim | None:
         cursor = connection.cursor(row_factory=class_row(Claim))

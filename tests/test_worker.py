@@ -179,6 +179,24 @@ def test_a_model_that_cannot_be_loaded_is_not_held_against_the_documents(dsn, db
     assert db.execute("SELECT max(attempts) FROM pgrerank.pending").fetchone() == (0,)
 
 
+def test_a_model_that_cannot_be_loaded_holds_up_no_other_reranker(dsn, db, tiny_models, tmp_path):
+    source = Source(db)
+    source.models(**tiny_models)
+    source.create()
+    db.execute("SELECT pgrerank.register_model('nowhere', 'embedding', '/nowhere', 32)")
+    db.execute("CREATE TABLE others AS SELECT * FROM documents")
+    db.execute("ALTER TABLE others ADD PRIMARY KEY (id)")
+    db.execute(
+        "SELECT pgrerank.create_reranker('others', 'others', '{body}',"
+        " embedding_model => 'nowhere')"
+    )
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "reranker <> 'documents' OR encoded = 3")
+        wait_for(db, "reranker <> 'others' OR (pending, failed) = (3, 0) AND paused_until > now()")
+        db.execute("INSERT INTO documents (body) VALUES ('a document more')")
+        wait_for(db, "reranker <> 'documents' OR encoded = 4")
+
+
 def test_nothing_is_encoded_again_whose_text_stands(db, encoded):
     stored = "SELECT key, encoded_at FROM pgrerank.documents_1 ORDER BY 1"
     before = db.execute(stored).fetchall()

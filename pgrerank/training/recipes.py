@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sentence_transformers import (
@@ -41,8 +41,14 @@ class Recipe:
     batch_size: int
 
 
+def _trainable(kind: Any, spec: ModelSpec) -> Any:
+    """The model in float32, in which steps that are small beside a weight are not lost."""
+    exact = replace(spec, options={"dtype": "float32"})
+    return loading.load(kind, exact, Options(exact, frozenset({"dtype"})))
+
+
 def _embedding(spec: ModelSpec) -> Any:
-    return loading.load(SentenceTransformer, spec, Options(spec, frozenset()))
+    return _trainable(SentenceTransformer, spec)
 
 
 def _late_interaction(spec: ModelSpec) -> Any:
@@ -52,7 +58,7 @@ def _late_interaction(spec: ModelSpec) -> Any:
     can't train.
     """
     if spec.loader == "multi_vector_encoder":
-        return loading.load(MultiVectorEncoder, spec, Options(spec, frozenset()))
+        return _trainable(MultiVectorEncoder, spec)
     base = _embedding(spec)
     if not isinstance(base[0], Transformer):
         raise TrainingError(
@@ -69,7 +75,7 @@ def _cross_encoder(spec: ModelSpec) -> Any:
             f"model {spec.name}: source {spec.source!r} is an ONNX graph, which can't be trained:"
             " give the checkpoint that it was exported from as --base"
         )
-    return loading.load(CrossEncoder, spec, Options(spec, frozenset()))
+    return _trainable(CrossEncoder, spec)
 
 
 RECIPES: Mapping[str, Recipe] = {

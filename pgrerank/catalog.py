@@ -96,6 +96,24 @@ def call_statement(
     return statement, values
 
 
+def search_with_texts(
+    connection: Connection,
+    reranker: Reranker,
+    arguments: Mapping[str, Any],
+    *,
+    casts: Mapping[str, str],
+) -> list[tuple[str, float, str, int]]:
+    """Search by a reranker: key, score, text and rank of the rows, best first."""
+    search, values = call_statement(f"{reranker.name}_search", arguments, casts=casts)
+    statement = sql.SQL(
+        "WITH recalled (key, score, rank) AS ({})"
+        " SELECT r.key::text, r.score, t.content, r.rank FROM recalled r JOIN pgrerank.texts("
+        "%(reranker)s, (SELECT array_agg(key::text) FROM recalled)) t ON t.key = r.key::text"
+        " ORDER BY r.rank"
+    ).format(search)
+    return connection.execute(statement, values | {"reranker": reranker.name}).fetchall()
+
+
 def call(
     connection: Connection, function: str, arguments: Mapping[str, Any]
 ) -> psycopg.Cursor[Any]:

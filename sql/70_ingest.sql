@@ -84,44 +84,24 @@ AS $$
     ORDER BY p.ticket LIMIT 1 FOR UPDATE OF p SKIP LOCKED
 $$;
 
--- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for.
-CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    known setbacks;
-BEGIN
-    SELECT s.* INTO known FROM setbacks s WHERE s.reranker = _reranker.name ORDER BY s.until DESC LIMIT 1;
-    IF known.until > clock_timestamp() THEN
-        RETURN;
-    END IF;
-    IF known.missed_writes THEN
-        PERFORM enqueue(_reranker.name);
-        DELETE FROM setbacks s WHERE s.reranker = _reranker.name;
-    END IF;
-    PERFORM _switch_when_complete(_reranker.name);
-    PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;
-EXCEPTION WHEN OTHERS THEN
-    PERFORM _set_back(g.reranker, g.number, SQLERRM, coalesce(known.missed_writes, false))
-    FROM generations g WHERE g.reranker = _reranker.name;
-END
-$$;
-
 -- The claim; without its documents where they need no model: these are stored at once. If that fails, the worker finds
 -- out which of them is to blame.
 CREATE OR REPLACE FUNCTION _settled(_claim claimed) RETURNS claimed
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
+DECLARE
+    settled claimed := _claim;
 BEGIN
     IF _claim.embedding_model IS NULL AND _claim.late_interaction_model IS NULL THEN
         PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes);
-        RETURN (
-            _claim.reranker, _claim.generation, NULL, NULL, _claim.token_precision, _claim.token_dims,
-            _claim.token_pool, _claim.token_bits, _claim.projection, '{}', '{}', '{}', '{}', '{}')::claimed;
+        settled.keys := '{}';
+        settled.tickets := '{}';
+        settled.contents := '{}';
+        settled.content_hashes := '{}';
+        settled.are_encoded := '{}';
     END IF;
-    RETURN _claim;
+    RETURN settled;
 EXCEPTION WHEN OTHERS THEN
     RETURN _claim;
 END
@@ -314,61 +294,22 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     finished generations := _generation(reranker, generation);
+    target rerankers;
 BEGIN
     DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
     WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
     DELETE FROM setbacks s
     WHERE (s.reranker, s.generation) = (finish.reranker, finish.generation) AND NOT s.missed_writes;
     IF finished.number IS NOT NULL THEN
-        PERFORM _store_words(_reranker(reranker), finished, keys);
-        PERFORM _store_tenants(_reranker(reranker), finished, keys);
-        PERFORM _count_changes(_reranker(reranker), finished, cardinality(keys));
+        target := _reranker(reranker);
+        PERFORM _store_words(target, finished, keys);
+        PERFORM _store_tenants(target, finished, keys);
+        PERFORM _count_changes(target, finished, cardinality(keys));
     END IF;
     PERFORM _switch_when_complete(reranker);
 END
 $$;
 COMMENT ON FUNCTION finish IS 'Takes claimed documents off the queue that have nothing to be encoded';
-
--- Has the newest generation take over once nothing of it waits, in one transaction: a search sees the old generation
--- or the new one, whole. The old one is kept for rollback_reranker. Whoever can't have the lock soon leaves it to the
--- next.
-CREATE OR REPLACE FUNCTION _switch_when_complete(_reranker text) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET lock_timeout = '100ms'
-AS $$
-DECLARE
-    newest int := (_newest_generation(_reranker)).number;
-BEGIN
-    PERFORM FROM rerankers r
-    WHERE r.name = _reranker AND r.generation < newest AND NOT EXISTS (
-        SELECT FROM pending p WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL)
-    FOR UPDATE;
-    IF FOUND THEN
-        UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
-        UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
-    END IF;
-    PERFORM _drop_retired(_reranker);
-EXCEPTION WHEN lock_not_available THEN
-    RETURN;
-END
-$$;
-
--- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
--- us, so give up soon; whoever next finds the queue empty tries again.
-CREATE OR REPLACE FUNCTION _drop_retired(_reranker text) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET lock_timeout = '100ms'
-AS $$
-BEGIN
-    DELETE FROM generations g USING rerankers r
-    WHERE g.reranker = _reranker AND r.name = g.reranker AND g.retired_at + r.grace_period <= clock_timestamp();
-    IF FOUND THEN
-        PERFORM _drop_stale_side_tables(_reranker);
-    END IF;
-EXCEPTION WHEN lock_not_available THEN
-    RETURN;
-END
-$$;
 
 -- Gives a claimed document back, to be tried again after the others, or puts it aside after max_attempts tries.
 CREATE OR REPLACE FUNCTION fail(

@@ -10,6 +10,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     r rerankers;
+    side_table text;
 BEGIN
     FOR r IN SELECT * FROM rerankers x ORDER BY x.name LOOP
         reranker := r.name;
@@ -23,9 +24,9 @@ BEGIN
         encoded := NULL;
         IF EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
             EXECUTE format('SELECT count(*) FROM %s', r.source) INTO source_rows;
-            IF to_regclass(_side_table(r.name, coalesce(next_generation, r.generation))) IS NOT NULL THEN
-                EXECUTE format('SELECT count(*) FROM %s', _side_table(r.name, coalesce(next_generation, r.generation)))
-                INTO encoded;
+            side_table := _side_table(r.name, coalesce(next_generation, r.generation));
+            IF to_regclass(side_table) IS NOT NULL THEN
+                EXECUTE format('SELECT count(*) FROM %s', side_table) INTO encoded;
             END IF;
         END IF;
         SELECT count(*) FILTER (WHERE p.failed_at IS NULL), count(*) FILTER (WHERE p.failed_at IS NOT NULL),

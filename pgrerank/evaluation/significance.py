@@ -8,6 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pgrerank.errors import SettingsError, extra
+from pgrerank.evaluation.measures import measure_queries
+from pgrerank.judgements import Qrels, Run
+
+MEASURE = "nDCG@10"
+"""What one model is compared with another by."""
 
 RESAMPLES = 9_999
 MAX_P = 0.05
@@ -36,6 +41,23 @@ class Comparison(NamedTuple):
     def gain(self) -> float:
         """What the measure's mean gained."""
         return self.after - self.before
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means, p and counts, rounded as they are stored with a registered model."""
+        return {
+            "before": round(self.before, 4),
+            "after": round(self.after, 4),
+            "p": round(self.p, 4),
+            "queries": self.queries,
+            "better": self.better,
+            "worse": self.worse,
+        }
+
+
+def compare_runs(qrels: Qrels, before: Run, after: Run) -> Comparison:
+    """Compare nDCG@10 of two runs, by a paired randomisation test."""
+    return compare(*(measure_queries(qrels, run, [MEASURE])[MEASURE] for run in (before, after)))
 
 
 def compare(

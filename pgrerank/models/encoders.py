@@ -139,15 +139,15 @@ class EncodingSteps:
         self._role = role
         self._embeddings, self._tokens, self._readable = embeddings, tokens, readable
         self._inputs = encoder.inputs[role]
+        self._window = encoder.window(role)
 
     def prepare(self, items: Sequence[str]) -> list[Prepared]:
         """Make the windows of texts; see :class:`pgrerank.models.steps.Steps`."""
         texts = [without_surrogates(text) for text in items]
         found: dict[int, Prepared] = {}
         if self._inputs.are_ids:
-            window = self._encoder.window(self._role)
             for place, one in enumerate(self._inputs.make(texts, [0] * len(items))):
-                if one.tokens <= window:
+                if one.tokens <= self._window:
                     found[place] = Prepared([one], [Window(one.source, one.tokens)])
         beyond = [place for place in range(len(items)) if place not in found]
         tokenised = self._encoder.cutter.tokenise([texts[place] for place in beyond])

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgrerank.errors import extra
-from pgrerank.evaluation import Comparison, compare, measure_queries
+from pgrerank.evaluation import Comparison
+from pgrerank.evaluation.significance import compare_runs
 from pgrerank.judgements import Qrels
 from pgrerank.models import Reranker
 from pgrerank.optimising.groups import Group, Progress
 
-MEASURE = "nDCG@10"
 Scores = list[NDArray[np.float32]]
 
 
@@ -68,8 +68,7 @@ class Scored:
             }
             for scores in self.scores
         ]
-        before, after = (measure_queries(qrels, run, [MEASURE])[MEASURE] for run in runs)
-        return compare(before, after)
+        return compare_runs(qrels, *runs)
 
 
 def score_side_by_side(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from pgrerank import catalog
 from pgrerank.errors import EvaluationError
@@ -111,8 +110,9 @@ def _recall(
     query: str,
     embedding: list[float] | None,
 ) -> list[tuple[str, str]]:
-    statement, values = catalog.call_statement(
-        f"{reranker.name}_search",
+    rows = catalog.search_with_texts(
+        connection,
+        reranker,
         {
             "query": query,
             "query_embedding": None if embedding is None else str(embedding),
@@ -123,16 +123,7 @@ def _recall(
         },
         casts={"query_embedding": "vector", "timeout": "interval"},
     )
-    rows: list[tuple[str, str]] = connection.execute(
-        sql.SQL(
-            "WITH recalled (key, score, rank) AS ({search})"
-            " SELECT r.key::text, t.content FROM recalled r JOIN pgrerank.texts("
-            "%(reranker)s, (SELECT array_agg(key::text) FROM recalled)) t ON t.key = r.key::text"
-            " WHERE t.content ~ '\\S' ORDER BY r.rank"
-        ).format(search=statement),
-        values | {"reranker": reranker.name},
-    ).fetchall()
-    return rows
+    return [(key, text) for key, _, text, _ in rows if text.strip()]
 
 
 def of_documents(connection: Connection, reranker: catalog.Reranker) -> list[Group]:

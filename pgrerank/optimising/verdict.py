@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgrerank.evaluation import Comparison
-from pgrerank.optimising.comparing import MEASURE, Scored
+from pgrerank.evaluation.significance import MEASURE
+from pgrerank.optimising.comparing import Scored
 
 LEAST_CORRELATION = 0.9
 """What the rank correlation of scores must be where no judgements say what is lost."""
@@ -65,15 +66,6 @@ class Verdict:
             "largest_difference": round(self.scored.difference, 4),
             "spread": round(self.scored.spread, 4),
         }
-        c = self.comparison
-        if c is not None:
-            figures |= {
-                "measure": MEASURE,
-                "before": round(c.before, 4),
-                "after": round(c.after, 4),
-                "p": round(c.p, 4),
-                "queries": c.queries,
-                "better": c.better,
-                "worse": c.worse,
-            }
+        if self.comparison is not None:
+            figures |= {"measure": MEASURE, **self.comparison.figures}
         return {"optimise": figures | {"objections": self.objections}}

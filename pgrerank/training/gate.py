@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pgrerank import catalog
 from pgrerank.errors import TrainingError, TriplesError
-from pgrerank.evaluation import Comparison, compare, measure_queries
+from pgrerank.evaluation import Comparison
+from pgrerank.evaluation.significance import MEASURE, compare_runs
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker, Role
 from pgrerank.training.sources import recall, recall_encoder
 from pgrerank.training.triples import Triple, normal
@@ -21,7 +22,6 @@ Progress = Callable[[int, int], None]
 Scores = Callable[[int, Sequence[str]], NDArray[np.float32]]
 """Of texts for the query at that place."""
 
-MEASURE = "nDCG@10"
 DOCUMENTS = 10_000
 """An embedding is judged on so many documents of the source, besides the relevant ones."""
 _BATCH = 64
@@ -43,17 +43,11 @@ class Verdict:
 
     def measures(self, *, forced: bool) -> dict[str, Any]:
         """The measures that are stored with the registered model."""
-        c = self.comparison
         return {
             "gate": {
                 "against": self.present,
                 "measure": MEASURE,
-                "before": round(c.before, 4),
-                "after": round(c.after, 4),
-                "p": round(c.p, 4),
-                "queries": c.queries,
-                "better": c.better,
-                "worse": c.worse,
+                **self.comparison.figures,
                 "documents": self.documents,
                 "passed": self.passed,
                 "forced": forced and not self.passed,
@@ -101,9 +95,8 @@ def judge(
         str(place): {normal(text): 1 for text in triple.pos}
         for place, triple in enumerate(held_out)
     }
-    before, after = (measure_queries(qrels, order, [MEASURE])[MEASURE] for order in orders)
     documents = max(len(pool) for pool in pools)
-    return Verdict(present, compare(before, after), max_p, documents)
+    return Verdict(present, compare_runs(qrels, *orders), max_p, documents)
 
 
 def _order(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
-from pgrerank.catalog import Reranker, call_statement, read_model
+from pgrerank.catalog import Reranker, read_model, search_with_texts
 from pgrerank.errors import TrainingError
 from pgrerank.models import Encoder, load_encoder
 
@@ -38,23 +37,11 @@ def recall(
     connection: psycopg.Connection[Any], reranker: Reranker, vector: list[float], depth: int
 ) -> list[Candidate]:
     """The `depth` documents that recall finds first for a query's embedding, with their texts."""
-    statement, values = call_statement(
-        f"{reranker.name}_search",
-        {
-            "query_embedding": str(vector),
-            "top_k": depth,
-            "candidates": depth,
-            "stages": ["dense"],
-        },
-        casts={"query_embedding": "vector"},
-    )
-    rows = connection.execute(
-        sql.SQL(
-            "WITH recalled (key, score, rank) AS ({search})"
-            " SELECT r.key::text, r.score, t.content, r.rank FROM recalled r JOIN pgrerank.texts("
-            "%(reranker)s, (SELECT array_agg(key::text) FROM recalled)) t ON t.key = r.key::text"
-            " ORDER BY r.rank"
-        ).format(search=statement),
-        values | {"reranker": reranker.name},
-    ).fetchall()
+    arguments = {
+        "query_embedding": str(vector),
+        "top_k": depth,
+        "candidates": depth,
+        "stages": ["dense"],
+    }
+    rows = search_with_texts(connection, reranker, arguments, casts={"query_embedding": "vector"})
     return [Candidate(key, score, text, rank) for key, score, text, rank in rows]

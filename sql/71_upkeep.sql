@@ -1,0 +1,66 @@
+-- What is done for rerankers once none of their documents can be claimed, or all are done.
+
+-- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for.
+CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    known setbacks;
+BEGIN
+    SELECT s.* INTO known FROM setbacks s WHERE s.reranker = _reranker.name ORDER BY s.until DESC LIMIT 1;
+    IF known.until > clock_timestamp() THEN
+        RETURN;
+    END IF;
+    IF known.missed_writes THEN
+        PERFORM enqueue(_reranker.name);
+        DELETE FROM setbacks s WHERE s.reranker = _reranker.name;
+    END IF;
+    PERFORM _switch_when_complete(_reranker.name);
+    PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;
+EXCEPTION WHEN OTHERS THEN
+    PERFORM _set_back(g.reranker, g.number, SQLERRM, coalesce(known.missed_writes, false))
+    FROM generations g WHERE g.reranker = _reranker.name;
+END
+$$;
+
+-- Has the newest generation take over once nothing of it waits, in one transaction: a search sees the old generation
+-- or the new one, whole. The old one is kept for rollback_reranker. Whoever can't have the lock soon leaves it to the
+-- next.
+CREATE OR REPLACE FUNCTION _switch_when_complete(_reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    newest int := (_newest_generation(_reranker)).number;
+BEGIN
+    PERFORM FROM rerankers r
+    WHERE r.name = _reranker AND r.generation < newest AND NOT EXISTS (
+        SELECT FROM pending p WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL)
+    FOR UPDATE;
+    IF FOUND THEN
+        UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
+        UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
+    END IF;
+    PERFORM _drop_retired(_reranker);
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END
+$$;
+
+-- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
+-- us, so give up soon; whoever next finds the queue empty tries again.
+CREATE OR REPLACE FUNCTION _drop_retired(_reranker text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+BEGIN
+    DELETE FROM generations g USING rerankers r
+    WHERE g.reranker = _reranker AND r.name = g.reranker AND g.retired_at + r.grace_period <= clock_timestamp();
+    IF FOUND THEN
+        PERFORM _drop_stale_side_tables(_reranker);
+    END IF;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END
+$$;

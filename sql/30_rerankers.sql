@@ -79,7 +79,7 @@ AS $$
             'How many of the best by one bit a dimension MaxSim scores in full; NULL: all, without that stage'),
         ('maxsim_top', 'int', '30', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 1 AND 1000', '1 to 1000',
-            'How many of the best so far the cross-encoder scores'),
+            'How many of the best so far the cross-encoder scores at most'),
         ('token_precision', 'text', $x$'int8'$x$, 'generations', true, NULL, false, NULL,
             $x$x IN ('float16', 'int8', 'bit')$x$, 'float16, int8 or bit',
             'In which numbers token vectors are stored'),
@@ -113,7 +113,11 @@ AS $$
             'Share of searches that pgrerank.searches remembers, from 0 (none) to 1'),
         ('log_retention', 'interval', $x$'30 days'$x$, 'rerankers', true, NULL, false, NULL,
             $x$x BETWEEN '1 minute' AND '10 years'$x$, '1 minute to 10 years',
-            'How long it remembers them')
+            'How long it remembers them'),
+        ('early_exit', 'double precision', '0.5', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 0 AND 1000', '0 to 1000',
+            'The cross-encoder stops reading once fewer unread documents than this are expected to enter the first '
+                'top_k; 0: it reads all of maxsim_top')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -143,12 +143,9 @@ AS $$
         FROM unnest(_candidates, _totals) WITH ORDINALITY t (key, total, place)) r
 $$;
 
--- The outcome after a stage has scored candidates. It ranks them by its scores or, where weights are given, by the
--- blend of all so far; fused with the stage before, by reciprocal ranks. What it ranked comes first in the pool, the
--- rest as it stood.
-CREATE OR REPLACE FUNCTION _with_stage(
-    _outcome search_outcome, _stage text, _scores real[], _weights jsonb, _is_fused boolean DEFAULT false)
-RETURNS search_outcome
+-- What a stage says of candidates by its scores in their places: its totals are those or, where weights are given, the
+-- blend of all so far.
+CREATE OR REPLACE FUNCTION _said(_outcome search_outcome, _stage text, _scores real[], _weights jsonb) RETURNS scored
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
@@ -158,15 +155,27 @@ BEGIN
     IF _weights IS NOT NULL THEN
         said.totals := _blended(_outcome.said || said, _weights);
     END IF;
-    said.ranks := _ranks(_outcome.candidates, said.totals);
+    RETURN said;
+END
+$$;
+
+-- The outcome after a stage has scored candidates, ranked by its totals, or fused with the stage before by reciprocal
+-- ranks. What it ranked comes first in the pool, the rest as it stood.
+CREATE OR REPLACE FUNCTION _with_said(_outcome search_outcome, _said scored, _is_fused boolean DEFAULT false)
+RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    _said.ranks := _ranks(_outcome.candidates, _said.totals);
     IF _is_fused THEN
-        said.ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || said));
+        _said.ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
     END IF;
-    _outcome.said := _outcome.said || said;
+    _outcome.said := _outcome.said || _said;
     _outcome.pool := ARRAY(
         SELECT p.place
         FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
-        JOIN unnest(said.ranks) WITH ORDINALITY r (rank, place) USING (place)
+        JOIN unnest(_said.ranks) WITH ORDINALITY r (rank, place) USING (place)
         ORDER BY r.rank, p.before);
     RETURN _outcome;
 END
@@ -196,7 +205,16 @@ AS $$
     JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
 $$;
 
--- That, in arrays by stage.
+-- How many candidates each stage has scored.
+CREATE OR REPLACE FUNCTION _scored_counts(_outcome search_outcome) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT coalesce(jsonb_object_agg(s.stage, (SELECT count(r.score) FROM unnest(s.scores) r (score))), '{}')
+    FROM unnest(_outcome.said) s (stage, scores, ranks, totals)
+$$;
+
+-- The same in arrays by stage.
 CREATE OR REPLACE FUNCTION _by_stage(_outcome search_outcome, _size int)
 RETURNS TABLE (stage text, scores real[], ranks int[])
 LANGUAGE sql IMMUTABLE

@@ -111,9 +111,9 @@ BEGIN
     FOR leg IN 1..cardinality(_legs) LOOP
         EXIT WHEN _outcome.pool IS NULL;
         started := clock_timestamp();
-        _outcome := _with_stage(_outcome, _legs[leg],
+        _outcome := _with_said(_outcome, _said(_outcome, _legs[leg],
             _completed(found[leg], _reranker, _generation, _call, _outcome.candidates),
-            CASE WHEN leg > 1 THEN weights END, leg > 1 AND weights IS NULL);
+            CASE WHEN leg > 1 THEN weights END), leg > 1 AND weights IS NULL);
         times := times || jsonb_build_object(_legs[leg], (times ->> _legs[leg])::numeric + _milliseconds(started));
     END LOOP;
     _outcome.times := _outcome.times || times;

@@ -263,7 +263,8 @@ BEGIN
 END
 $$;
 
--- Has one stage score the first candidates of a pool; the pool is in its new order after.
+-- Has one stage score the first candidates of a pool, all of them or as many as it takes; the pool is in its new order
+-- after. A stage that the blend gives no weight runs for its scores' sake: then all are wanted.
 CREATE OR REPLACE FUNCTION _run_stage(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome,
     _deadline timestamptz) RETURNS search_outcome
@@ -274,6 +275,8 @@ DECLARE
     started timestamptz := clock_timestamp();
     declared record;
     size int := coalesce(cardinality(_call.keys), _reranker.candidates);
+    weights jsonb;
+    said scored;
     found record;
 BEGIN
     PERFORM _check_deadline(_deadline, _stage);
@@ -281,9 +284,14 @@ BEGIN
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
     END IF;
-    found := _scored_by(_stage, _reranker, _generation, _call, _first_keys(_outcome, size), _deadline);
-    _outcome := _with_stage(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores),
-        CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
+    weights := CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END;
+    IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
+        said := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
+    ELSE
+        found := _scored_by(_stage, _reranker, _generation, _call, _first_keys(_outcome, size), _deadline);
+        said := _said(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores), weights);
+    END IF;
+    _outcome := _with_said(_outcome, said);
     _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));
     RETURN _outcome;
 END

@@ -2,7 +2,7 @@
 -- all that was said of all candidates, as one value.
 
 CREATE OR REPLACE FUNCTION _explain(_name text, _call search_call, _alignments boolean)
-RETURNS TABLE (document ranked, times jsonb, alignment jsonb)
+RETURNS TABLE (document ranked, scored jsonb, times jsonb, alignment jsonb)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -14,7 +14,8 @@ BEGIN
     IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
         aligned := _aligned(reranker, _call.query, _first_keys(outcome, _call.top_k), _call."strict");
     END IF;
-    RETURN QUERY SELECT d, outcome.times, aligned -> d.key FROM _ranked(outcome, _call.top_k) d;
+    RETURN QUERY
+        SELECT d, _scored_counts(outcome), outcome.times, aligned -> d.key FROM _ranked(outcome, _call.top_k) d;
 END
 $$;
 
@@ -34,6 +35,7 @@ BEGIN
             'keys', ARRAY(SELECT d.key FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
             'scores', coalesce(jsonb_object_agg(b.stage, b.scores) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
+            'scored', _scored_counts(outcome),
             'times', outcome.times,
             'reason', outcome.reason)
         FROM _by_stage(outcome, cardinality(outcome.pool)) b);
@@ -83,12 +85,12 @@ DECLARE
 BEGIN
     PERFORM _define_function('explain_search',
         format('reranker text, %s, alignments boolean DEFAULT true', signature.arguments),
-        format('TABLE (%s, times jsonb, alignment jsonb)', (_attributes('ranked')).columns),
+        format('TABLE (%s, scored jsonb, times jsonb, alignment jsonb)', (_attributes('ranked')).columns),
         format($definition$
             LANGUAGE sql VOLATILE ROWS 10
             SET search_path FROM CURRENT
             AS $body$
-                SELECT (e.document).*, e.times, e.alignment FROM pgrerank._explain(reranker, %s, alignments) e
+                SELECT (e.document).*, e.scored, e.times, e.alignment FROM pgrerank._explain(reranker, %s, alignments) e
             $body$
             $definition$, signature.call));
     PERFORM _define_function('trace', format('reranker text, %s', signature.arguments), 'jsonb',
@@ -100,7 +102,7 @@ BEGIN
 END
 $do$;
 COMMENT ON FUNCTION explain_search IS
-    'A search with the rank and score of each document after every stage, the milliseconds of each stage, and how '
-    'tokens were matched';
+    'A search with the rank and score of each document after every stage, how many documents each stage scored and in '
+    'how many milliseconds, and how tokens were matched';
 COMMENT ON FUNCTION trace IS
     'A search as one value: the keys of all candidates in their last order, scores and ranks by stage, milliseconds';

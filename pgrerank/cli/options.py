@@ -61,7 +61,15 @@ Candidates = Annotated[
 MaxsimBitTop = Annotated[
     int | None, typer.Option(help="Best by one bit a dimension that MaxSim scores in full.")
 ]
-MaxsimTop = Annotated[int | None, typer.Option(help="Best so far that the cross-encoder scores.")]
+MaxsimTop = Annotated[
+    int | None, typer.Option(help="Best so far that the cross-encoder scores at most.")
+]
+EarlyExit = Annotated[
+    float | None,
+    typer.Option(
+        help="Unread documents expected in top_k below which it stops reading; 0: it reads all."
+    ),
+]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
@@ -99,8 +107,8 @@ Measures = Annotated[
 def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a command's options those that are arguments of a search."""
     names = (
-        *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "timeout", "blend"),
-        *("stages", "keys", "generation", "strict"),
+        *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
+        *("timeout", "blend", "stages", "keys", "generation", "strict"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

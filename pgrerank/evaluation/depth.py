@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -16,12 +17,17 @@ from pgrerank.evaluation.traces import ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Qrels
 
-__all__ = ["KEPT", "grid", "quality_by_size", "recommend", "time_by_size"]
+__all__ = ["KEPT", "calibrate", "grid", "quality_by_size", "recommend", "time_by_size"]
 
 KEPT = 0.95
 """Share of the best gain that a recommended size keeps at least."""
+LOSS = 0.002
+"""Of the measure, what stopping early may cost at most."""
+LEAST_QUERIES = 50
+"""Queries below which no loss of that size can be seen."""
 TIMED = 5
 """Queries that each size is timed with."""
+_EARLY_EXITS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
 _SIZES = (5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)
 
 
@@ -105,8 +111,47 @@ def recommend(
     )
 
 
-def _against(present: int, compared: Comparison) -> str:
-    return f"; against the present {present}: {compared.gain:+.4f} (p = {compared.p:.3f})"
+def calibrate(
+    pools: Mapping[str, Pool],
+    qrels: Qrels,
+    sizes: Sizes,
+    blend: Mapping[str, float],
+    measure: str,
+) -> Recommendation | None:
+    """Find the `early_exit` that reads least and loses no more than LOSS by reading less.
+
+    `sizes` have the present one. None where there are too few queries to tell, or nothing to gain.
+    """
+    if len(pools) < LEAST_QUERIES:
+        return None
+    tried = [replace(sizes, early_exit=value) for value in (*_EARLY_EXITS, sizes.early_exit)]
+    qualities = quality_by_size(pools, qrels, tried, blend, measure)
+    whole, present = fmean(qualities[0].values()), qualities[-1]
+    chosen = max(
+        (size.early_exit, place)
+        for place, size in enumerate(tried[:-1])
+        if fmean(qualities[place].values()) >= whole - LOSS
+    )[1]
+    value, quality = tried[chosen].early_exit, fmean(qualities[chosen].values())
+    if value == sizes.early_exit:
+        return None
+    read = fmean(pool.share_read(tried[chosen], blend) for pool in pools.values())
+    compared = compare(present, qualities[chosen])
+    return Recommendation(
+        setting="early_exit",
+        value=value,
+        gain_kept=quality / whole if whole else 1.0,
+        time_share=read,
+        gain=compared.gain,
+        p=compared.p,
+        text=f"early_exit {value:g} has the cross-encoder read {read:.0%} of the head, at"
+        f" {measure} {quality - whole:+.4f} against all of it"
+        + _against(sizes.early_exit, compared),
+    )
+
+
+def _against(present: float, compared: Comparison) -> str:
+    return f"; against the present {present:g}: {compared.gain:+.4f} (p = {compared.p:.3f})"
 
 
 def _text(

@@ -34,8 +34,9 @@ _EF_QUERIES = 100
 _SHOWN = 5
 _SNIPPET = 300
 _SETTINGS = (
-    *("candidates", "maxsim_bit_top", "maxsim_top", "blend", "cross_encoder_model"),
-    *("embedding_model", "late_interaction_model", "token_precision", "token_dims", "token_pool"),
+    *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "blend"),
+    *("cross_encoder_model", "embedding_model", "late_interaction_model"),
+    *("token_precision", "token_dims", "token_pool"),
 )
 """What an evaluation tells of the reranker's settings: those that its orders depend on."""
 

@@ -6,7 +6,7 @@ smaller head or other weights needs no search: it is put together as sql/90_pool
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from pgrerank.catalog import call_statement
+from pgrerank.evaluation.early_exit import read_head
 from pgrerank.evaluation.traces import Progress, Trace
 from pgrerank.evaluation.variant import Variant
 from pgrerank.stages import LEGS, STAGES
@@ -35,12 +36,14 @@ class Sizes:
     """How many documents each leg of recall finds, and how many of the best so far a stage scores.
 
     A `maxsim_bit_top` of None has MaxSim score all; a `maxsim_top` of 0 leaves the cross-encoder
-    out.
+    out. For the first `top_k` it may stop reading before, by `early_exit`; 0 has it read all.
     """
 
     candidates: int
     maxsim_top: int
     maxsim_bit_top: int | None = None
+    early_exit: float = 0.0
+    top_k: int = 10
 
     def scored_by(self, stage: str) -> int:
         """How many of the best candidates so far the stage scores."""
@@ -63,6 +66,12 @@ class Pool:
         """Rank the candidates: keys, best first."""
         return [self.keys[place] for place in self._after("cross_encoder", sizes, blend)]
 
+    def share_read(self, sizes: Sizes, blend: Mapping[str, float]) -> float:
+        """The share of the head that the cross-encoder reads."""
+        head = self.before_head(sizes, blend)[: sizes.maxsim_top]
+        stages = [stage for stage in STAGES if stage in weighted(self.scores, blend)]
+        return len(self._read(head, stages, sizes, blend)) / max(len(head), 1)
+
     def _after(self, last: str, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """Rank the head by the stage's scores; the rest follows in its order before."""
         places = self._recalled(sizes.candidates, blend)
@@ -71,13 +80,46 @@ class Pool:
             if STAGES[stage].is_leg or list(STAGES).index(stage) > list(STAGES).index(last):
                 continue
             head = places[: sizes.scored_by(stage)]
-            scored = head[np.isfinite(self.scores[stage][head])]
-            values = self.scores[stage][scored]
-            if blend and STAGES[stage].is_blended and len(scored):
-                until = stages[: stages.index(stage) + 1]
-                values = blended({name: self.scores[name][scored] for name in until}, blend)
-            places = self._first(self._best(scored, values), places)
+            until = stages[: stages.index(stage) + 1]
+            if stage == "cross_encoder" and sizes.early_exit and len(head):
+                values = self._read(head, until, sizes, blend)
+                head = head[: len(values)]
+            else:
+                values = self._totals(head, until, blend)
+            known = np.isfinite(self.scores[stage][head])
+            places = self._first(self._best(head[known], values[known]), places)
         return places
+
+    def _totals(
+        self, head: NDArray[np.int64], stages: Sequence[str], blend: Mapping[str, float]
+    ) -> Scores:
+        """What the last of the stages makes of a head: its scores, or a blend up to it."""
+        latest = self.scores[stages[-1]][head]
+        known = np.isfinite(latest)
+        if blend and STAGES[stages[-1]].is_blended and known.any():
+            scored = head[known]
+            latest[known] = blended({name: self.scores[name][scored] for name in stages}, blend)
+        return latest
+
+    def _read(
+        self,
+        head: NDArray[np.int64],
+        stages: Sequence[str],
+        sizes: Sizes,
+        blend: Mapping[str, float],
+    ) -> Scores:
+        """What the last of the stages makes of as much of a head as it reads."""
+        *earlier, latest = stages
+        standing = -np.arange(1.0, len(head) + 1)
+        if blend:
+            standing = blended({name: self.scores[name][head] for name in earlier}, blend)
+        return read_head(
+            standing,
+            self.scores[latest][head],
+            blend[latest] if blend else None,
+            sizes.top_k,
+            sizes.early_exit,
+        )
 
     def _recalled(self, candidates: int, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """The places of what recall's legs find, in the order that they make together."""
@@ -194,6 +236,7 @@ def _score(
         "top_k": len(keys),
         "keys": keys,
         "maxsim_top": len(keys),
+        "early_exit": 0.0,
         "stages": ["cross_encoder"],
         "generation": variant.generation,
         "timeout": variant.timeout,

@@ -65,11 +65,12 @@ class DepthPoint(TypedDict):
 class Recommendation(TypedDict):
     """A size of a stage that keeps nearly all of its gain: shares of gain and time, from 0 to 1.
 
-    `gain` is over the present size, `p` two-sided by a paired randomisation test.
+    `gain` is over the present size, `p` two-sided by a paired randomisation test. For `early_exit`
+    the shares are those of what reading the whole head gives and takes.
     """
 
     setting: str
-    value: int
+    value: float
     gain_kept: float
     time_share: float
     gain: float

@@ -8,10 +8,11 @@ from typing import Any
 
 import psycopg
 
-from pgrerank.catalog import call
+from pgrerank.catalog import call, read_reranker
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.blending import find_weights, fixed_blends, weights_to_try
 from pgrerank.evaluation.depth import (
+    calibrate,
     grid,
     points,
     quality_by_size,
@@ -20,7 +21,7 @@ from pgrerank.evaluation.depth import (
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
 from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
-from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Tuning
+from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Recommendation, Tuning
 from pgrerank.evaluation.significance import is_worth_it
 from pgrerank.evaluation.traces import Trace, ask
 from pgrerank.stages import STAGES
@@ -70,6 +71,8 @@ def tune(
         recommended.append(
             recommend(setting, curves[setting], qualities, now, searched.measures[0])
         )
+    if present.maxsim_top and settings["blend"].get("cross_encoder", 1):
+        recommended.append(tuner.early_exit(pools))
     blend, warnings = tuner.blend(pools)
     return Tuning(
         depth=curves,
@@ -87,7 +90,7 @@ def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         one["setting"]: one["value"]
         for one in tuning["recommendations"]
-        if one["value"] and is_worth_it(one["gain"], one["p"])
+        if one["setting"] == "early_exit" or (one["value"] and is_worth_it(one["gain"], one["p"]))
     }
     blend = tuning["blend"]
     if blend is not None and is_worth_it(blend["quality"] - blend["present"], blend["p"]):
@@ -174,6 +177,18 @@ class _Tuner:
                 progress(len(times), len(sizes))
         numbers = [getattr(size, setting) for size in sizes]
         return points(numbers, qualities, times), dict(zip(numbers, qualities, strict=True))
+
+    def early_exit(self, pools: Mapping[str, Pool]) -> Recommendation | None:
+        """Calibrate when the cross-encoder stops reading, for searches at the present sizes."""
+        reranker = read_reranker(self.connection, self.searched.variant.reranker)
+        present = replace(self.present, early_exit=reranker.settings["early_exit"])
+        return calibrate(
+            pools,
+            self.searched.judgements.qrels,
+            present,
+            self.searched.settings["blend"],
+            self.searched.measures[0],
+        )
 
     def blend(self, pools: Mapping[str, Pool]) -> tuple[BlendFound | None, list[str]]:
         """Find the best weights of the blended stages, or say why there are none."""

@@ -13,18 +13,23 @@ __all__ = ["Variant", "parse_variant"]
 
 _FORM = re.compile(r"(?P<name>[^@:]+)(?:@(?P<generation>\d+))?(?::(?P<settings>.+))?")
 _NUMBERS = ("candidates", "maxsim_bit_top", "maxsim_top")
-_NAMES = (*_NUMBERS, "stages", "blend", "timeout")
+_NAMES = (*_NUMBERS, "early_exit", "stages", "blend", "timeout")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A reranker as it is asked; None for what is as the reranker has it."""
+    """A reranker as it is asked; None for what is as the reranker has it.
+
+    The cross-encoder reads the whole head unless `early_exit` is given: what is measured is then
+    every order that its scores make, and not a part of them.
+    """
 
     reranker: str
     generation: int | None = None
     candidates: int | None = None
     maxsim_bit_top: int | None = None
     maxsim_top: int | None = None
+    early_exit: float | None = 0.0
     stages: list[str] | None = None
     blend: dict[str, float] | None = None
     timeout: str = "1 minute"
@@ -63,6 +68,8 @@ def _value(text: str, name: str, value: str) -> Any:
     try:
         if name in _NUMBERS:
             return int(value)
+        if name == "early_exit":
+            return float(value)
         if name == "blend":
             return dict(json.loads(value))
     except (ValueError, TypeError) as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TopRankedDocumentsType,
     )
 
-_OF_A_CALL = ("candidates", "maxsim_top", "blend")
+_OF_A_CALL = ("candidates", "maxsim_top", "early_exit", "blend")
 """Arguments of each call. They, and the cross-encoder, which is altered, leave the stored vectors
 as they are: a change of them must not encode a corpus again."""
 

@@ -24,7 +24,7 @@ class _Curve(NamedTuple):
 
     colour: str
     points: list[DepthPoint]
-    recommended: set[int]
+    recommended: set[float]
 
 
 class _Quantity(NamedTuple):

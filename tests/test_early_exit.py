@@ -7,9 +7,13 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
+from pgrerank.evaluation.evaluate import evaluate, search_all
+from pgrerank.evaluation.measures import measure_queries
 from pgrerank.evaluation.pools import Sizes, pool_of
 from pgrerank.evaluation.traces import ask
+from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant
+from pgrerank.judgements import Judgements
 from pgrerank.stages import DEFAULT_BLEND
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
@@ -51,7 +55,7 @@ def reader(read_dsn):
         yield connection
 
 
-def searched(connection, query, **arguments):
+def rows_of(connection, query, **arguments):
     """The rows of a strict search as explained: key, the cross-encoder's score, what was scored."""
     named = "".join(f", {name} => %({name})s" for name in arguments)
     return connection.execute(
@@ -70,7 +74,7 @@ def test_a_search_reads_what_the_rule_says_and_orders_by_it(reader, blend):
     read = set()
     for query, text in QUERIES.items():
         for top_k, early_exit in ((3, 0.01), (3, 0.5), (3, 5.0), (8, 0.5), (8, 20.0), (60, 0.5)):
-            rows = searched(reader, text, top_k=top_k, early_exit=early_exit, blend=Jsonb(blend))
+            rows = rows_of(reader, text, top_k=top_k, early_exit=early_exit, blend=Jsonb(blend))
             sizes = Sizes(HEAD, HEAD, early_exit=early_exit, top_k=top_k)
             assert [row[0] for row in rows] == pools[query].order(sizes, blend)[:top_k]
             known = pools[query].share_read(sizes, blend) * HEAD
@@ -80,21 +84,21 @@ def test_a_search_reads_what_the_rule_says_and_orders_by_it(reader, blend):
 
 
 def test_the_whole_head_is_read_where_asked_or_where_all_of_it_is_returned(reader):
-    rows = searched(reader, QUERIES["q0"], early_exit=0)
+    rows = rows_of(reader, QUERIES["q0"], early_exit=0)
     assert rows[0][2]["cross_encoder"] in (HEAD - 2, HEAD - 1, HEAD)
-    assert searched(reader, QUERIES["q0"], top_k=HEAD)[0][2] == rows[0][2]
+    assert rows_of(reader, QUERIES["q0"], top_k=HEAD)[0][2] == rows[0][2]
     assert rows[0][2]["dense"] >= HEAD
     assert {row[3] for row in rows} == {"cross_encoder"}
 
 
 def test_a_stage_that_could_hardly_turn_anything_round_reads_nothing(reader):
     decisive = Jsonb({"dense": 1, "cross_encoder": 1e-6})
-    rows = searched(reader, QUERIES["q1"], blend=decisive, top_k=5)
+    rows = rows_of(reader, QUERIES["q1"], blend=decisive, top_k=5)
     assert rows[0][2] == {"dense": HEAD, "cross_encoder": 0}
     assert {(row[1], row[3]) for row in rows} == {(None, "dense")}
-    one = searched(reader, QUERIES["q1"], blend=decisive, keys=["1"], top_k=5)
+    one = rows_of(reader, QUERIES["q1"], blend=decisive, keys=["1"], top_k=5)
     assert one[0][1] is not None, "the only document gets its score"
-    asked = searched(reader, QUERIES["q1"], blend=Jsonb({"dense": 1}), stages=["cross_encoder"])
+    asked = rows_of(reader, QUERIES["q1"], blend=Jsonb({"dense": 1}), stages=["cross_encoder"])
     assert asked[0][2]["cross_encoder"] > 50, "its scores are wanted for their own sake"
 
 
@@ -121,5 +125,31 @@ def test_an_early_exit_that_is_none_is_refused(reader, value):
 
 
 def test_a_head_in_which_nothing_has_a_text_is_left_as_it_stood(reader):
-    rows = searched(reader, "cat", keys=["9", "33"], top_k=1)
+    rows = rows_of(reader, "cat", keys=["9", "33"], top_k=1)
     assert (rows[0][1], rows[0][2]["cross_encoder"]) == (None, 0)
+
+
+def test_tuning_finds_how_early_it_may_stop_for_what_the_judgements_say(reader):
+    pairs = [(one, other) for one in WORDS for other in WORDS if one != other]
+    queries = {f"{one} {other}": f"the {one} and the {other}" for one, other in pairs}
+    whole = ask(reader, Variant("documents", timeout="20 s"), queries)
+    judged = Judgements(queries, {query: {trace.keys[9]: 1} for query, trace in whole.items()})
+    reader.execute("SELECT pgrerank.alter_reranker('documents', early_exit => 30)")
+    searched = search_all(reader, Variant("documents", timeout="20 s"), judged)
+    tuning = tune(reader, searched, max_candidates=HEAD, max_maxsim_top=HEAD)
+    [found] = [one for one in tuning["recommendations"] if one["setting"] == "early_exit"]
+    assert 0 <= found["value"] < 30
+    assert 0 < found["time_share"] <= 1
+    assert found["gain_kept"] >= 0.99
+    assert f"early_exit {found['value']:g} has the cross-encoder read" in found["text"]
+    evaluation = evaluate(reader, searched, qrels="made up", tuning=tuning)
+    assert apply(reader, evaluation)["early_exit"] == found["value"]
+    means = []
+    for early_exit in (0, found["value"]):
+        rows = {
+            query: rows_of(reader, text, early_exit=early_exit) for query, text in queries.items()
+        }
+        run = {query: [row[0] for row in some] for query, some in rows.items()}
+        values = measure_queries(judged.qrels, run, ["nDCG@10"])["nDCG@10"].values()
+        means.append(sum(values) / len(values))
+    assert means[0] - means[1] <= 0.002 + 1e-6

@@ -128,7 +128,8 @@ def test_what_other_sizes_and_blends_would_make_is_what_searches_then_make(asked
     asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend),))
     for candidates, maxsim_top in ((40, 40), (40, 7), (12, 5)):
         for query, text in queries.items():
-            found = search(asked, text, top_k=10, candidates=candidates, maxsim_top=maxsim_top)
+            sizes = {"candidates": candidates, "maxsim_top": maxsim_top}
+            found = search(asked, text, top_k=10, early_exit=0, **sizes)
             assert pools[query].order(Sizes(candidates, maxsim_top), blend)[:10] == found
 
 

@@ -15,7 +15,7 @@ from pgrerank.models.options import Options
 
 T = TypeVar("T")
 
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1856, 2**16
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1856, 2**15
 """Tokens of a batch. Measured on two cores with AMX, a hundred pairs of 113 tokens take 757 ms in
 batches of 9, 636 in those of 16, 664 of 18, 703 of 27; more than this gain nothing on a GPU (an
 H200, with models of 384 and of 768 dimensions)."""

@@ -1,6 +1,7 @@
-"""CUDA graphs: recordings of a forward pass, for batches that take longer to launch than to run.
+"""CUDA graphs: recordings of a forward pass, which are launched as one.
 
-A query in a BERT-base takes 9 ms to launch kernel by kernel, and 0.7 ms as a graph (H200).
+A query in a BERT-base takes 9 ms to launch kernel by kernel, and 0.7 ms as a graph (H200). A large
+batch takes as long to launch as to run, and whoever launches it holds up all other Python.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ log = logging.getLogger(__name__)
 
 Features = dict[str, Any]
 
-LARGEST = 2048
-"""Tokens of a batch that is recorded. More keep the device busy while they are launched."""
-SEEN, KEPT = 3, 32
+LARGEST = device.GPU_BATCH_TOKENS * 5 // 4
+"""Tokens of a batch that is recorded: of any but a window's that is longer alone."""
+SEEN, KEPT = 3, 128
 """How often a shape is met before it is recorded, and how many recordings there are at most."""
+ROWS = 32
+"""A batch of more than twice as many rows is filled up to a multiple of this."""
 CLOSE = 0.02
 """By how much a recording's numbers may differ from the pass it was made of, as a share of the
 largest: kernels may be others, and bfloat16 has steps of 1/256."""
@@ -32,8 +35,9 @@ largest: kernels may be others, and bfloat16 has steps of 1/256."""
 class Graphs:
     """Runs a model's forward pass on batches of its inputs.
 
-    Shapes are few, as a small batch is filled up to a power of two. A model that can't be recorded,
-    or whose recording says something else, is run as ever.
+    Shapes are few, as batches are filled up: small ones to a power of two, large ones to a multiple
+    of ROWS. All recordings use one piece of memory, one after the other. A model that can't be
+    recorded, or whose recording says something else, is run as ever.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Graphs:
         self._are_possible = on.type == "cuda" and inputs.are_ids
         self._seen: dict[Any, int] = {}
         self._recordings: dict[Any, _Recording] = {}
+        self._memory = torch.cuda.graph_pool_handle() if self._are_possible else None
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[Input]) -> tuple[Features, Features]:
@@ -69,15 +74,17 @@ class Graphs:
     def _filled(self, inputs: Sequence[Input]) -> Sequence[Input]:
         if not self._are_possible or sum(one.tokens for one in inputs) > LARGEST:
             return inputs
-        missing = 2 ** (len(inputs) - 1).bit_length() - len(inputs)
-        return [*inputs, *inputs[:1] * missing]
+        rows = len(inputs)
+        filled = 2 ** (rows - 1).bit_length() if rows <= 2 * ROWS else -(-rows // ROWS) * ROWS
+        return [*inputs, *inputs[:1] * (filled - rows)]
 
     def _eager(self, read: Features) -> Features:
         return dict(self._forward(device.to_device(read, self.device)))
 
     def _record(self, shape: Any, read: Features, made: Features) -> None:
         try:
-            recording = _Recording(self._forward, device.to_device(read, self.device))
+            on_device = device.to_device(read, self.device)
+            recording = _Recording(self._forward, on_device, self._memory)
             again = recording.replay(read)
             is_same = all(_are_close(again[name], made[name]) for name in again)
         except Exception as error:  # a graph's errors have no common base
@@ -93,13 +100,15 @@ class Graphs:
 class _Recording:
     """A forward pass over fixed places of memory; whoever uses it holds a lock."""
 
-    def __init__(self, forward: Callable[[Features], Any], read: Features) -> None:
+    def __init__(self, forward: Callable[[Features], Any], read: Features, memory: Any) -> None:
         self._read = read
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         stream.synchronize()
         # Other threads go on to allocate memory meanwhile.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self._graph, pool=memory, stream=stream, capture_error_mode="thread_local"
+        ):
             self._made = dict(forward(dict(read)))
 
     def replay(self, read: Features) -> Features:

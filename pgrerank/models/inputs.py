@@ -17,7 +17,9 @@ _PROBES: dict[bool, list[Any]] = {
     False: ["Probe", " two Words, and a longer probe. "],
     True: [("Probe", "two Words"), ("another ", " longer probe, of. ")],
 }
-_MULTIPLE = 8  # of tokens in a row on a GPU, whose matrix units read so many at once
+_MULTIPLE = 8
+"""Of tokens in a row on a GPU, whose matrix units read so many at once; in longer rows an eighth to
+a sixteenth of them, so that there are few shapes."""
 
 
 class Inputs:
@@ -73,7 +75,10 @@ class Inputs:
         ]
 
     def _padded(self, inputs: Sequence[Input], multiple: int) -> dict[str, Any]:
-        width = -(-max(one.tokens for one in inputs) // multiple) * multiple
+        width = max(one.tokens for one in inputs)
+        if multiple > 1:
+            multiple = max(multiple, 2 ** (width - 1).bit_length() // 16)
+        width = -(-width // multiple) * multiple
         tokenizer = self._model.tokenizer
         shape = (len(inputs), width)
         found = {

@@ -40,7 +40,7 @@ class ModelSpec:
     * ``device`` (not onnx): as PyTorch names it, or several with commas between them, each of which
       gets a copy of the model; by default all GPUs, or the best one there is
     * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 1856
-      on a CPU, and 65536 on a GPU
+      on a CPU, and 32768 on a GPU
     * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
       model's own
     * ``file`` (onnx): the graph's path inside the folder, by default ``model.onnx``

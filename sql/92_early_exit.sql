@@ -24,47 +24,53 @@ BEGIN
 END
 $$;
 
--- How far down slices end: a fifth more than top_k, which is the least that can be known to be right; then a quarter
--- of that further, half, and so on.
+-- How far down slices end: a fifth more than top_k, which is the least that can be known to be right; then always a
+-- quarter of that further.
 CREATE OR REPLACE FUNCTION _slices(_top_k int, _size int) RETURNS SETOF int
 LANGUAGE sql IMMUTABLE ROWS 5
 SET search_path FROM CURRENT
 AS $$
-    SELECT least(_size, ceil(f.first * (3 + 2 ^ n.number) / 4)::int)
-    FROM (SELECT greatest(8, ceil(1.2 * _top_k)) AS first) f, generate_series(0, 30) n (number)
-    WHERE n.number = 0 OR ceil(f.first * (3 + 2 ^ (n.number - 1)) / 4) < _size
-    ORDER BY n.number
+    WITH RECURSIVE slice (until) AS (
+        SELECT least(_size, greatest(8, ceil(1.2 * _top_k)))::int
+        UNION ALL
+        SELECT least(_size, s.until + ceil(s.until / 4.0))::int FROM slice s WHERE s.until < _size)
+    SELECT s.until FROM slice s
 $$;
 
 -- The scores of a head of which the first ones are read, with those expected of the rest: on the line of least squares
 -- through the former, which is not let fall. A document that was read and got no score gets none.
---   spread      the deviation of scores from the line
---   deviation   that of all scores, with the spread that the expected ones will have; NULL where all are the same
+--   spreads     the deviations of those not read from what is expected of them, which grow with the distance from
+--               what was read
+--   deviation   that of all scores; NULL where all are the same
 --   share       what the scores here have of it
 CREATE OR REPLACE FUNCTION _expected(
-    _standing float8[], _read real[], OUT scores real[], OUT spread float8, OUT deviation float8, OUT share float8)
+    _standing float8[], _read real[],
+    OUT scores real[], OUT spreads float8[], OUT deviation float8, OUT share float8)
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     WITH line AS (
-        SELECT l.*, sqrt(greatest(l.syy - l.slope * l.sxy, 0) / greatest(l.number - 2, 1)) AS spread
+        SELECT l.*, greatest(l.syy - l.slope * l.sxy, 0) / greatest(l.number - 2, 1) AS variance
         FROM (
             SELECT greatest(coalesce(regr_slope(d.score, d.standing), 0), 0) AS slope,
                 regr_avgx(d.score, d.standing) AS x, regr_avgy(d.score, d.standing) AS y,
-                regr_sxy(d.score, d.standing) AS sxy, regr_syy(d.score, d.standing) AS syy,
-                regr_count(d.score, d.standing) AS number
+                regr_sxx(d.score, d.standing) AS sxx, regr_sxy(d.score, d.standing) AS sxy,
+                regr_syy(d.score, d.standing) AS syy, regr_count(d.score, d.standing) AS number
             FROM unnest(_standing, _read) d (standing, score)) l
-    ), filled AS (
+    ), document AS (
+        SELECT d.place, l.variance, d.place > cardinality(_read) AS is_unread,
+            CASE WHEN d.place > cardinality(_read) THEN (l.y + l.slope * (d.standing - l.x))::real
+                ELSE d.score END AS score,
+            1 + 1.0 / l.number + coalesce((d.standing - l.x) ^ 2 / nullif(l.sxx, 0), 0) AS doubt
+        FROM line l, unnest(_standing, _read) WITH ORDINALITY d (standing, score, place)
+    ), head AS (
         SELECT array_agg(d.score ORDER BY d.place) AS scores, stddev_pop(d.score::float8) AS deviation,
-            count(*) FILTER (WHERE d.is_unread) / nullif(count(d.score), 0)::float8 AS unread
-        FROM (
-            SELECT d.place, d.place > cardinality(_read) AS is_unread,
-                CASE WHEN d.place > cardinality(_read) THEN (l.y + l.slope * (d.standing - l.x))::real
-                ELSE d.score END AS score
-            FROM line l, unnest(_standing, _read) WITH ORDINALITY d (standing, score, place)) d
+            array_agg(CASE WHEN d.is_unread THEN sqrt(d.variance * d.doubt) END ORDER BY d.place) AS spreads,
+            coalesce(sum(d.variance) FILTER (WHERE d.is_unread), 0) / nullif(count(d.score), 0) AS missing
+        FROM document d
     )
-    SELECT f.scores, l.spread, d.deviation, coalesce(f.deviation / d.deviation, 1)
-    FROM filled f, line l, nullif(sqrt(f.deviation ^ 2 + l.spread ^ 2 * f.unread), 0) d (deviation)
+    SELECT h.scores, h.spreads, w.deviation, coalesce(h.deviation / w.deviation, 1)
+    FROM head h, nullif(sqrt(h.deviation ^ 2 + h.missing), 0) w (deviation)
 $$;
 
 -- The share of a standard normal distribution that lies below z (Page, Applied Statistics 26, 1977; within 0.0002).
@@ -73,15 +79,16 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT 1 / (1 + exp(-least(greatest(_z * (1.5976 + 0.070566 * _z * _z), -700), 700))) $$;
 
--- How many of the documents not read are expected to pass the last of the first top_k.
-CREATE OR REPLACE FUNCTION _expected_to_enter(_totals real[], _read int, _top_k int, _spread float8) RETURNS float8
+-- How many of the documents not read are expected to pass the last of the first top_k, by the totals expected of them,
+-- and their deviations from those.
+CREATE OR REPLACE FUNCTION _expected_to_enter(_totals real[], _spreads float8[], _read int, _top_k int) RETURNS float8
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT coalesce(sum(CASE
-        WHEN _spread > 0 THEN _normal_share((t.total - l.total) / _spread)
+        WHEN t.spread > 0 THEN _normal_share((t.total - l.total) / t.spread)
         WHEN t.total > l.total THEN 1 ELSE 0 END), 0)
-    FROM unnest(_totals[_read + 1:]) t (total), (
+    FROM unnest(_totals[_read + 1:], _spreads[_read + 1:]) t (total, spread), (
         SELECT CASE WHEN count(*) = _top_k THEN min(b.total) ELSE '-Infinity' END AS total
         FROM (
             SELECT r.total FROM unnest(_totals[:_read]) r (total) WHERE r.total IS NOT NULL
@@ -116,6 +123,7 @@ DECLARE
     standing float8[] := _standing(head, _stage, _weights);
     scores real[] := '{}';
     totals real[] := '{}';
+    spreads float8[];
     expected record;
     slice text[];
     found record;
@@ -131,8 +139,10 @@ BEGIN
             totals := CASE WHEN weight IS NULL THEN expected.scores ELSE _blended(
                 head.said || (_stage, expected.scores, NULL, NULL)::scored,
                 _weights || jsonb_build_object(_stage, weight * expected.share)) END;
-            EXIT WHEN _expected_to_enter(totals, until, _call.top_k,
-                expected.spread * coalesce(weight / expected.deviation, 1)) < _reranker.early_exit;
+            spreads := ARRAY(
+                SELECT s.spread * coalesce(weight / expected.deviation, 1)
+                FROM unnest(expected.spreads) WITH ORDINALITY s (spread, place) ORDER BY s.place);
+            EXIT WHEN _expected_to_enter(totals, spreads, until, _call.top_k) < _reranker.early_exit;
         END LOOP;
     END IF;
     slice := head.candidates[:cardinality(scores)];

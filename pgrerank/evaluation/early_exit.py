@@ -31,32 +31,35 @@ def read_head(
         return np.array([])
     for until in _slices(top_k, size):
         head = _expected(standing, scores[:until])
-        totals, spread = head.scores, head.spread
+        totals, spreads = head.scores, head.spreads
         if weight is not None:
             unit = weight / head.deviation if head.deviation else 0.0
             totals = standing + unit * (head.scores - np.nanmean(head.scores))
-            spread = weight * head.spread / (head.deviation or 1.0)
-        if _expected_to_enter(totals, until, top_k, spread) < early_exit:
+            spreads = weight / (head.deviation or weight) * head.spreads
+        if _expected_to_enter(totals, spreads, top_k) < early_exit:
             break
     return totals[:until].astype(np.float32).astype(np.float64)
 
 
 def _slices(top_k: int, size: int) -> Iterator[int]:
     """How far down slices end."""
-    first, number = max(8, math.ceil(1.2 * top_k)), 0
-    while (until := math.ceil(first * (3 + 2**number) / 4)) < size:
+    until = max(8, math.ceil(1.2 * top_k))
+    while until < size:
         yield until
-        number += 1
+        until += math.ceil(until / 4)
     yield size
 
 
 @dataclass(frozen=True)
 class _Head:
-    """Scores, those of documents not read expected; their deviation, and that from the line."""
+    """Scores, those expected of documents not read among them; their deviation.
+
+    `spreads` are deviations of those not read, which are last, from what is expected of them.
+    """
 
     scores: Scores
     deviation: float
-    spread: float
+    spreads: Scores
 
 
 def _expected(standing: Scores, read: Scores) -> _Head:
@@ -64,16 +67,17 @@ def _expected(standing: Scores, read: Scores) -> _Head:
     known = np.isfinite(read)
     number = int(known.sum())
     if number == 0:
-        return _Head(np.full(len(standing), math.nan), 0.0, 0.0)
+        return _Head(np.full(len(standing), math.nan), 0.0, np.zeros(len(standing) - len(read)))
     x, y = standing[: len(read)][known], read[known]
     dx, dy = x - x.mean(), y - y.mean()
     sxx, sxy, syy = float(dx @ dx), float(dx @ dy), float(dy @ dy)
     slope = max(0.0, sxy / sxx) if sxx > 0 else 0.0
-    spread = math.sqrt(max(0.0, syy - slope * sxy) / max(number - 2, 1))
-    unread = standing[len(read) :]
-    scores = np.concatenate([read, y.mean() + slope * (unread - x.mean())])
-    share = len(unread) / int(np.isfinite(scores).sum())
-    return _Head(scores, math.sqrt(float(np.nanvar(scores)) + spread**2 * share), spread)
+    variance = max(0.0, syy - slope * sxy) / max(number - 2, 1)
+    apart = standing[len(read) :] - x.mean()
+    scores = np.concatenate([read, y.mean() + slope * apart])
+    variances = variance * (1 + 1 / number + (apart**2 / sxx if sxx > 0 else 0 * apart))
+    whole = float(np.nanvar(scores)) + variance * len(apart) / int(np.isfinite(scores).sum())
+    return _Head(scores, math.sqrt(whole), np.sqrt(variances))
 
 
 def _normal_share(z: Scores) -> Scores:
@@ -82,13 +86,15 @@ def _normal_share(z: Scores) -> Scores:
     return share
 
 
-def _expected_to_enter(totals: Scores, read: int, top_k: int, spread: float) -> float:
-    """How many of the unread are expected to pass the last of the first top_k."""
-    best = np.sort(totals[:read][np.isfinite(totals[:read])])[::-1]
+def _expected_to_enter(totals: Scores, spreads: Scores, top_k: int) -> float:
+    """How many of the unread, which have spreads, are expected to pass the last of top_k."""
+    read = totals[: len(totals) - len(spreads)]
+    best = np.sort(read[np.isfinite(read)])[::-1]
     if len(best) < top_k:
-        return float(len(totals) - read)
-    above = totals[read:] - best[top_k - 1]
-    return float(_normal_share(above / spread).sum() if spread > 0 else (above > 0).sum())
+        return float(len(spreads))
+    above = totals[len(read) :] - best[top_k - 1]
+    shares = _normal_share(above / np.where(spreads > 0, spreads, 1.0))
+    return float(np.where(spreads > 0, shares, above > 0).sum())
 
 
 def _expected_to_turn(standing: Scores, top_k: int, weight: float) -> float:

@@ -23,10 +23,8 @@ import logging
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from bare_models import (
     make_models,
     rate,
 )
+from overload import CROSS_ENCODE, overload
 
 from pgrerank import embedded
 from pgrerank.install import schema
@@ -55,8 +54,6 @@ SETTINGS = {
     "wal_buffers": "64MB",
 }
 """Of the server, as one has them that takes the vectors of a GPU."""
-CROSS_ENCODE = "SELECT pgrerank.cross_encode('reranker', %s, %s, timeout => %s::interval)"
-CROWD = 64
 
 
 def client(dsn: str, seed: int, load: Load, start: Any, taken: Any) -> None:
@@ -99,51 +96,6 @@ def cross_encoding(dsn: str, clients: int, load: Load) -> dict[str, float]:
         "pairs_a_second": load.documents * len(answers) / last,
         "p50": 1000 * cuts[9],
         "p95": 1000 * cuts[18],
-    }
-
-
-def overload(dsn: str, load: Load, peak: float) -> dict[str, float]:
-    """What becomes of 64 clients that together ask for three times the peak, in pairs a second.
-
-    Each asks once in as long as its call may take, and they begin one after the other. `late`: by
-    how many milliseconds an answer or a refusal came after its deadline, at worst; `answered`: the
-    share of calls. Pairs a second are counted while all of them ask.
-    """
-    timeout = CROWD * load.documents / (3 * peak)
-    rounds = 1 + max(2, round(load.seconds / timeout))
-
-    def ask(seed: int) -> list[tuple[float, float, bool]]:
-        seen = []
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("SELECT pgrerank.ping_worker()")  # which connects
-            start.wait()
-            opened = time.perf_counter()
-            time.sleep(timeout * seed / CROWD)
-            for call in calls[seed % CALLS :][:1] * rounds:
-                begun = time.perf_counter()
-                try:
-                    connection.execute(CROSS_ENCODE, (*call, f"{timeout} s")).fetchone()
-                    answered = True
-                except psycopg.Error:
-                    answered = False
-                ended = time.perf_counter()
-                seen.append((ended - opened, ended - begun, answered))
-                time.sleep(max(0.0, timeout - (ended - begun)))
-        return seen
-
-    calls, start = load.calls(4), threading.Barrier(CROWD)
-    with ThreadPoolExecutor(CROWD) as pool:
-        seen = [one for client in pool.map(ask, range(CROWD)) for one in client]
-    counted = [one for one in seen if timeout <= one[0] < rounds * timeout]
-    answered = sum(answered for *_, answered in counted)
-    served = load.documents * answered / ((rounds - 1) * timeout)
-    return {
-        "clients": CROWD,
-        "timeout": 1000 * timeout,
-        "late": 1000 * max(0.0, max(spent for _, spent, _ in seen) - timeout),
-        "answered": answered / max(1, len(counted)),
-        "pairs_a_second": served,
-        "over_peak": served / peak,
     }
 
 

@@ -59,7 +59,9 @@ def join_scores(
     counts. Raises ModelError for NaN and infinity.
     """
     scores = [
-        np.array(own, np.float32).reshape(item.shape).max(axis=1).mean().item()
+        own[0]
+        if len(own) == 1
+        else np.array(own, np.float32).reshape(item.shape).max(axis=1).mean().item()
         for item, own in zip(items, outputs, strict=True)
     ]
     finite = np.isfinite(scores)

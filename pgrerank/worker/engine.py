@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +28,13 @@ LANES = ("encode", "maxsim", "cross_encode", "ingest")
 """What work is for, the most urgent first: each lane's goes before that of all behind it."""
 BATCH, SLICE = 0.05, 0.25
 """Seconds that a batch should take, which is how long urgent work waits for others; and what is
-sorted by length at a time, within which the order of callers is lost."""
+sorted by length at a time, at most, within which the order of callers is lost."""
+SLICE_BATCHES = 3
+"""Batches of a slice, at most: callers whose work is in it go on together, and what asks next
+should come while others' runs."""
+PREPARING = 2
+"""Threads of a lane that prepare, first come first served: were all prepared at once, each would
+take as long as all, and be too late."""
 LEAST_TOKENS = 2048
 """Tokens of a batch, at least, however long they take: a device is slow with less."""
 FIRST_TOKENS = 2048
@@ -54,17 +60,25 @@ class Job:
     waiting: deque[Part] = field(default_factory=deque)
     tokens: int = 0
     missing: int = 0
+    has_begun: bool = False
 
-    def prepare(self) -> None:
-        """Tokenise the items; raises what the model raises."""
+    def prepare(self) -> list[Part]:
+        """Tokenise the items, if a caller still waits; raises what the model raises."""
+        self.expire()
+        if not self.wanted:
+            return []
         self.prepared = self.steps.prepare(self.items)
-        self.outputs = [[None] * len(one.inputs) for one in self.prepared]
         parts = [
             Part(self, item, place, one)
             for item, prepared in enumerate(self.prepared)
             for place, one in enumerate(prepared.inputs)
         ]
-        self.waiting.extend(sorted(parts, key=lambda part: part.input.tokens))
+        return sorted(parts, key=lambda part: part.input.tokens)
+
+    def wait(self, parts: Sequence[Part]) -> None:
+        """Have the parts wait to be run."""
+        self.outputs = [[None] * len(one.inputs) for one in self.prepared]
+        self.waiting.extend(parts)
         self.tokens = sum(part.input.tokens for part in parts)
         self.missing = len(parts)
 
@@ -132,6 +146,9 @@ class Engine:
         self._wake = threading.Condition()
         self._closed = False
         self._runners: list[threading.Thread] = []
+        self._preparing = {
+            name: ThreadPoolExecutor(PREPARING, f"pgrerank-prepare-{name}") for name in LANES
+        }
 
     async def submit(
         self, lane: str, steps: Steps, items: Sequence[Any], *, timeout: float = math.inf
@@ -147,19 +164,29 @@ class Engine:
         job = Job(steps, items, time.monotonic() + timeout)
         job.tokens = int(self._sizes.get(steps, 0) * len(items))
         try:
-            self._refuse(lane, job)
-            await asyncio.to_thread(job.prepare)
             with self._wake:
-                self._sizes[steps] = job.tokens / len(items)
                 self._refuse(lane, job)
                 self.lanes[lane].jobs.append(job)
-                self._start_runners(steps.at_once)
-                self._wake.notify_all()
+            await self._prepare(lane, job)
             await asyncio.wrap_future(job.future)
             return await asyncio.to_thread(job.join)
         finally:
-            job.dropped = True
-            self.lanes[lane].done += 1
+            with self._wake:
+                job.dropped = True
+                _drop_unwanted(self.lanes[lane])
+                self.lanes[lane].done += 1
+
+    async def _prepare(self, lane: str, job: Job) -> None:
+        """Prepare a job, and have it wait to be run; it may be more than it seemed to be."""
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(self._preparing[lane], job.prepare)
+        with self._wake:
+            if job.wanted:
+                job.wait(parts)
+                self._sizes[job.steps] = job.tokens / len(job.items)
+                self._refuse(lane, job)
+                self._start_runners(job.steps.at_once)
+                self._wake.notify_all()
 
     def close(self) -> None:
         """Finish the batches that run, drop the rest, end the threads."""
@@ -168,6 +195,8 @@ class Engine:
             self._wake.notify_all()
         for runner in self._runners:
             runner.join()
+        for pool in self._preparing.values():
+            pool.shutdown(wait=False, cancel_futures=True)
         for lane in self.lanes.values():
             for job in lane.jobs:
                 job.fail(RequestError("the worker is stopping", sqlstate="57P01"))
@@ -182,18 +211,16 @@ class Engine:
         return tokens / (speed * steps.at_once) if speed else 0.0
 
     def _refuse(self, lane: str, job: Job) -> None:
-        """Refuse what can't be done in time. Where nothing waits, it is tried."""
-        own = [other for other in self.lanes[lane].jobs[:] if other.waiting]
-        ahead = [
-            other
-            for name in LANES[: LANES.index(lane) + 1]
-            for other in self.lanes[name].jobs[:]
-            if other.wanted
-        ]
+        """Refuse what can't be done in time. Where nothing is before it, it is tried."""
+        own = self.lanes[lane].jobs
+        before = own[: own.index(job)] if job in own else own
+        waiting = [other for other in before if not other.has_begun]
+        urgent = [o for name in LANES[: LANES.index(lane)] for o in self.lanes[name].jobs]
+        ahead = [other for other in (*urgent, *before) if other.wanted]
         left = job.deadline - time.monotonic()
         reason = None
-        if self._closed or len(own) >= self._capacity:
-            reason = f"{len(own)} requests wait in lane {lane}"
+        if self._closed or len(waiting) >= self._capacity:
+            reason = f"{len(waiting)} requests wait in lane {lane}"
         elif ahead and (needed := self._needed([*ahead, job])) > left:
             reason = (
                 f"what waits in lane {lane}, and this, take {needed:.2f} s,"
@@ -243,15 +270,18 @@ class Engine:
             return []
         steps = waiting[0].steps
         speed = self._speeds.get(steps)
+        most = FIRST_TOKENS if speed is None else max(LEAST_TOKENS, int(speed * BATCH))
+        most = min(most, steps.batch_tokens)
         room = FIRST_TOKENS if speed is None else speed * steps.at_once * SLICE
+        room = min(room, SLICE_BATCHES * most)
         parts: list[Part] = []
         for job in (job for job in waiting if job.steps is steps):
             while job.waiting and (room > 0 or not parts):
+                job.has_begun = True
                 part = job.waiting.popleft()
                 room -= part.input.tokens
                 parts.append(part)
-        most = FIRST_TOKENS if speed is None else max(LEAST_TOKENS, int(speed * BATCH))
-        made = list(batches(parts, lambda part: part.input.tokens, min(most, steps.batch_tokens)))
+        made = list(batches(parts, lambda part: part.input.tokens, most))
         if len(made) > 1 and any(job.waiting for job in waiting if job.steps is steps):
             for part in made.pop():  # which is no whole batch, and may become one with what follows
                 part.job.waiting.appendleft(part)

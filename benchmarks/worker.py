@@ -64,7 +64,10 @@ def client(dsn: str, seed: int, load: Load, start: Any, taken: Any) -> None:
         def ask(call: int) -> None:
             connection.execute(CROSS_ENCODE, (*calls[call % CALLS], "10 min")).fetchone()
 
+        warm = time.perf_counter() + load.seconds / 5
         ask(0)
+        while time.perf_counter() < warm:
+            ask(0)
         start.wait()
         begun, answers, call = time.perf_counter(), [], 1
         while time.perf_counter() - begun < load.seconds or not answers:

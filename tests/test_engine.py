@@ -7,8 +7,9 @@ import time
 import pytest
 
 from pgrerank.errors import RequestError
-from pgrerank.models.steps import Whole
-from pgrerank.worker.engine import FIRST_TOKENS, Engine
+from pgrerank.models.steps import Input, Prepared, Whole
+from pgrerank.worker.engine import PREPARING, Engine
+from pgrerank.worker.speeds import FIRST_TOKENS
 
 TOKENS = 2000
 """Of a character, so that few of them make a batch."""
@@ -263,3 +264,73 @@ def test_a_closed_engine_fails_what_waits():
             await waiting
 
     asyncio.run(main())
+
+
+class Slow:
+    """Work that takes no time, once it is let through to be prepared."""
+
+    batch_tokens, at_once = 1000, 1
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.prepared: list[str] = []
+
+    def prepare(self, items):
+        assert self.open.wait(10)
+        self.prepared += items
+        return [Prepared([Input(item, 100)]) for item in items]
+
+    def run(self, inputs):
+        time.sleep(0.001 * len(inputs))
+        return [one.source.upper() for one in inputs]
+
+    def join(self, _items, outputs):
+        return [output for [output] in outputs]
+
+
+def test_what_is_being_prepared_counts_as_waiting(engine):
+    """Or a crowd is let in all at once, and all of it is late."""
+    slow = Slow()
+
+    async def main():
+        slow.open.set()
+        for _ in range(3):
+            await engine.submit("encode", slow, ["x"] * 100)  # the engine knows speed and size
+        slow.open.clear()
+        first = [
+            asyncio.create_task(engine.submit("encode", slow, [name] * 100, timeout=1.5))
+            for name in "ab"
+        ]
+        await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        with pytest.raises(RequestError, match="busy: what waits in lane encode") as refusal:
+            await engine.submit("encode", slow, ["c"] * 100, timeout=0.2)
+        assert refusal.value.sqlstate == "53300"
+        assert time.monotonic() - begun < 0.15
+        slow.open.set()
+        assert await asyncio.gather(*first) == [["A"] * 100, ["B"] * 100]
+        assert "c" not in slow.prepared
+
+    asyncio.run(main())
+
+
+def test_what_is_too_late_before_it_is_prepared_is_not_prepared():
+    engine, slow = Engine(), Slow()
+
+    async def main():
+        waiting = [
+            asyncio.create_task(engine.submit("encode", slow, [str(number)]))
+            for number in range(PREPARING)
+        ]
+        await asyncio.sleep(0.01)
+        late = asyncio.create_task(engine.submit("encode", slow, ["late"], timeout=0.05))
+        await asyncio.sleep(0.1)
+        slow.open.set()
+        expected = [[str(number)] for number in range(PREPARING)]
+        assert await asyncio.gather(*waiting) == expected
+        with pytest.raises(RequestError, match="deadline passed"):
+            await late
+        assert "late" not in slow.prepared
+
+    asyncio.run(main())
+    engine.close()

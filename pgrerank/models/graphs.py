@@ -76,7 +76,7 @@ class Graphs:
             return inputs
         rows = len(inputs)
         filled = 2 ** (rows - 1).bit_length() if rows <= 2 * ROWS else -(-rows // ROWS) * ROWS
-        return [*inputs, *inputs[:1] * (filled - rows)]
+        return [*inputs, *[inputs[0]] * (filled - rows)]
 
     def _eager(self, read: Features) -> Features:
         return dict(self._forward(device.to_device(read, self.device)))

@@ -11,128 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pgrerank.errors import RequestError
-from pgrerank.models.steps import Input, Prepared, Steps, batches
+from pgrerank.models.steps import Steps, batches
+from pgrerank.worker.jobs import Job, Lane, Part
+from pgrerank.worker.speeds import Speeds
 
 log = logging.getLogger(__name__)
 
 LANES = ("encode", "maxsim", "cross_encode", "ingest")
 """What work is for, the most urgent first: each lane's goes before that of all behind it."""
-BATCH, SLICE = 0.05, 0.25
-"""Seconds that a batch should take, which is how long urgent work waits for others; and what is
-sorted by length at a time, at most, within which the order of callers is lost."""
-SLICE_BATCHES = 3
-"""Batches of a slice, at most: callers whose work is in it go on together, and what asks next
-should come while others' runs."""
-PREPARING = 2
+PREPARING = max(2, min(8, os.cpu_count() or 1))
 """Threads of a lane that prepare, first come first served: were all prepared at once, each would
 take as long as all, and be too late."""
-LEAST_TOKENS = 2048
-"""Tokens of a batch, at least, however long they take: a device is slow with less."""
-FIRST_TOKENS = 2048
-"""Tokens of a batch, at most, while nothing is known of the speed."""
 MARGIN = 1.2
 """How much more time a job should have than it takes by the speed that is known: work on one that
 comes too late is lost, and under load each that is accepted is close to that."""
-NEWS = 0.2
-"""How much the latest batch weighs in what is known of the speed."""
-
-
-@dataclass(eq=False)
-class Job:
-    """The items of one caller."""
-
-    steps: Steps
-    items: Sequence[Any]
-    deadline: float
-    dropped: bool = False
-    future: Future[list[Any]] = field(default_factory=Future)
-    prepared: list[Prepared] = field(default_factory=list)
-    outputs: list[list[Any]] = field(default_factory=list)
-    waiting: deque[Part] = field(default_factory=deque)
-    tokens: int = 0
-    missing: int = 0
-    has_begun: bool = False
-
-    def prepare(self) -> list[Part]:
-        """Tokenise the items, if a caller still waits; raises what the model raises."""
-        self.expire()
-        if not self.wanted:
-            return []
-        self.prepared = self.steps.prepare(self.items)
-        parts = [
-            Part(self, item, place, one)
-            for item, prepared in enumerate(self.prepared)
-            for place, one in enumerate(prepared.inputs)
-        ]
-        return sorted(parts, key=lambda part: part.input.tokens)
-
-    def wait(self, parts: Sequence[Part]) -> None:
-        """Have the parts wait to be run."""
-        self.outputs = [[None] * len(one.inputs) for one in self.prepared]
-        self.waiting.extend(parts)
-        self.tokens = sum(part.input.tokens for part in parts)
-        self.missing = len(parts)
-
-    def join(self) -> list[Any]:
-        """The items' results; raises what the model raises."""
-        return self.steps.join(self.prepared, self.outputs)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a caller still waits for the job."""
-        return not (self.dropped or self.future.done())
-
-    def expire(self) -> None:
-        """Fail the job with a timeout if its deadline has passed."""
-        if time.monotonic() >= self.deadline:
-            self._end(
-                RequestError("the deadline passed before the work was done", sqlstate="PGR02")
-            )
-
-    def fail(self, error: Exception) -> None:
-        """Hand over an error, if a caller still waits."""
-        self.expire()
-        self._end(error)
-
-    def finish(self) -> None:
-        """Let the caller go on once all outputs are there."""
-        if not self.missing:
-            self.expire()
-            self._end(None)
-
-    def _end(self, error: Exception | None) -> None:
-        if self.wanted and self.future.set_running_or_notify_cancel():
-            if error is None:
-                self.future.set_result([])
-            else:
-                self.future.set_exception(error)
-
-
-class Part(NamedTuple):
-    """An input of a job: the place of its item, and its own among the item's inputs."""
-
-    job: Job
-    item: int
-    place: int
-    input: Input
-
-
-class Lane:
-    """The jobs of one purpose, in the order in which they came, and the batches made of them."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.batches: deque[list[Part]] = deque()
-        self.done = 0
 
 
 class Engine:
@@ -141,8 +41,7 @@ class Engine:
     def __init__(self, *, capacity: int = 64) -> None:
         self.lanes = {name: Lane() for name in LANES}
         self._capacity = capacity
-        self._speeds: dict[Steps, float | None] = {}
-        self._sizes: dict[Steps, float] = {}
+        self._speeds = Speeds()
         self._wake = threading.Condition()
         self._closed = False
         self._runners: list[threading.Thread] = []
@@ -162,7 +61,7 @@ class Engine:
         if not items:
             return []
         job = Job(steps, items, time.monotonic() + timeout)
-        job.tokens = int(self._sizes.get(steps, 0) * len(items))
+        job.tokens = self._speeds.size(steps, len(items))
         try:
             with self._wake:
                 self._refuse(lane, job)
@@ -173,17 +72,19 @@ class Engine:
         finally:
             with self._wake:
                 job.dropped = True
-                _drop_unwanted(self.lanes[lane])
+                self.lanes[lane].drop_unwanted()
                 self.lanes[lane].done += 1
 
     async def _prepare(self, lane: str, job: Job) -> None:
         """Prepare a job, and have it wait to be run; it may be more than it seemed to be."""
         loop = asyncio.get_running_loop()
+        begun = time.monotonic()
         parts = await loop.run_in_executor(self._preparing[lane], job.prepare)
         with self._wake:
             if job.wanted:
                 job.wait(parts)
-                self._sizes[job.steps] = job.tokens / len(job.items)
+                took = time.monotonic() - begun
+                self._speeds.prepared(job.steps, len(job.items), job.tokens, took)
                 self._refuse(lane, job)
                 self._start_runners(job.steps.at_once)
                 self._wake.notify_all()
@@ -207,8 +108,7 @@ class Engine:
 
     def seconds(self, steps: Steps, tokens: float) -> float:
         """How long so many tokens take; nothing, while the speed is not known."""
-        speed = self._speeds.get(steps)
-        return tokens / (speed * steps.at_once) if speed else 0.0
+        return self._speeds.seconds(steps, tokens)
 
     def _refuse(self, lane: str, job: Job) -> None:
         """Refuse what can't be done in time. Where nothing is before it, it is tried."""
@@ -221,7 +121,7 @@ class Engine:
         reason = None
         if self._closed or len(waiting) >= self._capacity:
             reason = f"{len(waiting)} requests wait in lane {lane}"
-        elif ahead and (needed := self._needed([*ahead, job])) > left:
+        elif ahead and (needed := self._needed(ahead, job)) > left:
             reason = (
                 f"what waits in lane {lane}, and this, take {needed:.2f} s,"
                 f" and {left:.2f} s are left"
@@ -229,9 +129,10 @@ class Engine:
         if reason is not None:
             raise RequestError(f"the worker is busy: {reason}", sqlstate="53300")
 
-    def _needed(self, jobs: Sequence[Job]) -> float:
-        """Seconds after which the jobs should be done, on the safe side."""
-        return MARGIN * sum(self.seconds(job.steps, job.tokens) for job in jobs)
+    def _needed(self, ahead: Sequence[Job], job: Job) -> float:
+        """Seconds after which a job should be done, on the safe side."""
+        work = sum(self._speeds.seconds(one.steps, one.tokens) for one in (*ahead, job))
+        return MARGIN * work + self._speeds.delay(job.steps)
 
     def _start_runners(self, wanted: int) -> None:
         while len(self._runners) < wanted:
@@ -255,7 +156,7 @@ class Engine:
         return []
 
     def _batch_of(self, lane: Lane) -> list[Part]:
-        _drop_unwanted(lane)
+        lane.drop_unwanted()
         if not lane.batches:
             lane.batches.extend(self._slice_of(lane))
         while lane.batches:
@@ -269,11 +170,7 @@ class Engine:
         if not waiting:
             return []
         steps = waiting[0].steps
-        speed = self._speeds.get(steps)
-        most = FIRST_TOKENS if speed is None else max(LEAST_TOKENS, int(speed * BATCH))
-        most = min(most, steps.batch_tokens)
-        room = FIRST_TOKENS if speed is None else speed * steps.at_once * SLICE
-        room = min(room, SLICE_BATCHES * most)
+        room = self._speeds.slice(steps)
         parts: list[Part] = []
         for job in (job for job in waiting if job.steps is steps):
             while job.waiting and (room > 0 or not parts):
@@ -281,6 +178,7 @@ class Engine:
                 part = job.waiting.popleft()
                 room -= part.input.tokens
                 parts.append(part)
+        most = self._speeds.batch(steps)
         made = list(batches(parts, lambda part: part.input.tokens, most))
         if len(made) > 1 and any(job.waiting for job in waiting if job.steps is steps):
             for part in made.pop():  # which is no whole batch, and may become one with what follows
@@ -303,15 +201,7 @@ class Engine:
                 part.job.outputs[part.item][part.place] = output
                 part.job.missing -= 1
                 part.job.tokens -= part.input.tokens
-            self._measure(steps, sum(part.input.tokens for part in batch), took)
-
-    def _measure(self, steps: Steps, tokens: int, took: float) -> None:
-        if steps not in self._speeds:
-            self._speeds[steps] = None  # the first run warms up, and tells nothing of the next
-        else:
-            speed = tokens / max(took, 1e-6)
-            known = self._speeds[steps] or speed
-            self._speeds[steps] = known + (speed - known) * NEWS
+            self._speeds.ran(steps, sum(part.input.tokens for part in batch), took)
 
     def _recover(self, batch: list[Part], error: Exception) -> None:
         by_job: dict[Job, list[Part]] = {}
@@ -330,10 +220,4 @@ class Engine:
             for job in {part.job: None for part in batch}:
                 job.finish()
             for lane in self.lanes.values():
-                _drop_unwanted(lane)
-
-
-def _drop_unwanted(lane: Lane) -> None:
-    for job in lane.jobs:
-        job.expire()
-    lane.jobs[:] = [job for job in lane.jobs if job.wanted]
+                lane.drop_unwanted()

@@ -107,8 +107,8 @@ AS $$
     WHERE higher.place <= _top_k
 $$;
 
--- What a stage says of the first candidates of a pool, as far as it reads them. It reads none where all scores so far
--- leave hardly a pair that it might turn round. Those read are blended as if all were: by the mean and deviation that
+-- What a stage says of the first candidates of a pool, as far as it reads them. It reads none of more than a slice where
+-- all scores so far leave hardly a pair that it might turn round. Those read are blended as if all were: by the mean and deviation that
 -- are expected of the whole head, as the first ones alone have other ones.
 CREATE OR REPLACE FUNCTION _said_in_slices(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _size int,
@@ -118,7 +118,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     head search_outcome := _head(_outcome, _size);
-    size int := cardinality(head.candidates);
+    slices int[] := ARRAY(SELECT s.until FROM _slices(_call.top_k, cardinality(head.candidates)) s (until));
     weight float8 := (_weights ->> _stage)::float8;
     standing float8[] := _standing(head, _stage, _weights);
     scores real[] := '{}';
@@ -129,22 +129,24 @@ DECLARE
     found record;
     until int;
 BEGIN
-    IF size = 1 OR weight IS NULL OR _expected_to_turn(standing, _call.top_k, weight) >= _reranker.early_exit / 2 THEN
-        FOR until IN SELECT s.until FROM _slices(_call.top_k, size) s (until) LOOP
-            PERFORM _check_deadline(_deadline, _stage);
-            slice := head.candidates[cardinality(scores) + 1:until];
-            found := _scored_by(_stage, _reranker, _generation, _call, slice, _deadline);
-            scores := scores || _by_place(slice, found.keys, found.scores);
-            expected := _expected(standing, scores);
-            totals := CASE WHEN weight IS NULL THEN expected.scores ELSE _blended(
-                head.said || (_stage, expected.scores, NULL, NULL)::scored,
-                _weights || jsonb_build_object(_stage, weight * expected.share)) END;
-            spreads := ARRAY(
-                SELECT s.spread * coalesce(weight / expected.deviation, 1)
-                FROM unnest(expected.spreads) WITH ORDINALITY s (spread, place) ORDER BY s.place);
-            EXIT WHEN _expected_to_enter(totals, spreads, until, _call.top_k) < _reranker.early_exit;
-        END LOOP;
+    IF cardinality(slices) > 1 AND weight > 0
+        AND _expected_to_turn(standing, _call.top_k, weight) < _reranker.early_exit / 2 THEN
+        slices := '{}';
     END IF;
+    FOREACH until IN ARRAY slices LOOP
+        PERFORM _check_deadline(_deadline, _stage);
+        slice := head.candidates[cardinality(scores) + 1:until];
+        found := _scored_by(_stage, _reranker, _generation, _call, slice, _deadline);
+        scores := scores || _by_place(slice, found.keys, found.scores);
+        expected := _expected(standing, scores);
+        totals := CASE WHEN weight IS NULL THEN expected.scores ELSE _blended(
+            head.said || (_stage, expected.scores, NULL, NULL)::scored,
+            _weights || jsonb_build_object(_stage, weight * expected.share)) END;
+        spreads := ARRAY(
+            SELECT s.spread * coalesce(weight / expected.deviation, 1)
+            FROM unnest(expected.spreads) WITH ORDINALITY s (spread, place) ORDER BY s.place);
+        EXIT WHEN _expected_to_enter(totals, spreads, until, _call.top_k) < _reranker.early_exit;
+    END LOOP;
     slice := head.candidates[:cardinality(scores)];
     RETURN (_stage, _by_place(_outcome.candidates, slice, scores), NULL,
         _by_place(_outcome.candidates, slice, totals[:cardinality(scores)]))::scored;

@@ -26,10 +26,11 @@ def read_head(
     `standing` is what the earlier stages say, `weight` the stage's in the blend; None where it
     overrules them. Stops when fewer than `early_exit` unread documents are expected in `top_k`.
     """
-    size = len(scores)
-    if size > 1 and weight and _expected_to_turn(standing, top_k, weight) < early_exit / 2:
+    slices = list(_slices(top_k, len(scores)))
+    is_decided = weight and _expected_to_turn(standing, top_k, weight) < early_exit / 2
+    if is_decided and len(slices) > 1:
         return np.array([])
-    for until in _slices(top_k, size):
+    for until in slices:
         head = _expected(standing, scores[:until])
         totals, spreads = head.scores, head.spreads
         if weight is not None:

@@ -123,6 +123,10 @@ def test_what_each_stage_brings(collection, open_folder):
     assert [row["order"] for row in blends["dense, MaxSim"]] == [
         *("the last overrules", "default blend"),
     ]
+    exits = last_line("early_exit.py", collection, "--data", open_folder / "data")["tiny"]
+    assert exits["0.0"]["quality"] == pytest.approx(found["orders"][-1]["measures"]["nDCG@10"])
+    assert (exits["0.0"]["loss"], exits["0.0"]["read_mean"]) == (0, 1)
+    assert exits["2.0"]["read_mean"] < 1
     default = blends["dense, lexical, MaxSim, cross-encoder"][1]
     assert default["tiny"] == pytest.approx(found["orders"][-1]["measures"]["nDCG@10"])
 

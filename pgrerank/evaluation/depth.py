@@ -17,7 +17,15 @@ from pgrerank.evaluation.traces import ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Qrels
 
-__all__ = ["KEPT", "calibrate", "grid", "quality_by_size", "recommend", "time_by_size"]
+__all__ = [
+    "EARLY_EXITS",
+    "KEPT",
+    "calibrate",
+    "grid",
+    "quality_by_size",
+    "recommend",
+    "time_by_size",
+]
 
 KEPT = 0.95
 """Share of the best gain that a recommended size keeps at least."""
@@ -27,7 +35,8 @@ LEAST_QUERIES = 50
 """Queries below which no loss of that size can be seen."""
 TIMED = 5
 """Queries that each size is timed with."""
-_EARLY_EXITS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+EARLY_EXITS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""The values of `early_exit` that are tried."""
 _SIZES = (5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10000)
 
 
@@ -124,7 +133,7 @@ def calibrate(
     """
     if len(pools) < LEAST_QUERIES:
         return None
-    tried = [replace(sizes, early_exit=value) for value in (*_EARLY_EXITS, sizes.early_exit)]
+    tried = [replace(sizes, early_exit=value) for value in (*EARLY_EXITS, sizes.early_exit)]
     qualities = quality_by_size(pools, qrels, tried, blend, measure)
     whole, present = fmean(qualities[0].values()), qualities[-1]
     chosen = max(

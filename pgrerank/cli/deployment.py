@@ -94,8 +94,14 @@ def worker(
     preload: Annotated[bool, typer.Option(help="Load all models before listening.")] = False,
     register: Annotated[
         bool,
-        typer.Option(help="Write address and password to the database (pgrerank.set_worker)."),
+        typer.Option(help="Have searches come here: address and password go to the database."),
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to register, if Postgres reaches it by another than --listen."
+        ),
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate; TLS is then required.")
     ] = None,
@@ -127,6 +133,7 @@ def worker(
             serve=serve,
             preload=preload,
             register=register,
+            address=address,
             queue=queue,
             cache=cache,
         )

@@ -22,6 +22,7 @@ from pgrerank.wire.types import ConnectionLostError, FatalError, Handler, Rows, 
 log = logging.getLogger("pgrerank.wire.server")
 
 _LINGER_SECONDS = 1.0
+_AT_WORK_SECONDS = 0.1
 _EMPTY_QUERY = re.compile(r"[\s;]*+")
 _BODYLESS = frozenset(b"XSH")
 _EXTENDED = frozenset(b"PBDEC")
@@ -210,7 +211,8 @@ class Connection:
         self._cause = Cause.ITSELF
         try:
             self._request = asyncio.ensure_future(self._rules.handler(text, self._session))
-            await asyncio.wait((self._request,))
+            while not (await asyncio.wait((self._request,), timeout=_AT_WORK_SECONDS))[0]:
+                self._stream.write(messages.AT_WORK)
             return messages.answer(self._request.result())
         except RequestError as error:
             return messages.error(str(error), error.sqlstate)

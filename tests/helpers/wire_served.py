@@ -180,3 +180,32 @@ def next_result(connection: psycopg.Connection[Any]) -> Any:
         select.select([connection.pgconn.socket], [], [], 20)
         connection.pgconn.consume_input()
     return connection.pgconn.get_result()
+
+
+@contextmanager
+def cut_off(answer: bytes = b"") -> Iterator[int]:
+    """The port of a worker whose network is cut: what comes is taken, and nothing goes back.
+
+    Or it gives an `answer` to whatever comes first.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, closing(_Kept()) as kept:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer and connection.recv(1000):
+                    connection.sendall(answer)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+class _Kept(list[socket.socket]):
+    def close(self) -> None:
+        for connection in self:
+            connection.close()

@@ -149,7 +149,8 @@ BEGIN
             'Give each worker the address at which Postgres reaches it: --listen.');
     END IF;
     PERFORM dismiss_worker(a.worker) FROM announcements a
-    WHERE ((a.host, a.port) = (announce_worker.host, announce_worker.port) AND a.is_registered AND password IS NOT NULL)
+    WHERE (password IS NOT NULL AND a.is_registered
+            AND (a.host, a.port) = (announce_worker.host, announce_worker.port))
         OR a.alive_at < clock_timestamp() - interval '1 minute';
     SELECT min(n) INTO number
     FROM generate_series(1, 32767) n
@@ -210,7 +211,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION heartbeat IS
-    'Renews a worker''s proof of life, and ends what other sessions wait for too long; takes what the last call returned';
+    'Renews a worker''s proof of life, and ends what others wait for too long; takes what the last call returned';
 
 -- A session that connects to a worker says by a lock until when it may. Nothing in it can end what has begun, for
 -- libpq waits without limit; whoever beats next, from any worker, cancels it. Only a session that is still connecting

@@ -248,3 +248,19 @@ def test_stopping_cancels_what_outlasts_the_grace() -> None:
         assert 0.2 <= time.monotonic() - begun < 5
         busy.dies("57P01")
         assert served.cancelled.is_set()
+
+
+def test_a_client_hears_that_its_request_is_at_work(trusting: Served) -> None:
+    with closing(trusting.connect()) as connection:
+        connection.pgconn.send_query(b"WAIT")
+        assert trusting.started.wait(5)
+        heard: list[bytes] = []
+        begun = time.monotonic()
+        while len(heard) < 3 and time.monotonic() - begun < 5:
+            select.select([connection.pgconn.socket], [], [], 1)
+            connection.pgconn.consume_input()
+            while notice := connection.pgconn.notifies():
+                heard.append(notice.relname)
+        trusting.go.set()
+        assert heard[:3] == [b"at work"] * 3
+        assert time.monotonic() - begun > 0.15

@@ -98,9 +98,7 @@ def worker(
     ] = False,
     address: Annotated[
         str | None,
-        typer.Option(
-            help="HOST:PORT to register, if Postgres reaches it by another than --listen."
-        ),
+        typer.Option(help="HOST:PORT to register, where Postgres reaches it otherwise."),
     ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate; TLS is then required.")
@@ -132,8 +130,7 @@ def worker(
             ingest=ingest,
             serve=serve,
             preload=preload,
-            register=register,
-            address=address,
+            register=address or register,
             queue=queue,
             cache=cache,
         )

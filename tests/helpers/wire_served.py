@@ -142,10 +142,12 @@ class Raw:
         self.socket.close()
 
     def receive(self) -> tuple[bytes, bytes]:
-        header = self.file.read(5)
-        if not header:
-            return b"", b""
-        return header[:1], self.file.read(int.from_bytes(header[1:]) - 4)
+        """The next message, but for those that say that the server is at work."""
+        while header := self.file.read(5):
+            body = self.file.read(int.from_bytes(header[1:]) - 4)
+            if header[:1] != b"A":
+                return header[:1], body
+        return b"", b""
 
     def until_ready(self) -> list[tuple[bytes, bytes]]:
         got = [self.receive()]

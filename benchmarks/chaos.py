@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import json
+import os
 import random
 import sys
 import tempfile
@@ -196,6 +197,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     note(f"seed {arguments.seed}")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of workers: their threads would wait for each other busily
     with tempfile.TemporaryDirectory(prefix="pgrerank-chaos-") as folder:
         found = Campaign(arguments, Path(folder)).run()
     print(json.dumps(found))

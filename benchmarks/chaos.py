@@ -7,7 +7,7 @@ delete, truncate, roll back and change rerankers, while workers are killed, stop
 their network is cut, refused and slowed by a proxy of our own, and Postgres and its backends are
 killed. Afterwards an independent checker compares what is there with what must be: each live
 document has exactly its current vectors, nothing is pending for ever, no answer came later than
-its deadline and 100 ms (less what this process itself was kept waiting by the machine), nobody saw
+its deadline and 100 ms (less what backend and client waited for a processor), nobody saw
 a row of another tenant, and memory stayed bounded.
 
 Prints what was done and what is wrong. The last line is one JSON object, with `violations`, `kills`
@@ -197,7 +197,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     note(f"seed {arguments.seed}")
-    os.environ["OMP_NUM_THREADS"] = "1"  # of workers: their threads would wait for each other busily
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # of workers: their threads would wait for each other busily
+    )
     with tempfile.TemporaryDirectory(prefix="pgrerank-chaos-") as folder:
         found = Campaign(arguments, Path(folder)).run()
     print(json.dumps(found))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -48,6 +49,13 @@ class Lag(threading.Thread):
         """Seconds in all between two times; up to half of what has passed."""
         lost = sum(late for when, late in reversed(self._late) if begin < when < end + 0.05)
         return min(lost, (end - begin) / 2)
+
+
+def starved(pid: int) -> float:
+    """Seconds that a process has waited for a processor since it began; 0 where none can tell."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text("utf-8").split()[1]) / 1e9
+    return 0.0
 
 
 class Model:
@@ -130,6 +138,8 @@ class Client(threading.Thread):
             )
         timeout = self.random.choice(TIMEOUTS)
         strict = self.random.choice((None, None, None, False, True))
+        backend = self._reader.info.backend_pid
+        waited = starved(backend)
         begun = time.monotonic()
         rows: list[tuple[int, bool, str | None]] = []
         failed = False
@@ -144,7 +154,8 @@ class Client(threading.Thread):
                 raise
             failed = True
             self.reasons[f"{timeout} s, raised: {error.diag.message_primary}"] += 1
-        self._judge(begun, timeout, [row[0] for row in rows])
+        waited = max(0.0, starved(backend) - waited)
+        self._judge(begun, timeout, waited, [row[0] for row in rows])
         if rows and rows[0][2]:
             self.reasons[f"{timeout} s: {rows[0][2]}"] += 1
         self.counts["searches"] += 1
@@ -153,14 +164,15 @@ class Client(threading.Thread):
             (begun, time.monotonic(), not failed and not any(row[1] for row in rows))
         )
 
-    def _judge(self, begun: float, timeout: float, keys: list[int]) -> None:
+    def _judge(self, begun: float, timeout: float, waited: float, keys: list[int]) -> None:
         ended = time.monotonic()
         time.sleep(0.01)  # in which the last lag is noted
-        late = ended - begun - timeout - self._lag.between(begun, ended)
+        late = ended - begun - timeout - self._lag.between(begun, ended) - waited
         if late > SLACK:
             self._violate(
                 f"deadline: {self.name} waited {ended - begun:.3f} s for {timeout} s,"
-                f" lag {self._lag.between(begun, ended):.3f} s, {len(keys)} rows"
+                f" lag {self._lag.between(begun, ended):.3f} s, backend starved {waited:.3f} s,"
+                f" {len(keys)} rows"
             )
         if strangers := [key for key in keys if key % TENANTS != self.tenant]:
             self._violate(f"visibility: tenant {self.tenant} saw {strangers}")

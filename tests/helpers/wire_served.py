@@ -61,6 +61,7 @@ class Served:
         return False
 
     async def handle(self, text: str, session: Session) -> Rows:
+        text = text.strip()
         self.seen.append(text[:20])
         if text == "WAIT":
             await self.wait()

@@ -46,9 +46,9 @@ class Lag(threading.Thread):
             before = now
 
     def between(self, begin: float, end: float) -> float:
-        """Seconds in all between two times; up to half of what has passed."""
+        """Seconds in all between two times."""
         lost = sum(late for when, late in reversed(self._late) if begin < when < end + 0.05)
-        return min(lost, (end - begin) / 2)
+        return min(lost, end - begin)
 
 
 def starved(pid: int) -> float:

@@ -47,7 +47,11 @@ class Lag(threading.Thread):
 
     def between(self, begin: float, end: float) -> float:
         """Seconds in all between two times."""
-        lost = sum(late for when, late in reversed(self._late) if begin < when < end + 0.05)
+        lost = 0.0
+        for when, late in reversed(self._late):
+            if when < begin:
+                break
+            lost += late if when < end + 0.05 else 0.0
         return min(lost, end - begin)
 
 
@@ -141,11 +145,13 @@ class Client(threading.Thread):
         backend = self._reader.info.backend_pid
         waited = starved(backend)
         begun = time.monotonic()
-        rows: list[tuple[int, bool, str | None]] = []
+        rows: list[tuple[int, bool, str | None, float]] = []
         failed = False
         try:
             rows = self._reader.execute(
-                "SELECT id, degraded, reason FROM pgrerank.documents_search(%s,"
+                "SELECT id, degraded, reason,"
+                " extract(epoch FROM clock_timestamp() - statement_timestamp())::float8"
+                " FROM pgrerank.documents_search(%s,"
                 " timeout => %s * interval '1 second', strict => %s)",
                 (self.text(3), timeout, strict),
             ).fetchall()
@@ -155,7 +161,7 @@ class Client(threading.Thread):
             failed = True
             self.reasons[f"{timeout} s, raised: {error.diag.message_primary}"] += 1
         waited = max(0.0, starved(backend) - waited)
-        self._judge(begun, timeout, waited, [row[0] for row in rows])
+        self._judge(begun, timeout, waited, rows)
         if rows and rows[0][2]:
             self.reasons[f"{timeout} s: {rows[0][2]}"] += 1
         self.counts["searches"] += 1
@@ -164,7 +170,7 @@ class Client(threading.Thread):
             (begun, time.monotonic(), not failed and not any(row[1] for row in rows))
         )
 
-    def _judge(self, begun: float, timeout: float, waited: float, keys: list[int]) -> None:
+    def _judge(self, begun: float, timeout: float, waited: float, rows: list[Any]) -> None:
         ended = time.monotonic()
         time.sleep(0.01)  # in which the last lag is noted
         late = ended - begun - timeout - self._lag.between(begun, ended) - waited
@@ -172,9 +178,9 @@ class Client(threading.Thread):
             self._violate(
                 f"deadline: {self.name} waited {ended - begun:.3f} s for {timeout} s,"
                 f" lag {self._lag.between(begun, ended):.3f} s, backend starved {waited:.3f} s,"
-                f" {len(keys)} rows"
+                f" {len(rows)} rows, {rows[0][3] if rows else 0:.3f} s in the server"
             )
-        if strangers := [key for key in keys if key % TENANTS != self.tenant]:
+        if strangers := [key for key, *_ in rows if key % TENANTS != self.tenant]:
             self._violate(f"visibility: tenant {self.tenant} saw {strangers}")
 
     # Writing

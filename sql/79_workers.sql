@@ -206,7 +206,7 @@ BEGIN
             PERFORM pg_advisory_unlock_shared(class, previous);
         END IF;
     END IF;
-    PERFORM _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0;
+    PERFORM _cancel_overdue();
     RETURN tick;
 END
 $$;
@@ -214,19 +214,33 @@ COMMENT ON FUNCTION heartbeat IS
     'Renews a worker''s proof of life, and ends what others wait for too long; takes what the last call returned';
 
 -- A session that connects to a worker says by a lock until when it may. Nothing in it can end what has begun, for
--- libpq waits without limit; whoever beats next, from any worker, cancels it. Only a session that is still connecting
--- must be hit: it looks, once it has connected, that no lock of this kind is about it any more.
+-- libpq waits without limit. Whoever comes by cancels it once that time is over: workers with each heartbeat, and
+-- sessions that wait for a worker themselves. Only a session that is still connecting must be hit: it looks, once it
+-- has connected, that no lock of this kind is about it any more.
 CREATE OR REPLACE FUNCTION _cancel_overdue(_pid int) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET client_min_messages = error
 AS $$
+DECLARE
+    class int := _lock_class('cancelling', 0);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(_lock_class('cancelling', 0), _pid);
+    PERFORM pg_advisory_lock_shared(class, _pid);
     PERFORM pg_cancel_backend(_pid)
     WHERE EXISTS (SELECT FROM _times_of('connecting') t WHERE t.pid = _pid AND t.age > 0);
-EXCEPTION WHEN insufficient_privilege THEN
-    NULL;  -- docs/reference/limits.md tells what that costs
+    PERFORM pg_advisory_unlock_shared(class, _pid);
+EXCEPTION WHEN OTHERS OR query_canceled THEN
+    PERFORM pg_advisory_unlock_shared(class, _pid);
+    IF SQLSTATE <> '42501' THEN  -- docs/reference/limits.md tells what a lack of rights costs
+        RAISE;
+    END IF;
 END
+$$;
+
+CREATE OR REPLACE FUNCTION _cancel_overdue() RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0 AND t.pid <> pg_backend_pid()
 $$;
 
 -- The workers that a search may be sent to, with the milliseconds since each proved its life (NULL: it can't), how busy
@@ -272,7 +286,10 @@ BEGIN
         WHERE r.worker <> ALL (_tried) AND r.age <= waited AND (r.worker = preferred OR waited > 150)
         ORDER BY r.worker = preferred DESC, r.worker = 0, r.is_stuck, random() LIMIT 1;
         EXIT WHEN proven IS NOT NULL OR waited > 1000 OR clock_timestamp() >= _deadline;
-        PERFORM pg_sleep(0.002);
+        PERFORM pg_sleep(CASE WHEN waited < 60 THEN 0.002 ELSE 0.02 END);
+        IF waited > 60 THEN
+            PERFORM _cancel_overdue();
+        END IF;
         waited := extract(epoch FROM clock_timestamp() - started) * 1000;
     END LOOP;
     RETURN proven;

@@ -16,38 +16,52 @@ EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
 END
 $$;
 
--- Connects to a worker; false where it can't be reached, or not until then. What waits longer is cancelled by the next
--- heartbeat of any worker, which is an error of the same kind as the user's own cancel. The latter is passed on while
+-- Connects to a worker; false where it can't be reached, or not until then. What waits longer is cancelled by others
+-- (see _cancel_overdue), which is an error of the same kind as the user's own cancel. The latter is passed on while
 -- there is time; so is the statement's timeout always. Afterwards nothing ends the call later than its deadline.
 CREATE OR REPLACE FUNCTION _connect_until(_worker int, _until timestamptz) RETURNS boolean
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET client_min_messages = error
 AS $$
 DECLARE
     class int := _lock_class('connecting', _worker);
     tick int := _tick(_until);
     is_connecting boolean := true;
+    is_cancelled boolean := true;
+    code text;
+    message text;
 BEGIN
     PERFORM pg_advisory_lock_shared(class, tick);
-    PERFORM _connect(_worker);
-    is_connecting := NOT pg_advisory_unlock_shared(class, tick);
-    WHILE EXISTS (SELECT FROM _being_cancelled()) LOOP
-        PERFORM pg_sleep(0.001);
+    BEGIN
+        PERFORM _connect(_worker);
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
+        code := SQLSTATE;
+        message := SQLERRM;
+    END;
+    -- Several may cancel, and a cancel may arrive at any statement until nobody is about to do it.
+    WHILE is_cancelled LOOP
+        BEGIN
+            is_connecting := is_connecting AND NOT pg_advisory_unlock_shared(class, tick);
+            is_cancelled := EXISTS (SELECT FROM _being_cancelled())
+                AND clock_timestamp() < _until + interval '1 second';
+            PERFORM pg_sleep(CASE WHEN is_cancelled THEN 0.001 ELSE 0 END);
+        EXCEPTION WHEN query_canceled THEN
+            code := SQLSTATE;
+            message := SQLERRM;
+        END;
     END LOOP;
-    RETURN true;
-EXCEPTION WHEN OTHERS OR query_canceled THEN
-    IF is_connecting THEN
-        PERFORM pg_advisory_unlock_shared(class, tick);
+    IF code IS NULL THEN
+        RETURN true;
     END IF;
     PERFORM _disconnect();
-    IF SQLSTATE <> 'PGR01' AND (SQLSTATE <> '57014' OR clock_timestamp() < _until OR _is_statement_over()) THEN
-        RAISE;
+    IF code <> 'PGR01' AND (code <> '57014' OR clock_timestamp() < _until OR _is_statement_over()) THEN
+        PERFORM _raise(code, message);
     END IF;
     RETURN false;
 END
 $$;
 
--- The locks of workers that are about to cancel this session.
+-- The locks of those who are about to cancel this session.
 CREATE OR REPLACE FUNCTION _being_cancelled() RETURNS SETOF int
 LANGUAGE sql VOLATILE
 SET search_path FROM CURRENT
@@ -78,6 +92,7 @@ DECLARE
     tried int[] := _tried;
     worker int;
 BEGIN
+    PERFORM _cancel_overdue();
     LOOP
         worker := _choose_worker(tried, _deadline);
         IF worker IS NULL AND clock_timestamp() >= _deadline THEN
@@ -138,6 +153,7 @@ AS $$
 DECLARE
     heard timestamptz := clock_timestamp();
     started timestamptz := heard;
+    looked timestamptz := heard;
     waited float8;
 BEGIN
     IF dblink_send_query(_connection, _request) = 0 THEN
@@ -156,6 +172,10 @@ BEGIN
                 heard := clock_timestamp();
             ELSIF clock_timestamp() - heard > interval '400 milliseconds' AND _is_another_alive(_tried) THEN
                 PERFORM _raise('PGR04', 'the worker fell silent');
+            END IF;
+            IF clock_timestamp() - looked > interval '50 milliseconds' THEN
+                looked := clock_timestamp();
+                PERFORM _cancel_overdue();
             END IF;
         END IF;
     END LOOP;

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from tests.helpers.sources import Source
 from tests.helpers.wire_served import cut_off
@@ -168,3 +169,35 @@ def test_an_impostor_who_knows_no_password_is_refused(dsn, db, source):
         db.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (port,))
         with pytest.raises(psycopg.Error, match="no worker can be reached"):
             db.execute("SELECT pgrerank.ping_worker()")
+
+
+def test_sessions_of_one_role_free_each_other_where_no_worker_may(dsn, db, pair, make_role):
+    """All hang while they connect, several at a time; each is cancelled, and none beyond that."""
+    role = make_role()
+    db.execute(f"GRANT SELECT ON documents TO {role}")
+    with cut_off() as port:
+        for number in pair:
+            db.execute(f"ALTER SERVER pgrerank_worker_{number} OPTIONS (SET port '{port}')")
+        taken: list[float] = []
+        errors: list[str | None] = []
+
+        def search() -> None:
+            conninfo = make_conninfo(dsn, user=role, password=role)
+            with psycopg.connect(conninfo, autocommit=True) as connection:
+                for _ in range(3):
+                    started = time.monotonic()
+                    try:
+                        connection.execute(SEARCH + ", timeout => '700 ms')")
+                    except psycopg.Error as error:
+                        errors.append(error.sqlstate)
+                    taken.append(time.monotonic() - started)
+                connection.execute("SELECT pg_sleep(0.2)")  # no cancel comes late
+
+        threads = [threading.Thread(target=search) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(errors) <= {"PGR01", "PGR02"}
+    assert (len(errors), len(taken)) == (18, 18)
+    assert max(taken) < 0.8 + 1

@@ -27,7 +27,7 @@ import psycopg
 from pgrerank.install import schema
 from pgrerank.wire.server import WireServer
 from pgrerank.wire.types import Rows, Session
-from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.presence import Address, Load, Presence
 
 PASSWORD = "benchmark"
 TIMEOUT_MS = 300
@@ -55,8 +55,10 @@ def serve(dsn: str, port: multiprocessing.Queue[int]) -> None:
     async def main() -> None:
         server = WireServer(answer, user="pgrerank", password=PASSWORD, ssl=None)
         await server.start("127.0.0.1", 0)
+        address = Address("127.0.0.1", server.port, 64, PASSWORD, {})
+        await Presence(dsn, address, lambda: Load([], 0, server.connections)).begin()
         port.put(server.port)
-        await beat(dsn)
+        await asyncio.Event().wait()
 
     asyncio.run(main())
 

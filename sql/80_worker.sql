@@ -1,129 +1,140 @@
--- The way to the worker: a foreign server and a user mapping of dblink hold address and secret.
-
--- Says where the worker listens and with what password. The mapping is the schema owner's, as whom _connect runs.
-CREATE OR REPLACE FUNCTION set_worker(host text, port int, password text, options jsonb DEFAULT '{}') RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET client_min_messages = warning
-AS $$
-DECLARE
-    settings text;
-BEGIN
-    SELECT string_agg(format('%I %L', s.key, s.value), ', ') INTO settings
-    FROM jsonb_each_text(jsonb_build_object(
-        'host', host,
-        'port', port,
-        'dbname', 'pgrerank',
-        'connect_timeout', 2,  -- seconds
-        'tcp_user_timeout', 3000,  -- milliseconds
-        'application_name', 'pgrerank') || options) s;
-    IF EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = 'pgrerank_worker') THEN
-        DROP SERVER pgrerank_worker CASCADE;
-    END IF;
-    EXECUTE format('CREATE SERVER pgrerank_worker FOREIGN DATA WRAPPER dblink_fdw OPTIONS (%s)', settings);
-    EXECUTE format($sql$
-        CREATE USER MAPPING FOR %s SERVER pgrerank_worker OPTIONS (user 'pgrerank', password %L)
-        $sql$, _owner(), password);
-EXCEPTION WHEN insufficient_privilege THEN
-    PERFORM _raise(SQLSTATE, format('role %s can''t set the worker: %s', current_user, SQLERRM), format(
-        'Have an administrator run: GRANT USAGE ON FOREIGN DATA WRAPPER dblink_fdw TO %I;', current_user));
-END
-$$;
-COMMENT ON FUNCTION set_worker IS 'Writes the worker''s address and password to a foreign server and user mapping';
-
--- A worker proves that it is alive by an advisory lock whose number is the time in milliseconds, renewed every few
--- dozen milliseconds from the loop that answers requests. Locks are seen at once by every session, leave nothing
--- behind and work on a standby. An advisory lock has two numbers of 32 bits: the first is ours, the letters "pgrr" in
--- ASCII; the second is the time, which therefore wraps round after 2^31 ms, some 25 days.
-CREATE OR REPLACE FUNCTION _heartbeat_class() RETURNS int
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT x'70677272'::int $$;
-
-CREATE OR REPLACE FUNCTION _ticks() RETURNS bigint
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT 2147483648 $$;
-
-CREATE OR REPLACE FUNCTION _now_tick() RETURNS int
-LANGUAGE sql VOLATILE
-SET search_path FROM CURRENT
-AS $$ SELECT ((extract(epoch FROM clock_timestamp()) * 1000)::bigint % _ticks())::int $$;
-
-CREATE OR REPLACE FUNCTION heartbeat(previous int DEFAULT NULL) RETURNS int
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    tick int := _now_tick();
-BEGIN
-    IF tick IS DISTINCT FROM previous THEN
-        PERFORM pg_advisory_lock_shared(_heartbeat_class(), tick);
-        IF previous IS NOT NULL THEN
-            PERFORM pg_advisory_unlock_shared(_heartbeat_class(), previous);
-        END IF;
-    END IF;
-    RETURN tick;
-END
-$$;
-COMMENT ON FUNCTION heartbeat IS 'Renews the calling worker''s proof of life; takes what the last call returned';
-
--- Milliseconds since the youngest heartbeat; NULL when no worker has a session in this database. A heartbeat of up to a
--- second ahead of this session's clock reading counts as less than none ago, not as one of 25 days ago.
-CREATE OR REPLACE FUNCTION _heartbeat_age() RETURNS int
-LANGUAGE sql VOLATILE
-SET search_path FROM CURRENT
-AS $$
-    SELECT min((_now_tick() - l.objid::bigint + _ticks() + 1000) % _ticks() - 1000)::int
-    FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.classid = _heartbeat_class()::oid AND l.objsubid = 2
-      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-$$;
-
--- A connection attempt to a stopped process hangs: its kernel accepts, and from Postgres 16 on dblink heeds no
--- connect_timeout. So wait for a heartbeat younger than this call before trying. No heartbeat at all is no proof of
--- death (a worker may serve without a session here), and a closed port refuses at once.
-CREATE OR REPLACE FUNCTION _await_heartbeat(_deadline timestamptz) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    started timestamptz := clock_timestamp();
-    age int;
-BEGIN
-    LOOP
-        age := _heartbeat_age();
-        EXIT WHEN age IS NULL OR age < extract(epoch FROM clock_timestamp() - started) * 1000;
-        IF clock_timestamp() >= least(_deadline, started + interval '1 second') THEN
-            PERFORM _raise('PGR01', format('the worker does not respond: its last heartbeat was %s ms ago', age));
-        END IF;
-        PERFORM pg_sleep(0.002);
-    END LOOP;
-END
-$$;
+-- The way to a worker and back.
 
 -- SECURITY DEFINER, and these few lines only: the address and secret are the owner's, the connection is the caller's
 -- to use.
-CREATE OR REPLACE FUNCTION _connect() RETURNS void
+CREATE OR REPLACE FUNCTION _connect(_worker int) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = 'pgrerank_worker') THEN
-        PERFORM _raise('PGR01', 'no worker is known', 'Start one with --register, or call pgrerank.set_worker.');
+    IF NOT EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = _server_of(_worker)) THEN
+        PERFORM _raise('PGR01', format('worker %s has gone', _worker));
     END IF;
-    PERFORM dblink_connect('pgrerank', 'pgrerank_worker');
+    PERFORM dblink_connect('pgrerank ' || _worker, _server_of(_worker));
 EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
     PERFORM _raise('PGR01', 'no worker can be reached: connection failed', 'Start one: pgrerank worker');
 END
 $$;
 
+-- Connects to a worker; false where it can't be reached, or not until then. What waits longer is cancelled by others
+-- (see _cancel_overdue), which is an error of the same kind as the user's own cancel. The latter is passed on while
+-- there is time; so is the statement's timeout always. Afterwards nothing ends the call later than its deadline.
+CREATE OR REPLACE FUNCTION _connect_until(_worker int, _until timestamptz) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET client_min_messages = error
+AS $$
+DECLARE
+    class int := _lock_class('connecting', _worker);
+    tick int := _tick(_until);
+    is_connecting boolean := true;
+    is_cancelled boolean := true;
+    code text;
+    message text;
+BEGIN
+    PERFORM pg_advisory_lock_shared(class, tick);
+    BEGIN
+        PERFORM _connect(_worker);
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
+        code := SQLSTATE;
+        message := SQLERRM;
+    END;
+    -- Several may cancel, and a cancel may arrive at any statement until nobody is about to do it.
+    WHILE is_cancelled LOOP
+        BEGIN
+            is_connecting := is_connecting AND NOT pg_advisory_unlock_shared(class, tick);
+            is_cancelled := EXISTS (SELECT FROM _being_cancelled())
+                AND clock_timestamp() < _until + interval '1 second';
+            PERFORM pg_sleep(CASE WHEN is_cancelled THEN 0.001 ELSE 0 END);
+        EXCEPTION WHEN query_canceled THEN
+            code := SQLSTATE;
+            message := SQLERRM;
+        END;
+    END LOOP;
+    IF code IS NULL THEN
+        RETURN true;
+    END IF;
+    PERFORM _disconnect();
+    IF code <> 'PGR01' AND (code <> '57014' OR clock_timestamp() < _until OR _is_statement_over()) THEN
+        PERFORM _raise(code, message);
+    END IF;
+    RETURN false;
+END
+$$;
+
+-- The locks of those who are about to cancel this session.
+CREATE OR REPLACE FUNCTION _being_cancelled() RETURNS SETOF int
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT l.pid FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.classid = _lock_class('cancelling', 0)::oid
+      AND l.objid = pg_backend_pid()::oid AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+$$;
+
+CREATE OR REPLACE FUNCTION _is_statement_over() RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT s.setting <> '0'
+        AND clock_timestamp() - statement_timestamp() >= s.setting::int * interval '1 millisecond'
+    FROM pg_settings s WHERE s.name = 'statement_timeout'
+$$;
+
+-- Connects to a worker that has not been tried and returns its number. Half a second is enough for any; if another is
+-- there to be tried after. Where none is left, it raises what went wrong before.
+CREATE OR REPLACE FUNCTION _connect_to_another(
+    _tried int[], _deadline timestamptz, _code text DEFAULT NULL, _message text DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    tried int[] := _tried;
+    worker int;
+BEGIN
+    PERFORM _cancel_overdue();
+    LOOP
+        worker := _choose_worker(tried, _deadline);
+        IF worker IS NULL AND clock_timestamp() >= _deadline THEN
+            PERFORM _raise('PGR02', 'the deadline passed before a worker was reached');
+        ELSIF worker IS NULL THEN
+            PERFORM _raise(coalesce(_code, 'PGR01'), coalesce(_message, _why_unreachable()), CASE WHEN _code IS NULL
+                THEN 'Start one with pgrerank worker --register, or call pgrerank.set_worker.' END);
+        ELSIF _connect_until(worker, least(_deadline, clock_timestamp() + interval '500 milliseconds')) THEN
+            RETURN worker;
+        END IF;
+        tried := tried || worker;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _why_unreachable() RETURNS text
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE
+        WHEN count(*) = 0 THEN 'no worker is known'
+        WHEN min(r.age) IS NULL THEN format('no worker is alive, of %s known', count(*))
+        WHEN min(r.age) > 150 THEN format('no worker responds: the last heartbeat was %s ms ago', min(r.age))
+        ELSE 'no worker can be reached: connection failed' END
+    FROM _reachable_workers() r
+$$;
+
+-- The open connection to a worker, by name, if there is one.
+CREATE OR REPLACE FUNCTION _connection() RETURNS text
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1 $$;
+
 CREATE OR REPLACE FUNCTION _disconnect() RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    connection text := _connection();
 BEGIN
-    IF 'pgrerank' = ANY (dblink_get_connections()) THEN
-        PERFORM dblink_disconnect('pgrerank');
+    IF connection IS NOT NULL THEN
+        PERFORM dblink_disconnect(connection);
     END IF;
 EXCEPTION WHEN OTHERS THEN
     NULL;  -- it was broken; dblink forgets it all the same
@@ -132,20 +143,23 @@ $$;
 
 -- Sends one request and waits for its answer: a millisecond without sleeping, then in naps of a fiftieth of what it has
 -- waited, 1 to 50 ms, as many sessions that looked each millisecond would take the processor from a worker beside
--- them. Interruptible throughout. NULL means that the connection broke. The connection is dropped whenever the answer
--- was not waited for: a late one must not meet the next request, and its end tells the worker to stop.
-CREATE OR REPLACE FUNCTION _exchange(_request text, _deadline timestamptz) RETURNS jsonb
+-- them. Interruptible throughout. Conditions of its own, which _ask_worker makes good where it can: PGR01, the
+-- connection broke; PGR04, this worker can't, and another may. A worker says ten times a second, by a notification,
+-- that it is at work. Of one that is silent for longer no answer is expected if another can be asked.
+CREATE OR REPLACE FUNCTION _exchange(_connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    started timestamptz := clock_timestamp();
+    heard timestamptz := clock_timestamp();
+    started timestamptz := heard;
+    looked timestamptz := heard;
     waited float8;
 BEGIN
-    IF dblink_send_query('pgrerank', _request) = 0 THEN
-        RETURN NULL;
+    IF dblink_send_query(_connection, _request) = 0 THEN
+        PERFORM _raise('PGR01', 'the connection to the worker broke');
     END IF;
-    WHILE dblink_is_busy('pgrerank') = 1 LOOP
+    WHILE dblink_is_busy(_connection) = 1 LOOP
         IF clock_timestamp() >= _deadline THEN
             PERFORM _raise('PGR02', 'the deadline passed before the worker answered');
         END IF;
@@ -153,66 +167,115 @@ BEGIN
         IF waited > 0.001 THEN
             PERFORM pg_sleep(least(greatest(waited / 50, 0.001), 0.05));
         END IF;
+        IF waited > 0.1 THEN
+            IF EXISTS (SELECT FROM dblink_get_notify(_connection)) THEN
+                heard := clock_timestamp();
+            ELSIF clock_timestamp() - heard > interval '400 milliseconds' AND _is_another_alive(_tried) THEN
+                PERFORM _raise('PGR04', 'the worker fell silent');
+            END IF;
+            IF clock_timestamp() - looked > interval '50 milliseconds' THEN
+                looked := clock_timestamp();
+                PERFORM _cancel_overdue();
+            END IF;
+        END IF;
     END LOOP;
-    RETURN _received();
+    RETURN _received(_connection);
 EXCEPTION
     WHEN connection_exception OR connection_failure OR connection_does_not_exist THEN
-        RETURN NULL;
+        PERFORM _raise('PGR01', 'the connection to the worker broke');
 END
 $$;
 
+CREATE OR REPLACE FUNCTION _is_another_alive(_tried int[]) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT EXISTS (SELECT FROM _reachable_workers() r WHERE r.worker <> ALL (_tried) AND r.age < 250 AND r.worker > 0)
+$$;
+
 -- Takes the answer that has arrived. Whatever is raised here comes from the worker: that it refused, or an answer
--- that is no JSON. It ends a stage. Faults of our own, raised elsewhere, are not taken for the worker's.
-CREATE OR REPLACE FUNCTION _received() RETURNS jsonb
+-- that is no JSON. It ends a stage, but for a worker that is stopping or has too much to do. Faults of our own, raised
+-- elsewhere, are not taken for the worker's.
+CREATE OR REPLACE FUNCTION _received(_connection text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     answer jsonb;
 BEGIN
-    SELECT r.answer INTO answer FROM dblink_get_result('pgrerank') r (answer jsonb);
-    PERFORM FROM dblink_get_result('pgrerank') r (answer jsonb);  -- the protocol's end of results
+    SELECT r.answer INTO answer FROM dblink_get_result(_connection) r (answer jsonb);
+    PERFORM FROM dblink_get_result(_connection) r (answer jsonb);  -- the protocol's end of results
     RETURN answer;
 EXCEPTION
     WHEN connection_exception OR connection_failure OR connection_does_not_exist THEN
         RAISE;
     WHEN SQLSTATE 'PGR02' THEN
         RAISE;
+    WHEN admin_shutdown THEN
+        PERFORM _raise('PGR01', 'the connection to the worker broke: it is stopping');
+    WHEN too_many_connections THEN
+        PERFORM _raise('PGR04', format('the worker refused: %s', SQLERRM));
     WHEN OTHERS THEN
         PERFORM _raise('PGR03', format('the worker refused: %s', SQLERRM));
 END
 $$;
 
--- Asks the worker once, a JSON object as text: connects where needed, and once more when an old connection turns out
--- to be broken. A connection whose answer was not taken is closed, whatever was raised.
-CREATE OR REPLACE FUNCTION _ask_worker(_request text, _deadline timestamptz) RETURNS jsonb
+-- Sends a request, a JSON object as text, and returns its answer.
+CREATE OR REPLACE FUNCTION _answer(_connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     id int := (random() * 2147483647)::int;
     answer jsonb;
-    is_connected boolean := 'pgrerank' = ANY (coalesce(dblink_get_connections(), '{}'));
 BEGIN
-    FOR attempt IN 1..2 LOOP
-        IF NOT is_connected THEN
-            PERFORM _await_heartbeat(_deadline);
-            PERFORM _connect();
+    -- A large request to a stopped process would block in send, where nothing interrupts: ask for a sign of life first.
+    IF octet_length(_request) >= 65536 THEN
+        PERFORM _exchange(_connection, 'PING', _tried, _deadline);
+    END IF;
+    answer := _exchange(_connection, format('{"id": %s, "timeout_ms": %s, "request": %s}', id,
+        greatest(1, (extract(epoch FROM _deadline - clock_timestamp()) * 1000)::int), _request), _tried, _deadline);
+    IF answer -> 'id' IS DISTINCT FROM to_jsonb(id) THEN
+        PERFORM _raise('PGR01', 'the connection to the worker broke: it answered another request');
+    END IF;
+    RETURN answer;
+END
+$$;
+
+-- Asks a worker, and the next where one breaks, falls silent, stops or has too much to do: what is asked is computed
+-- and leaves no trace, so it may be asked twice. The connection is dropped whenever its answer was not taken: a late
+-- one must not meet the next request, and its end tells the worker to stop.
+CREATE OR REPLACE FUNCTION _ask_worker(_request text, _deadline timestamptz) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    connection text := _connection();
+    is_old boolean := connection IS NOT NULL;
+    tried int[] := '{}';
+    worker int;
+    code text;
+    message text;
+BEGIN
+    LOOP
+        IF connection IS NULL THEN
+            connection := 'pgrerank ' || _connect_to_another(tried, _deadline, code, message);
         END IF;
-        -- A large request to a stopped process would block in send, where nothing interrupts: ask for a sign
-        -- of life first.
-        IF octet_length(_request) < 65536 OR _exchange('PING', _deadline) IS NOT NULL THEN
-            answer := _exchange(format('{"id": %s, "timeout_ms": %s, "request": %s}', id,
-                greatest(1, (extract(epoch FROM _deadline - clock_timestamp()) * 1000)::int), _request), _deadline);
-            IF answer -> 'id' = to_jsonb(id) THEN
-                RETURN answer;
-            END IF;
-        END IF;
+        worker := split_part(connection, ' ', 2);
+        BEGIN
+            RETURN _answer(connection, _request, tried || worker, _deadline);
+        EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR04' THEN
+            code := CASE SQLSTATE WHEN 'PGR04' THEN 'PGR03' ELSE SQLSTATE END;
+            message := SQLERRM;
+        END;
         PERFORM _disconnect();
-        EXIT WHEN NOT is_connected;
-        is_connected := false;
+        -- A connection of old may have broken long ago, with the worker that had the number then.
+        IF NOT is_old OR code <> 'PGR01' THEN
+            tried := tried || worker;
+        END IF;
+        is_old := false;
+        connection := NULL;
     END LOOP;
-    PERFORM _raise('PGR01', 'the connection to the worker broke');
 EXCEPTION WHEN OTHERS OR query_canceled THEN
     PERFORM _disconnect();
     RAISE;
@@ -225,16 +288,16 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
+    connection text := _connection();
 BEGIN
-    IF 'pgrerank' <> ALL (coalesce(dblink_get_connections(), '{}')) THEN
-        PERFORM _await_heartbeat(started + timeout);
-        PERFORM _connect();
+    IF connection IS NULL THEN
+        connection := 'pgrerank ' || _connect_to_another('{}', started + timeout);
     END IF;
-    IF _exchange('PING', started + timeout) IS NULL THEN
-        PERFORM _disconnect();
-        PERFORM _raise('PGR01', 'the connection to the worker broke');
-    END IF;
+    PERFORM _exchange(connection, 'PING', NULL, started + timeout);
     RETURN clock_timestamp() - started;
+EXCEPTION WHEN OTHERS OR query_canceled THEN
+    PERFORM _disconnect();
+    RAISE;
 END
 $$;
 COMMENT ON FUNCTION ping_worker IS

@@ -175,3 +175,11 @@ def test_what_fine_tuning_gains(collection, tiny_models, tmp_path, open_folder):
     assert found["tiny"]["queries"] == found["tiny, clean"]["queries"] == 6
     assert 0 < found["tiny"]["after"] <= 1
     assert 0 <= found["tiny"]["p"] <= 1
+
+
+def test_a_short_campaign_of_kills_stops_and_cuts_violates_nothing():
+    found = last_line("chaos.py", "--seconds", 20, "--clients", 8, "--seed", 8)
+    assert found["violations"] == 0
+    assert found["seed"] == 8
+    assert sum(found["faults"].values()) >= 3
+    assert min(found["searches"], found["writes"]) > 20

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import shutil
 import socket
 import struct
 import subprocess
+import threading
 import time
 from contextlib import closing
 from importlib.util import find_spec
@@ -248,3 +250,46 @@ def test_stopping_cancels_what_outlasts_the_grace() -> None:
         assert 0.2 <= time.monotonic() - begun < 5
         busy.dies("57P01")
         assert served.cancelled.is_set()
+
+
+def test_large_messages_wait_unread_while_others_have_the_room() -> None:
+    blanks = " " * 2_900_000
+    with (
+        serving(user=None, password=None, max_message=3_000_000) as served,
+        Raw(served) as one,
+        Raw(served) as two,
+        Raw(served) as three,
+    ):
+        for client in (one, two, three):
+            client.login()
+        for client in (one, two):
+            client.socket.sendall(query("WAIT" + blanks))
+        deadline = time.monotonic() + 10
+        while len(served.seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sending = threading.Thread(
+            target=three.socket.sendall, args=(query("PING" + blanks),), daemon=True
+        )
+        sending.start()
+        assert served.answers()  # small ones go on
+        assert served.seen == ["WAIT", "WAIT", "PING"]
+        served.go.set()
+        assert three.kinds() == b"TDCZ"
+        assert len(served.seen) == 4
+        sending.join()
+
+
+def test_a_client_hears_that_its_request_is_at_work(trusting: Served) -> None:
+    with closing(trusting.connect()) as connection:
+        connection.pgconn.send_query(b"WAIT")
+        assert trusting.started.wait(5)
+        heard: list[bytes] = []
+        begun = time.monotonic()
+        while len(heard) < 3 and time.monotonic() - begun < 5:
+            select.select([connection.pgconn.socket], [], [], 1)
+            connection.pgconn.consume_input()
+            while notice := connection.pgconn.notifies():
+                heard.append(notice.relname)
+        trusting.go.set()
+        assert heard[:3] == [b"at work"] * 3
+        assert time.monotonic() - begun > 0.15

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -299,3 +301,29 @@ def test_wrong_settings_are_named(arguments, message):
     } | arguments
     with pytest.raises(SettingsError, match=message):
         worker_settings("", settings.pop("listen"), settings.pop("password"), **settings)
+
+
+def test_a_request_costs_bounded_memory_and_gives_it_back(db, encoded):
+    """A tokenizer takes 200 bytes for each character of a query."""
+
+    def resident() -> int:
+        status = Path(f"/proc/{encoded.process.pid}/status").read_text("utf-8")
+        return int(status.split("VmRSS:")[1].split()[0]) // 1024
+
+    documents = json.dumps(["bread " * 30_000])
+    with asking(db) as ask:
+        before = resident()
+        for query, texts in (
+            ("bread " * 700_000, '["bread"]'),
+            ("bread", json.dumps(["bread " * 300_000] * 5)),
+        ):
+            [(said,)] = ask(
+                '{"request": {"call": "cross_encode", "model": "reranker",'
+                f' "query": "{query}", "documents": {texts}}}}}'
+            )
+            assert "at most" in said
+        ask(
+            '{"timeout_ms": 5000, "request": {"call": "cross_encode", "model": "reranker",'
+            f' "query": "bread", "documents": {documents}}}}}'
+        )
+        assert resident() - before < 300

@@ -94,8 +94,12 @@ def worker(
     preload: Annotated[bool, typer.Option(help="Load all models before listening.")] = False,
     register: Annotated[
         bool,
-        typer.Option(help="Write address and password to the database (pgrerank.set_worker)."),
+        typer.Option(help="Have searches come here: address and password go to the database."),
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT to register, where Postgres reaches it otherwise."),
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate; TLS is then required.")
     ] = None,
@@ -126,7 +130,7 @@ def worker(
             ingest=ingest,
             serve=serve,
             preload=preload,
-            register=register,
+            register=address or register,
             queue=queue,
             cache=cache,
         )

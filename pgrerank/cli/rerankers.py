@@ -222,6 +222,14 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
         print_cursor(cursor, as_json=as_json)
 
 
+@app.command(epilog="Example: pgrerank workers --json")
+def workers(dsn: Dsn = "", as_json: Json = False) -> None:
+    """Which workers there are, whether each is alive, and how busy."""
+    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute("SELECT * FROM pgrerank.workers")
+        print_cursor(cursor, as_json=as_json)
+
+
 @app.command(
     epilog="Example: pgrerank search documents 'why is my pool exhausted'"
     """ --filter '{"lang": "en"}'"""

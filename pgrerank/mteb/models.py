@@ -61,9 +61,8 @@ def answering(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
         if not connection.execute(
-            "SELECT 1 FROM pg_foreign_server WHERE srvname = 'pgrerank_worker'"
+            "SELECT 1 FROM pg_foreign_server WHERE srvname LIKE 'pgrerank\\_worker%'"
         ).fetchone():
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.callback(connection.execute, "DROP SERVER IF EXISTS pgrerank_worker CASCADE")
             stack.enter_context(worker_process(dsn, Path(folder) / "worker.log"))
         yield connection

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pgrerank.errors import RequestError
 from pgrerank.wire import messages
+from pgrerank.wire.room import SMALL, Room
 from pgrerank.wire.startup import Gate, admit
 from pgrerank.wire.stream import Stream
 from pgrerank.wire.types import ConnectionLostError, FatalError, Handler, Rows, Session
@@ -22,6 +23,8 @@ from pgrerank.wire.types import ConnectionLostError, FatalError, Handler, Rows, 
 log = logging.getLogger("pgrerank.wire.server")
 
 _LINGER_SECONDS = 1.0
+_AT_WORK_SECONDS = 0.1
+_LARGE_SECONDS = 30.0
 _EMPTY_QUERY = re.compile(r"[\s;]*+")
 _BODYLESS = frozenset(b"XSH")
 _EXTENDED = frozenset(b"PBDEC")
@@ -44,6 +47,7 @@ class Rules:
     handler: Handler
     gate: Gate
     max_message: int
+    room: Room
     server_version: str
 
 
@@ -148,7 +152,8 @@ class Connection:
             if kind == ord("X"):
                 return
             if kind == ord("Q"):
-                await self._query(await self._stream.read(length))
+                async with self._rules.room.taken(length):
+                    await self._query(await self._body(length))
             elif kind == ord("S"):
                 self._stream.write(messages.READY)
             else:
@@ -161,6 +166,18 @@ class Connection:
                     await self._skip_to_sync()
             await self._stream.drain()
         raise FatalError(Cause.STOP.value[1], sqlstate=Cause.STOP.value[0])
+
+    async def _body(self, length: int) -> bytes | bytearray:
+        """A query's bytes, which must come in time where they keep room from others."""
+        if length <= SMALL:
+            return await self._stream.read(length)
+        try:
+            async with asyncio.timeout(_LARGE_SECONDS):
+                return await self._stream.read(length)
+        except TimeoutError:
+            raise FatalError(
+                f"a message of {length} bytes did not arrive within {_LARGE_SECONDS:g} s"
+            ) from None
 
     async def _header(self) -> tuple[int, int]:
         header = await self._stream.read(5)
@@ -210,7 +227,8 @@ class Connection:
         self._cause = Cause.ITSELF
         try:
             self._request = asyncio.ensure_future(self._rules.handler(text, self._session))
-            await asyncio.wait((self._request,))
+            while not (await asyncio.wait((self._request,), timeout=_AT_WORK_SECONDS))[0]:
+                self._stream.write(messages.AT_WORK)
             return messages.answer(self._request.result())
         except RequestError as error:
             return messages.error(str(error), error.sqlstate)

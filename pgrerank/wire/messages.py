@@ -20,6 +20,8 @@ V3_2 = 0x00030002
 
 EMPTY_ANSWER = m.EmptyQueryResponse().to_wire()
 READY = m.ReadyForQuery().to_wire()
+AT_WORK = m.NotificationResponse(process_id=0, channel="at work", payload="").to_wire()
+"""What a client is told while its request runs, so that it can tell work from silence."""
 _OID_TEXT = 25
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 

@@ -15,6 +15,7 @@ from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.wire import messages
 from pgrerank.wire.connection import Connection, Rules
+from pgrerank.wire.room import Room
 from pgrerank.wire.scram import ScramVerifier
 from pgrerank.wire.startup import Gate
 from pgrerank.wire.stream import Stream
@@ -36,7 +37,8 @@ class WireServer:
 
     user, password: whom to let in. `user` None takes any name, `password` None asks for none.
     ssl, require_ssl: the context for TLS, and whether plain connections are refused.
-    max_message: the longest message taken, in bytes.
+    max_message: the longest message taken, in bytes. Of those above a MiB it keeps twice as much at
+    a time, of all clients; others wait unread.
     max_connections, max_unauthenticated: more clients than that get FATAL 53300.
     authentication_seconds: the time a client has from its first byte to being known.
     server_version: what clients are told; its first word must look like a Postgres version.
@@ -52,7 +54,7 @@ class WireServer:
         password: str | None,
         ssl: ssl.SSLContext | None,
         require_ssl: bool = False,
-        max_message: int = 256 * 1024 * 1024,
+        max_message: int = 256 * 2**20,
         max_connections: int = 500,
         max_unauthenticated: int = 100,
         authentication_seconds: float = 10.0,
@@ -62,7 +64,7 @@ class WireServer:
             raise WireServerError("require_ssl needs a certificate: give an SSLContext as ssl")
         verifier = None if password is None else ScramVerifier(user, password)
         gate = Gate(user, verifier, ssl, require_ssl, authentication_seconds)
-        self._rules = Rules(handler, gate, max_message, server_version)
+        self._rules = Rules(handler, gate, max_message, Room(2 * max_message), server_version)
         self._max_connections = max_connections
         self._max_unauthenticated = max_unauthenticated
         self._server: asyncio.Server | None = None

@@ -25,6 +25,12 @@ class Models:
         self._specs: dict[str, ModelSpec] = {}
         self._read_at = float("-inf")
         self._loading = asyncio.Lock()
+        self._loaded: set[str] = set()
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models that have been loaded."""
+        return sorted(self._loaded)
 
     async def spec(self, name: str, kind: str) -> ModelSpec:
         """The model registered as `name`. Raises RequestError when there is none of that kind."""
@@ -40,13 +46,17 @@ class Models:
         """The loaded embedding or late-interaction model of that name."""
         spec = await self.spec(name, kind)
         async with self._loading:
-            return await asyncio.to_thread(self._store.encoder, spec)
+            encoder = await asyncio.to_thread(self._store.encoder, spec)
+        self._loaded.add(name)
+        return encoder
 
     async def reranker(self, name: str) -> Reranker:
         """The loaded cross-encoder of that name."""
         spec = await self.spec(name, "cross_encoder")
         async with self._loading:
-            return await asyncio.to_thread(self._store.reranker, spec)
+            reranker = await asyncio.to_thread(self._store.reranker, spec)
+        self._loaded.add(name)
+        return reranker
 
     async def preload(self) -> list[ModelSpec]:
         """Load every registered model; returns them."""

@@ -10,24 +10,21 @@ from collections.abc import Callable
 
 import psycopg
 
-from pgrerank.errors import WorkerError
 from pgrerank.wire.server import WireServer
-from pgrerank.worker.engine import Engine
-from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.engine import LANES, Engine
 from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.models import Models
+from pgrerank.worker.presence import Address, Load, Presence
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.scoring import Scorer
-from pgrerank.worker.session import connect, open_session
+from pgrerank.worker.session import connect
 from pgrerank.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
 GRACE = 10.0
 """Seconds that running requests get to finish when the worker is stopped."""
-FIRST_HEARTBEAT = 10.0
-"""Seconds until the database must have seen a heartbeat; before that, nobody trusts the worker."""
 
 
 async def run_worker(
@@ -53,23 +50,37 @@ async def run_worker(
         if settings.preload:
             await models.preload()
         async with contextlib.AsyncExitStack() as running:
-            port = await _serve(settings, scorer, running) if settings.serve else None
-            tasks = []
-            if settings.ingest:
-                tasks.append(asyncio.create_task(ingest.run()))
-                running.callback(asyncio.create_task(tend_indexes(settings.dsn)).cancel)
+            port, presence = None, None
+            if settings.serve:
+                server = await _listen(settings, scorer, running)
+                port, presence = server.port, _presence(settings, server, models, engine)
+                running.push_async_callback(presence.leave)
+                await presence.begin()
             on_ready(port)
-            await stop.wait()
-            log.info("stopping")
-            ingest.stopping.set()
-            await asyncio.gather(*tasks)
+            await _ingest_until(stop, settings, ingest, presence)
     finally:
         await asyncio.to_thread(engine.close)
 
 
-async def _serve(
+async def _ingest_until(
+    stop: asyncio.Event, settings: WorkerSettings, ingest: Ingest, presence: Presence | None
+) -> None:
+    """Encode documents, if wanted, until told to stop; then say goodbye, and finish the batch."""
+    tasks = [asyncio.create_task(ingest.run())] if settings.ingest else []
+    tending = asyncio.create_task(tend_indexes(settings.dsn)) if settings.ingest else None
+    await stop.wait()
+    log.info("stopping")
+    if presence:
+        await presence.leave()
+    if tending:
+        tending.cancel()
+    ingest.stopping.set()
+    await asyncio.gather(*tasks)
+
+
+async def _listen(
     settings: WorkerSettings, scorer: Scorer, running: contextlib.AsyncExitStack
-) -> int:
+) -> WireServer:
     server = WireServer(
         scorer,
         user="pgrerank",
@@ -79,29 +90,26 @@ async def _serve(
     )
     await server.start(settings.host, settings.port)
     running.push_async_callback(server.stop, GRACE)
-    if settings.register:
-        await _register(settings, server.port)
-    begun = asyncio.Event()
-    pulse = asyncio.create_task(beat(settings.dsn, begun))
-    running.callback(pulse.cancel)
-    try:
-        await asyncio.wait_for(begun.wait(), FIRST_HEARTBEAT)
-    except TimeoutError:
-        raise WorkerError(
-            f"no heartbeat reached the database within {FIRST_HEARTBEAT:g} s: check --dsn, and "
-            "that pgrerank is installed there (pgrerank install)"
-        ) from None
-    return server.port
+    return server
 
 
-async def _register(settings: WorkerSettings, port: int) -> None:
-    async with await open_session(settings.dsn, "register") as connection:
-        await connection.execute(
-            "SELECT pgrerank.set_worker(%s, %s, %s, %s::jsonb)",
-            (
-                settings.host,
-                port,
-                settings.password,
-                '{"sslmode": "require"}' if settings.tls else "{}",
-            ),
-        )
+def _presence(
+    settings: WorkerSettings, server: WireServer, models: Models, engine: Engine
+) -> Presence:
+    host, port = settings.address or (settings.host, server.port)
+    address = Address(
+        host=host,
+        port=port,
+        capacity=settings.queue,
+        password=settings.password if settings.register else None,
+        options={"sslmode": "require"} if settings.tls else {},
+    )
+    return Presence(
+        settings.dsn,
+        address,
+        lambda: Load(
+            models=models.loaded,
+            waiting=sum(engine.waiting(lane) for lane in LANES[:-1]),
+            sessions=server.connections,
+        ),
+    )

@@ -8,7 +8,7 @@ import msgspec
 
 from pgrerank.errors import RequestError
 
-__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "MaxSim", "parse"]
+__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "MaxSim", "Request", "parse"]
 
 
 class _Call(msgspec.Struct, frozen=True, tag_field="call"):
@@ -47,10 +47,13 @@ class Align(_Call, frozen=True, tag="align"):
     documents: list[str]
 
 
+Request = Encode | MaxSim | CrossEncode | Align
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """A request with the id that its answer repeats, and its deadline in milliseconds."""
 
-    request: Encode | MaxSim | CrossEncode | Align
+    request: Request
     id: Any = None
     timeout_ms: Annotated[float, msgspec.Meta(gt=0)] = 60_000
 

@@ -13,6 +13,7 @@ from pgrerank.models.spec import Vectors
 from pgrerank.models.steps import Whole
 from pgrerank.tokens import DType, maxsim, pack
 from pgrerank.wire.types import Rows, Session
+from pgrerank.worker import memory
 from pgrerank.worker.aligning import align
 from pgrerank.worker.cache import Cache
 from pgrerank.worker.encoding import encode_texts
@@ -48,7 +49,11 @@ class Scorer:
         """Answer one statement. Raises RequestError for what can't be answered."""
         words = statement.strip().removesuffix(";").strip()
         if words.startswith("{"):
-            return await self._answer(parse(words))
+            try:
+                return await self._answer(parse(words))
+            finally:
+                if len(words) > memory.LARGE:
+                    await memory.give_back()
         match words.lower().split():
             case ["ping"]:
                 return _row("answer", '{"pong": true}')
@@ -79,6 +84,7 @@ class Scorer:
 
     async def _answer(self, envelope: Envelope) -> Rows:
         timeout = envelope.timeout_ms / 1000
+        memory.check(envelope.request)
         try:
             match envelope.request:
                 case Encode() as request:

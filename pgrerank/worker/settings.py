@@ -14,7 +14,8 @@ from pgrerank.errors import SettingsError
 class WorkerSettings:
     """What a worker does and where; Postgres must show the `password`. Port 0: any free one.
 
-    `queue` is in requests, `cache` in bytes.
+    `address` is where Postgres reaches it, if that is not where it listens. `queue` is in requests,
+    `cache` in bytes.
     """
 
     dsn: str
@@ -26,6 +27,7 @@ class WorkerSettings:
     serve: bool = True
     preload: bool = False
     register: bool = False
+    address: tuple[str, int] | None = None
     queue: int = 64
     cache: int = 64 * 2**20
 
@@ -39,18 +41,20 @@ def worker_settings(
     ingest: bool = True,
     serve: bool = True,
     preload: bool = False,
-    register: bool = False,
+    register: bool | str = False,
     queue: int = 64,
     cache: int = 64,
 ) -> WorkerSettings:
-    """Check the command line's settings, `cache` in MiB. Raises SettingsError."""
-    host, colon, port = listen.rpartition(":")
-    if not (colon and host and port.isdigit() and int(port) < 65536):
-        raise SettingsError(f"--listen is {listen!r}: HOST:PORT expected, such as 127.0.0.1:6432")
-    if register and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
+    """Check the command line's settings, `cache` in MiB. Raises SettingsError.
+
+    `register` is true, or where Postgres reaches the worker, if that is not where it listens.
+    """
+    host, port = _host_and_port("--listen", listen)
+    address = _host_and_port("--address", register) if isinstance(register, str) else None
+    if register and not address and host in ("0.0.0.0", "::"):  # noqa: S104 - refused, not bound
         raise SettingsError(
             f"--register can't write {host}: Postgres needs an address that it can reach; "
-            "call pgrerank.set_worker(host, port, password)"
+            "give it by --address HOST:PORT"
         )
     if not (ingest or serve):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
@@ -63,17 +67,25 @@ def worker_settings(
         password = secrets.token_urlsafe(24)
     return WorkerSettings(
         dsn=dsn,
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         password=password,
         tls=_context(*tls) if tls else None,
         ingest=ingest,
         serve=serve,
         preload=preload,
-        register=register,
+        register=bool(register),
+        address=address,
         queue=queue,
         cache=cache * 2**20,
     )
+
+
+def _host_and_port(option: str, value: str) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isdigit() and int(port) < 65536):
+        raise SettingsError(f"{option} is {value!r}: HOST:PORT expected, such as 127.0.0.1:6432")
+    return host.strip("[]"), int(port)
 
 
 def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:

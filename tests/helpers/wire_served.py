@@ -61,6 +61,7 @@ class Served:
         return False
 
     async def handle(self, text: str, session: Session) -> Rows:
+        text = text.strip()
         self.seen.append(text[:20])
         if text == "WAIT":
             await self.wait()
@@ -142,10 +143,12 @@ class Raw:
         self.socket.close()
 
     def receive(self) -> tuple[bytes, bytes]:
-        header = self.file.read(5)
-        if not header:
-            return b"", b""
-        return header[:1], self.file.read(int.from_bytes(header[1:]) - 4)
+        """The next message, but for those that say that the server is at work."""
+        while header := self.file.read(5):
+            body = self.file.read(int.from_bytes(header[1:]) - 4)
+            if header[:1] != b"A":
+                return header[:1], body
+        return b"", b""
 
     def until_ready(self) -> list[tuple[bytes, bytes]]:
         got = [self.receive()]
@@ -180,3 +183,32 @@ def next_result(connection: psycopg.Connection[Any]) -> Any:
         select.select([connection.pgconn.socket], [], [], 20)
         connection.pgconn.consume_input()
     return connection.pgconn.get_result()
+
+
+@contextmanager
+def cut_off(answer: bytes = b"") -> Iterator[int]:
+    """The port of a worker whose network is cut: what comes is taken, and nothing goes back.
+
+    Or it gives an `answer` to whatever comes first.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, closing(_Kept()) as kept:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer and connection.recv(1000):
+                    connection.sendall(answer)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+class _Kept(list[socket.socket]):
+    def close(self) -> None:
+        for connection in self:
+            connection.close()

@@ -1,4 +1,4 @@
-"""The worker process: ingest loop, scoring server and proof of life in one event loop."""
+"""The worker process: ingest loop, scoring servers and proof of life in one event loop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import psycopg
 
-from pgrerank.errors import WorkerError
+from pgrerank.errors import WorkerError, extra
 from pgrerank.wire.server import WireServer
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.heartbeat import beat
+from pgrerank.worker.http.service import Service
 from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.models import Models
@@ -58,6 +59,7 @@ async def run_worker(
             if settings.ingest:
                 tasks.append(asyncio.create_task(ingest.run()))
                 running.callback(asyncio.create_task(tend_indexes(settings.dsn)).cancel)
+            await _serve_http(settings, Service(models, engine, scorer), running)
             on_ready(port)
             await stop.wait()
             log.info("stopping")
@@ -92,6 +94,20 @@ async def _serve(
             "that pgrerank is installed there (pgrerank install)"
         ) from None
     return server.port
+
+
+async def _serve_http(
+    settings: WorkerSettings, service: Service, running: contextlib.AsyncExitStack
+) -> None:
+    """Serve HTTP clients too, by the same engine."""
+    if settings.http is None:
+        return
+    with extra("http", "--http"):
+        from pgrerank.worker.http.serving import serving_http
+    host, port = settings.http
+    await running.enter_async_context(
+        serving_http(service, host, port, key=settings.http_key, tls=settings.tls, grace=int(GRACE))
+    )
 
 
 async def _register(settings: WorkerSettings, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import ssl
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from pgrerank.errors import SettingsError
 class WorkerSettings:
     """What a worker does and where; Postgres must show the `password`. Port 0: any free one.
 
-    `queue` is in requests, `cache` in bytes.
+    `http` is the address for HTTP clients, who must show the `http_key`, if there is one. `queue`
+    is in requests, `cache` in bytes.
     """
 
     dsn: str
@@ -28,9 +30,11 @@ class WorkerSettings:
     register: bool = False
     queue: int = 64
     cache: int = 64 * 2**20
+    http: tuple[str, int] | None = None
+    http_key: str | None = None
 
 
-def worker_settings(
+def worker_settings(  # noqa: PLR0913 - the options of a command
     dsn: str,
     listen: str,
     password: str | None,
@@ -42,18 +46,24 @@ def worker_settings(
     register: bool = False,
     queue: int = 64,
     cache: int = 64,
+    http: str | None = None,
+    http_key: str | None = None,
 ) -> WorkerSettings:
     """Check the command line's settings, `cache` in MiB. Raises SettingsError."""
-    host, colon, port = listen.rpartition(":")
-    if not (colon and host and port.isdigit() and int(port) < 65536):
-        raise SettingsError(f"--listen is {listen!r}: HOST:PORT expected, such as 127.0.0.1:6432")
-    if register and host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - refused, not bound
+    host, port = _address("--listen", listen)
+    if register and host in ("0.0.0.0", "::"):  # noqa: S104 - refused, not bound
         raise SettingsError(
             f"--register can't write {host}: Postgres needs an address that it can reach; "
             "call pgrerank.set_worker(host, port, password)"
         )
-    if not (ingest or serve):
+    if not (ingest or serve or http):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
+    http_address = None if http is None else _address("--http", http)
+    if http_address is not None and not (http_key or _is_loopback(http_address[0])):
+        raise SettingsError(
+            f"--http {http} is open to other machines: set PGRERANK_HTTP_KEY to the key that"
+            " clients shall show, or listen on 127.0.0.1"
+        )
     if serve and not password:
         if not register:
             raise SettingsError(
@@ -63,8 +73,8 @@ def worker_settings(
         password = secrets.token_urlsafe(24)
     return WorkerSettings(
         dsn=dsn,
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         password=password,
         tls=_context(*tls) if tls else None,
         ingest=ingest,
@@ -73,7 +83,23 @@ def worker_settings(
         register=register,
         queue=queue,
         cache=cache * 2**20,
+        http=http_address,
+        http_key=http_key or None,
     )
+
+
+def _address(option: str, given: str) -> tuple[str, int]:
+    host, colon, port = given.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise SettingsError(f"{option} is {given!r}: HOST:PORT expected, such as 127.0.0.1:6432")
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:

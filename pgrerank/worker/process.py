@@ -102,7 +102,7 @@ async def _serve_http(
     """Serve HTTP clients too, by the same engine."""
     if settings.http is None:
         return
-    with extra("http", "--http"):
+    with extra("serve", "--http"):
         from pgrerank.worker.http.serving import serving_http
     host, port = settings.http
     await running.enter_async_context(

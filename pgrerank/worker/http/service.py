@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,18 @@ from pgrerank.worker.models import Models
 from pgrerank.worker.scoring import Scorer
 
 SERVED: tuple[Kind, ...] = ("embedding", "cross_encoder")
+
+
+@contextlib.asynccontextmanager
+async def _within(timeout: float) -> AsyncIterator[None]:
+    """Bound loading and tokenising too, which the engine's deadline does not interrupt."""
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError:
+        raise RequestError(
+            "the deadline passed before the work was done", sqlstate="PGR02"
+        ) from None
 
 
 class Embedded(NamedTuple):
@@ -45,8 +58,9 @@ class Service:
 
         Raises RequestError as the engine does, ModelError for what can't be scored.
         """
-        name = await self._name(model, "cross_encoder")
-        return name, await self._scorer.score(name, query, texts, timeout)
+        async with _within(timeout):
+            name = await self._name(model, "cross_encoder")
+            return name, await self._scorer.score(name, query, texts, timeout)
 
     async def embed(
         self, model: str | None, texts: Sequence[str], role: Role, timeout: float
@@ -55,12 +69,13 @@ class Service:
 
         One text is as urgent as a search's; many are documents, which wait behind searches.
         """
-        name = await self._name(model, "embedding")
-        encoder = await self._models.encoder(name, "embedding")
-        steps = encoder.steps(role, embeddings=True, tokens=False)
-        lane = "encode" if len(texts) == 1 else "ingest"
-        found = await self._engine.submit(lane, steps, texts, timeout=timeout)
-        prepared = await asyncio.to_thread(steps.prepare, texts)
+        async with _within(timeout):
+            name = await self._name(model, "embedding")
+            encoder = await self._models.encoder(name, "embedding")
+            steps = encoder.steps(role, embeddings=True, tokens=False)
+            lane = "encode" if len(texts) == 1 else "ingest"
+            found = await self._engine.submit(lane, steps, texts, timeout=timeout)
+            prepared = await asyncio.to_thread(steps.prepare, texts)
         tokens = sum(one.tokens for item in prepared for one in item.inputs)
         return Embedded(np.stack([one.embedding for one in found]), name, tokens)
 

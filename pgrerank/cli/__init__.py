@@ -2,7 +2,7 @@
 
 import typer
 
-from pgrerank.cli import deployment, evaluate, explain, measure, replay, rerankers, train
+from pgrerank.cli import deployment, evaluate, explain, judge, measure, replay, rerankers, train
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app
 from pgrerank.cli.native import native_app
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for module in (deployment, rerankers, explain, replay, evaluate, measure, train):
     app.add_typer(module.app)
+qrels_app.add_typer(judge.app)
 app.add_typer(models_app, name="models")
 app.add_typer(extension_app, name="extension")
 app.add_typer(native_app, name="native")

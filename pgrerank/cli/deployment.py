@@ -111,11 +111,15 @@ def worker(
         int,
         typer.Option(min=0, metavar="<MiB>", help="Memory for scores and query vectors to keep."),
     ] = 64,
+    http: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT for HTTP clients too: of TEI, Cohere, Jina, OpenAI."),
+    ] = None,
 ) -> None:
     """Run a worker: the ingest loop and the scoring server.
 
     Postgres must show the password in PGRERANK_WORKER_PASSWORD; with --register and no such
-    variable a fresh one is made.
+    variable a fresh one is made. HTTP clients must show the key in PGRERANK_HTTP_KEY, if it is set.
     """
     from pgrerank.worker.process import run_worker
     from pgrerank.worker.settings import worker_settings
@@ -133,6 +137,8 @@ def worker(
             register=address or register,
             queue=queue,
             cache=cache,
+            http=http,
+            http_key=os.environ.get("PGRERANK_HTTP_KEY"),
         )
         asyncio.run(
             run_worker(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import psycopg
 import typer
@@ -14,13 +14,14 @@ from pgrerank.cli.evaluate import Queries, Split, find_judgements
 from pgrerank.cli.options import Dsn, Json, json_object, print_cursor
 from pgrerank.errors import extra
 from pgrerank.models import Kind, Loader
-from pgrerank.terminal import note, print_rows, report_errors, work_progress
+from pgrerank.models.recommended import recommended
+from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 if TYPE_CHECKING:
     from pgrerank.optimising import Settings, Verdict
 
 models_app = typer.Typer(
-    help="The registry of models: list, add, optimise, drop.",
+    help="The registry of models: list, recommend, add, optimise, drop.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -72,6 +73,37 @@ def drop_model(name: Annotated[str, typer.Argument(help="Its name.")], dsn: Dsn 
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         call(connection, "drop_model", {"name": name})
         note(f"model {name} is forgotten")
+
+
+@models_app.command(
+    "recommend", epilog="Example: pgrerank models recommend --kind cross_encoder --language zh"
+)
+def recommend_models(
+    kind: Annotated[
+        Kind | None, typer.Option(help="embedding, late_interaction or cross_encoder.")
+    ] = None,
+    language: Annotated[
+        Literal["en", "zh", "multilingual", "code"] | None, typer.Option(help="What they read.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Models worth a try, with size, licence and window, and the commands that register them."""
+    found = recommended(kind, language)
+    columns = ("name", "kind", "parameters", "licence", "languages", "window", "prompt")
+    rows = [
+        [
+            *(one.name, one.kind, one.parameters, one.licence),
+            *(", ".join(one.languages), one.window, one.prompt),
+        ]
+        for one in found
+    ]
+    if as_json:
+        rows = [[*row, one.was_run, one.command] for row, one in zip(rows, found, strict=True)]
+        print_rows([*columns, "was_run", "command"], rows, as_json=True)
+        return
+    print_rows(columns, rows, as_json=False)
+    for one in found:
+        console.print(one.command, markup=False, soft_wrap=True)
 
 
 @models_app.command(

@@ -14,7 +14,7 @@ from pgrerank.errors import SettingsError
 from pgrerank.terminal import note, print_rows, report_errors
 
 qrels_app = typer.Typer(
-    help="Judgements in the database, by set: load, list, export, drop.",
+    help="Judgements in the database, by set: load, judge, list, export, drop.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )

@@ -35,12 +35,17 @@ class Models:
     async def spec(self, name: str, kind: str) -> ModelSpec:
         """The model registered as `name`. Raises RequestError when there is none of that kind."""
         if name not in self._specs or time.monotonic() - self._read_at > TTL:
-            self._specs = {spec.name: spec for spec in await read_specs(self._dsn)}
-            self._read_at = time.monotonic()
+            await self._read()
         spec = self._specs.get(name)
         if spec is None or spec.kind != kind:
             raise RequestError(f'no model "{name}" of kind {kind} is registered', sqlstate="42704")
         return spec
+
+    async def specs(self) -> list[ModelSpec]:
+        """The registered models, in order of their names."""
+        if time.monotonic() - self._read_at > TTL:
+            await self._read()
+        return list(self._specs.values())
 
     async def encoder(self, name: str, kind: str) -> Encoder:
         """The loaded embedding or late-interaction model of that name."""
@@ -57,6 +62,10 @@ class Models:
             reranker = await asyncio.to_thread(self._store.reranker, spec)
         self._loaded.add(name)
         return reranker
+
+    async def _read(self) -> None:
+        self._specs = {spec.name: spec for spec in await read_specs(self._dsn)}
+        self._read_at = time.monotonic()
 
     async def preload(self) -> list[ModelSpec]:
         """Load every registered model; returns them."""

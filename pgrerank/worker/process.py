@@ -1,4 +1,4 @@
-"""The worker process: ingest loop, scoring server and proof of life in one event loop."""
+"""The worker process: ingest loop, scoring servers and proof of life in one event loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import psycopg
 
+from pgrerank.errors import extra
 from pgrerank.wire.server import WireServer
 from pgrerank.worker.engine import LANES, Engine
+from pgrerank.worker.http.service import Service
 from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.models import Models
@@ -56,6 +58,7 @@ async def run_worker(
                 port, presence = server.port, _presence(settings, server, models, engine)
                 running.push_async_callback(presence.leave)
                 await presence.begin()
+            await _serve_http(settings, Service(models, engine, scorer), running)
             on_ready(port)
             await _ingest_until(stop, settings, ingest, presence)
     finally:
@@ -112,4 +115,18 @@ def _presence(
             waiting=sum(engine.waiting(lane) for lane in LANES[:-1]),
             sessions=server.connections,
         ),
+    )
+
+
+async def _serve_http(
+    settings: WorkerSettings, service: Service, running: contextlib.AsyncExitStack
+) -> None:
+    """Serve HTTP clients too, by the same engine."""
+    if settings.http is None:
+        return
+    with extra("serve", "--http"):
+        from pgrerank.worker.http.serving import serving_http
+    host, port = settings.http
+    await running.enter_async_context(
+        serving_http(service, host, port, key=settings.http_key, tls=settings.tls, grace=int(GRACE))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pgrerank import __version__
@@ -92,7 +93,10 @@ class Scorer:
                 case MaxSim() as request:
                     answer = await self._maxsim(request, timeout)
                 case CrossEncode() as request:
-                    answer = await self._cross_encode(request, timeout)
+                    scores = await self.score(
+                        request.model, request.query, request.documents, timeout
+                    )
+                    answer = {"scores": scores}
                 case Align() as request:
                     encoder = await self._models.encoder(request.model, "late_interaction")
                     answer = await align(
@@ -150,14 +154,19 @@ class Scorer:
         )
         return {"scores": scores.tolist()}
 
-    async def _cross_encode(self, request: CrossEncode, timeout: float) -> dict[str, Any]:
-        reranker = await self._models.reranker(request.model)
-        scores = await self._scores.get(
+    async def score(
+        self, model: str, query: str, documents: Sequence[str], timeout: float
+    ) -> list[float]:
+        """Documents' raw scores by a cross-encoder; `timeout` is in seconds.
+
+        Raises RequestError as the engine does, ModelError for what can't be scored.
+        """
+        reranker = await self._models.reranker(model)
+        return await self._scores.get(
             id(reranker),
-            [(request.query, document) for document in request.documents],
+            [(query, document) for document in documents],
             lambda pairs: self._engine.submit("cross_encode", reranker, pairs, timeout=timeout),
         )
-        return {"scores": scores}
 
 
 def _size(vectors: Vectors) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import ssl
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pgrerank.errors import SettingsError
 class WorkerSettings:
     """What a worker does and where; Postgres must show the `password`. Port 0: any free one.
 
-    `address` is where Postgres reaches it, if that is not where it listens. `queue` is in requests,
-    `cache` in bytes.
+    `address` is where Postgres reaches it, if that is not where it listens. `http` is the address
+    for HTTP clients, who must show the `http_key`, if there is one. `queue` is in requests, `cache`
+    in bytes.
     """
 
     dsn: str
@@ -30,9 +32,11 @@ class WorkerSettings:
     address: tuple[str, int] | None = None
     queue: int = 64
     cache: int = 64 * 2**20
+    http: tuple[str, int] | None = None
+    http_key: str | None = None
 
 
-def worker_settings(
+def worker_settings(  # noqa: PLR0913 - the options of a command
     dsn: str,
     listen: str,
     password: str | None,
@@ -44,6 +48,8 @@ def worker_settings(
     register: bool | str = False,
     queue: int = 64,
     cache: int = 64,
+    http: str | None = None,
+    http_key: str | None = None,
 ) -> WorkerSettings:
     """Check the command line's settings, `cache` in MiB. Raises SettingsError.
 
@@ -56,8 +62,14 @@ def worker_settings(
             f"--register can't write {host}: Postgres needs an address that it can reach; "
             "give it by --address HOST:PORT"
         )
-    if not (ingest or serve):
+    if not (ingest or serve or http):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
+    http_address = None if http is None else _host_and_port("--http", http)
+    if http_address is not None and not (http_key or _is_loopback(http_address[0])):
+        raise SettingsError(
+            f"--http {http} is open to other machines: set PGRERANK_HTTP_KEY to the key that"
+            " clients shall show, or listen on 127.0.0.1"
+        )
     if serve and not password:
         if not register:
             raise SettingsError(
@@ -78,14 +90,23 @@ def worker_settings(
         address=address,
         queue=queue,
         cache=cache * 2**20,
+        http=http_address,
+        http_key=http_key or None,
     )
 
 
 def _host_and_port(option: str, value: str) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
-    if not (colon and host and port.isdigit() and int(port) < 65536):
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise SettingsError(f"{option} is {value!r}: HOST:PORT expected, such as 127.0.0.1:6432")
     return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:

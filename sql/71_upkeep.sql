@@ -14,13 +14,13 @@ BEGIN
     END IF;
     IF known.missed_writes THEN
         PERFORM enqueue(_reranker.name);
-        DELETE FROM setbacks s WHERE s.reranker = _reranker.name;
     END IF;
     PERFORM _switch_when_complete(_reranker.name);
     PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;
+    DELETE FROM setbacks s WHERE s.reranker = _reranker.name AND (s.missed_writes OR NOT EXISTS (
+        SELECT FROM pending p WHERE (p.reranker, p.generation) = (s.reranker, s.generation) AND p.failed_at IS NULL));
 EXCEPTION WHEN OTHERS THEN
-    PERFORM _set_back(g.reranker, g.number, SQLERRM, coalesce(known.missed_writes, false))
-    FROM generations g WHERE g.reranker = _reranker.name;
+    PERFORM _set_all_back(_reranker.name, SQLERRM, coalesce(known.missed_writes, false));
 END
 $$;
 

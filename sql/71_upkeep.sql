@@ -14,6 +14,11 @@ BEGIN
     END IF;
     IF known.missed_writes THEN
         PERFORM enqueue(_reranker.name);
+    ELSIF EXISTS (
+        SELECT FROM generations g LEFT JOIN reconciliations c ON (c.reranker, c.generation) = (g.reranker, g.number)
+        WHERE g.reranker = _reranker.name
+          AND (c.whole_at IS NULL OR c.after_key IS NOT NULL OR c.whole_at < now() - interval '10 minutes')) THEN
+        PERFORM reconcile(_reranker.name);
     END IF;
     PERFORM _switch_when_complete(_reranker.name);
     PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;

@@ -83,3 +83,11 @@ def test_keys_may_hold_any_letters(db, source) -> None:
     reconcile(db)
     enqueued = db.execute("SELECT key FROM pgrerank.pending").fetchall()
     assert sorted(key for (key,) in enqueued) == sorted(keys)
+
+
+def test_an_idle_worker_looks_for_it(parts) -> None:
+    parts.execute("INSERT INTO low VALUES (5, 'new')")
+    parts.execute("UPDATE pgrerank.reconciliations SET whole_at = now() - interval '11 minutes'")
+    settle(parts)
+    settle(parts)
+    assert parts.execute("SELECT count(*) FROM pgrerank.parts_1 WHERE key = 5").fetchone() == (1,)

@@ -50,6 +50,14 @@ AS $$
         missed_writes = s.missed_writes OR excluded.missed_writes
 $$;
 
+-- Sets all generations of a reranker aside.
+CREATE OR REPLACE FUNCTION _set_all_back(_reranker text, _error text, _missed_writes boolean) RETURNS void
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT _set_back(g.reranker, g.number, _error, _missed_writes) FROM generations g WHERE g.reranker = _reranker
+$$;
+
 -- A statement that enqueues the keys, as text, which a query yields; what was enqueued before starts anew. It is text
 -- and no function of its own, for only a trigger function itself sees the transition tables.
 CREATE OR REPLACE FUNCTION _enqueue_sql(_reranker text, _generation int, _keys_query text) RETURNS text

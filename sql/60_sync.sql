@@ -77,25 +77,33 @@ BEGIN
     END LOOP;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
-    PERFORM _set_back(
-        g.reranker, g.number, format('after %s of %s: %s', lower(TG_OP), TG_RELID::regclass, SQLERRM), true)
-    FROM generations g WHERE g.reranker = TG_ARGV[0];
+    PERFORM _set_all_back(
+        TG_ARGV[0], format('after %s of %s: %s', lower(TG_OP), TG_RELID::regclass, SQLERRM), true);
     RETURN NULL;
 END
 $$;
 
+-- The generation's view as a query over other rows of the source: Postgres keeps a view's columns by number, so that it
+-- follows those that have another name since.
+CREATE OR REPLACE FUNCTION _documents_among(_reranker rerankers, _generation generations, _rows text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT left(pg_get_viewdef(_documents(_generation)::regclass), -length(format('%s s;', _reranker.source)))
+        || _rows || ' s'
+$$;
+
 -- A query for the keys of updated rows that are new or have another text, its language or its tenant than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         SELECT n.key::text
-        FROM (SELECT %1$s FROM new_rows) n LEFT JOIN (SELECT %1$s FROM old_rows) o USING (key)
+        FROM (%s) n LEFT JOIN (%s) o USING (key)
         WHERE o.key IS NULL OR (n.content, n.config, n.tenant) IS DISTINCT FROM (o.content, o.config, o.tenant)
-        $sql$, format('%I AS key, (%s) AS content, (%s) AS config, ', _reranker.key_column,
-                _generation.text_expression, _config_sql(_generation))
-            || format('%s AS tenant', _tenant_sql(_generation)))
+        $sql$, _documents_among(_reranker, _generation, 'new_rows'),
+        _documents_among(_reranker, _generation, 'old_rows'))
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
@@ -109,6 +117,7 @@ DECLARE
     target rerankers := _reranker(reranker);
     generation generations;
 BEGIN
+    target.key_column := _follow_key(target);
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
         EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));
         EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(generation, retry_failed));
@@ -118,6 +127,21 @@ END
 $$;
 COMMENT ON FUNCTION enqueue IS
     'Enqueues whatever is not encoded or out of date; returns how many documents wait';
+
+-- The key's name in the source, which may be another since, and is kept.
+CREATE OR REPLACE FUNCTION _follow_key(_reranker rerankers) RETURNS name
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    present name := (_source_key(_reranker.source)).key_column;
+BEGIN
+    IF present <> _reranker.key_column THEN
+        UPDATE rerankers r SET key_column = present WHERE r.name = _reranker.name;
+    END IF;
+    RETURN present;
+END
+$$;
 
 -- A query for the keys of stored vectors whose document is gone.
 CREATE OR REPLACE FUNCTION _orphaned_keys_sql(_reranker rerankers, _generation generations) RETURNS text

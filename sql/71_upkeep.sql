@@ -1,6 +1,7 @@
 -- What is done for rerankers once none of their documents can be claimed, or all are done.
 
--- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for.
+-- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for;
+-- source and stored vectors are compared, a page at a time, as long as the whole takes no tenth of a second.
 CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -14,13 +15,18 @@ BEGIN
     END IF;
     IF known.missed_writes THEN
         PERFORM enqueue(_reranker.name);
-        DELETE FROM setbacks s WHERE s.reranker = _reranker.name;
+    ELSIF clock_timestamp() < now() + interval '0.1 s' AND EXISTS (
+        SELECT FROM generations g LEFT JOIN reconciliations c ON (c.reranker, c.generation) = (g.reranker, g.number)
+        WHERE g.reranker = _reranker.name
+          AND (c.whole_at IS NULL OR c.after_key IS NOT NULL OR c.whole_at < now() - interval '10 minutes')) THEN
+        PERFORM reconcile(_reranker.name);
     END IF;
     PERFORM _switch_when_complete(_reranker.name);
     PERFORM _refresh_words(_reranker, g, 0.1) FROM generations g WHERE g.reranker = _reranker.name;
+    DELETE FROM setbacks s WHERE s.reranker = _reranker.name AND (s.missed_writes OR NOT EXISTS (
+        SELECT FROM pending p WHERE (p.reranker, p.generation) = (s.reranker, s.generation) AND p.failed_at IS NULL));
 EXCEPTION WHEN OTHERS THEN
-    PERFORM _set_back(g.reranker, g.number, SQLERRM, coalesce(known.missed_writes, false))
-    FROM generations g WHERE g.reranker = _reranker.name;
+    PERFORM _set_all_back(_reranker.name, SQLERRM, coalesce(known.missed_writes, false));
 END
 $$;
 

@@ -3,7 +3,7 @@
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
     pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
-    previous_until timestamptz, paused_until timestamptz
+    previous_until timestamptz, paused_until timestamptz, compared_at timestamptz
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -37,6 +37,8 @@ BEGIN
         FROM pending p WHERE (p.reranker, p.generation) = (r.name, coalesce(next_generation, r.generation));
         SELECT max(s.until), coalesce((array_agg(s.error ORDER BY s.until DESC))[1], last_error)
         INTO paused_until, last_error FROM setbacks s WHERE s.reranker = r.name;
+        SELECT c.whole_at INTO compared_at
+        FROM reconciliations c WHERE (c.reranker, c.generation) = (r.name, r.generation);
         RETURN NEXT;
     END LOOP;
 END
@@ -45,4 +47,5 @@ $$;
 CREATE OR REPLACE VIEW status AS SELECT * FROM _status();
 COMMENT ON VIEW status IS
     'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation '
-    'while one is being made; the generation that rollback_reranker goes back to; when one that fails is tried again';
+    'while one is being made; the generation that rollback_reranker goes back to; when one that fails is tried again; '
+    'when all documents were last compared with what is stored of them';

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import psycopg
 import typer
+from psycopg import sql
 
 from pgrerank.catalog import call, call_statement, fetch_one, read_reranker
 from pgrerank.cli.options import (
@@ -32,7 +33,7 @@ from pgrerank.cli.options import (
     print_cursor,
     search_arguments,
 )
-from pgrerank.terminal import document_progress, note, report_errors
+from pgrerank.terminal import document_progress, note, print_rows, report_errors
 
 app = typer.Typer()
 
@@ -212,6 +213,36 @@ def backfill(
         total = asyncio.run(run(dsn, name, retry_failed=retry_failed, on_progress=progress))
     note(f"{total} documents were pending")
     status(dsn=dsn)
+
+
+@app.command(epilog="Example: pgrerank reconcile documents --json")
+def reconcile(
+    name: Name,
+    dsn: Dsn = "",
+    page: Annotated[int, typer.Option(min=1, help="Documents compared in one transaction.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Compare all documents with what is stored of them, and enqueue what no trigger saw.
+
+    Workers do so when they have nothing else to do; this does it now.
+    """
+    with report_errors(), _connect(dsn) as connection:
+        table = sql.SQL(read_reranker(connection, name).table)
+        counted = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(table))
+        [documents] = fetch_one(counted)
+        pages, is_whole = 0, False
+        with document_progress(f"comparing {name}") as progress:
+            while not is_whole:
+                given = {"reranker": name, "max_documents": page, "anew": pages == 0}
+                [is_whole] = fetch_one(call(connection, "reconcile", given))
+                pages += 1
+                progress(min(pages * page, documents), documents)
+        waiting = connection.execute(
+            "SELECT count(*) FROM pgrerank.pending WHERE reranker = %s AND failed_at IS NULL",
+            (name,),
+        )
+        rows = [(name, documents, *fetch_one(waiting))]
+        print_rows(["reranker", "compared", "pending"], rows, as_json=as_json)
 
 
 @app.command(epilog="Example: pgrerank status --json")

@@ -1,0 +1,82 @@
+-- Writes that no trigger saw, found page by page: partitions by their own names, replication, disabled triggers.
+
+CREATE TABLE IF NOT EXISTS reconciliations (
+    reranker text NOT NULL,
+    generation int NOT NULL,
+    after_key text,
+    whole_at timestamptz,
+    PRIMARY KEY (reranker, generation),
+    FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+);
+COMMENT ON TABLE reconciliations IS 'How far source and stored vectors have been compared';
+COMMENT ON COLUMN reconciliations.after_key IS 'The last key compared; NULL before the first page';
+COMMENT ON COLUMN reconciliations.whole_at IS 'When the last page of all was compared last';
+
+-- Compares the next page of each generation, enqueues what is missing or of another text, and forgets vectors whose
+-- document is gone. Returns whether all have come to their end, to start anew with the next call. A generation that
+-- somebody else is comparing is left to them: idle workers never wait for each other.
+CREATE OR REPLACE FUNCTION reconcile(reranker text, max_documents int DEFAULT 1000, anew boolean DEFAULT false)
+RETURNS boolean
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    target rerankers := _reranker(reranker);
+    page reconciliations;
+    left_over int := (SELECT count(*) FROM generations g WHERE g.reranker = target.name);
+BEGIN
+    INSERT INTO reconciliations (reranker, generation)
+    SELECT g.reranker, g.number FROM generations g WHERE g.reranker = target.name
+    ON CONFLICT DO NOTHING;
+    target.key_column := _follow_key(target);
+    FOR page IN
+        SELECT * FROM reconciliations c WHERE c.reranker = target.name ORDER BY c.generation FOR UPDATE SKIP LOCKED
+    LOOP
+        page.after_key := _reconcile_page(target, _generation(target.name, page.generation),
+            CASE WHEN NOT anew THEN page.after_key END, max_documents);
+        left_over := left_over - (page.after_key IS NULL)::int;
+        UPDATE reconciliations c
+        SET after_key = page.after_key, whole_at = CASE WHEN page.after_key IS NULL THEN now() ELSE c.whole_at END
+        WHERE (c.reranker, c.generation) = (page.reranker, page.generation);
+    END LOOP;
+    RETURN left_over = 0;
+END
+$$;
+COMMENT ON FUNCTION reconcile IS
+    'Compares the next page of source and stored vectors, and enqueues what differs; returns whether it was the last';
+
+-- The condition that a key is above the one and not above the other; NULL sets no bound.
+CREATE OR REPLACE FUNCTION _within_sql(_alias text, _reranker rerankers, _after text, _last text DEFAULT NULL)
+RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT concat_ws(' AND ', 'true',
+        CASE WHEN _after IS NOT NULL THEN format('%s.key > %L::%s', _alias, _after, _reranker.key_type) END,
+        CASE WHEN _last IS NOT NULL THEN format('%s.key <= %L::%s', _alias, _last, _reranker.key_type) END)
+$$;
+
+-- Compares the keys that follow the given one in source or side table; returns the last of them, NULL at the end.
+CREATE OR REPLACE FUNCTION _reconcile_page(
+    _reranker rerankers, _generation generations, _after text, _max_documents int) RETURNS text
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    last_key text;
+BEGIN
+    EXECUTE format($sql$
+        SELECT max(k.key::text) FILTER (WHERE k.place = $1) FROM (
+            SELECT u.key, row_number() OVER (ORDER BY u.key) AS place FROM (
+                (SELECT d.key FROM %s d WHERE %s ORDER BY d.key LIMIT $1)
+                UNION (SELECT s.key FROM %s s WHERE %s ORDER BY s.key LIMIT $1)) u) k
+        $sql$, _documents(_generation), _within_sql('d', _reranker, _after), _side_table(_generation),
+        _within_sql('s', _reranker, _after))
+    INTO last_key USING _max_documents;
+    EXECUTE _forget_sql(_generation,
+        _orphaned_keys_sql(_reranker, _generation) || ' AND ' || _within_sql('s', _reranker, _after, last_key));
+    EXECUTE _enqueue_sql(_reranker.name, _generation.number,
+        _stale_keys_sql(_generation, false) || ' AND ' || _within_sql('d', _reranker, _after, last_key));
+    RETURN last_key;
+END
+$$;

@@ -107,9 +107,9 @@ AS $$
     WHERE higher.place <= _top_k
 $$;
 
--- What a stage says of the first candidates of a pool, as far as it reads them. It reads none of more than a slice where
--- all scores so far leave hardly a pair that it might turn round. Those read are blended as if all were: by the mean and deviation that
--- are expected of the whole head, as the first ones alone have other ones.
+-- What a stage says of the first candidates of a pool, as far as it reads them. It reads none of more than a slice
+-- where all scores so far leave hardly a pair that it might turn round. Those read are blended as if all were: by the
+-- mean and deviation that are expected of the whole head, as the first ones alone have other ones.
 CREATE OR REPLACE FUNCTION _said_in_slices(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _size int,
     _weights jsonb, _deadline timestamptz) RETURNS scored

@@ -26,7 +26,9 @@ DECLARE
     left_over int := (SELECT count(*) FROM generations g WHERE g.reranker = target.name);
 BEGIN
     INSERT INTO reconciliations (reranker, generation)
-    SELECT g.reranker, g.number FROM generations g WHERE g.reranker = target.name
+    SELECT g.reranker, g.number FROM generations g
+    WHERE g.reranker = target.name AND NOT EXISTS (
+        SELECT FROM reconciliations c WHERE (c.reranker, c.generation) = (g.reranker, g.number))
     ON CONFLICT DO NOTHING;
     target.key_column := _follow_key(target);
     FOR page IN

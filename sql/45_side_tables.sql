@@ -160,7 +160,51 @@ BEGIN
 END
 $$;
 
--- Drops the side tables that no generation has, and then the views that their policies read.
+-- Holds a generation's tables against being dropped until the transaction ends; returns whether they are there. To be
+-- called before rows of the queue are locked, for whoever drops the tables deletes these after; or without waiting.
+CREATE OR REPLACE FUNCTION _hold(_generation generations, _may_wait boolean DEFAULT true) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE %s', _side_table(_generation),
+        CASE WHEN NOT _may_wait THEN 'NOWAIT' END);
+    RETURN true;
+EXCEPTION WHEN undefined_table THEN
+    RETURN false;
+END
+$$;
+
+-- Has a reranker's source and side tables to itself. Others lock them in either order, so all are taken soon, or none
+-- and all again.
+CREATE OR REPLACE FUNCTION _have_alone(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    tables text := (
+        SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid <> _reranker.source, c.relname) FROM pg_class c
+        WHERE c.oid = _reranker.source OR c.oid IN (
+            SELECT t.name::regclass FROM generations g, unnest(_keyed_tables(g)) t (name)
+            WHERE g.reranker = _reranker.name AND to_regclass(t.name) IS NOT NULL));
+BEGIN
+    WHILE tables IS NOT NULL LOOP
+        BEGIN
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', tables);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF clock_timestamp() > started + interval '1 minute' THEN
+                RAISE;
+            END IF;
+        END;
+        PERFORM pg_sleep(0.05 * random());
+    END LOOP;
+END
+$$;
+
+-- Drops the side tables that no generation has, that of the embeddings first, and then the views that their policies
+-- read.
 CREATE OR REPLACE FUNCTION _drop_stale_side_tables(_reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -175,7 +219,7 @@ BEGIN
           AND NOT EXISTS (
             SELECT FROM generations g
             WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits|words|terms|source)$', ''))
-        ORDER BY kind
+        ORDER BY kind, c.relname
     LOOP
         EXECUTE format('DROP %s IF EXISTS %s', stale.kind, stale.name);
     END LOOP;

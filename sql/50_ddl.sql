@@ -223,6 +223,7 @@ AS $$
 DECLARE
     target rerankers := _reranker(reranker);
 BEGIN
+    PERFORM _have_alone(target);
     PERFORM _drop_triggers(target);
     PERFORM _drop_functions(target.name || '_search');
     DELETE FROM rerankers r WHERE r.name = target.name;

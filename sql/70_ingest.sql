@@ -56,7 +56,9 @@ BEGIN
         BEGIN
             RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
             RETURN;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN lock_not_available THEN
+            CONTINUE;  -- it is being dropped
+        WHEN OTHERS THEN
             IF claim.reranker IS NOT NULL THEN
                 RAISE;
             END IF;
@@ -142,6 +144,7 @@ AS $$
 DECLARE
     claim claimed := jsonb_populate_record(NULL::claimed, to_jsonb(_generation));
 BEGIN
+    PERFORM _hold(_generation, false);
     claim.generation := _generation.number;
     IF _reranker.embedding_column IS NOT NULL THEN
         claim.embedding_model := NULL;
@@ -219,7 +222,7 @@ DECLARE
     target rerankers;
     stored_keys text[];
 BEGIN
-    IF stored.number IS NULL THEN
+    IF stored.number IS NULL OR NOT _hold(stored) THEN
         RETURN;
     END IF;
     target := _reranker(reranker);
@@ -295,12 +298,13 @@ AS $$
 DECLARE
     finished generations := _generation(reranker, generation);
     target rerankers;
+    is_there boolean := finished.number IS NOT NULL AND _hold(finished);
 BEGIN
     DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
     WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
     DELETE FROM setbacks s
     WHERE (s.reranker, s.generation) = (finish.reranker, finish.generation) AND NOT s.missed_writes;
-    IF finished.number IS NOT NULL THEN
+    IF is_there THEN
         target := _reranker(reranker);
         PERFORM _store_words(target, finished, keys);
         PERFORM _store_tenants(target, finished, keys);

@@ -54,7 +54,7 @@ BEGIN
         value := value -> '=';
     END IF;
     IF jsonb_typeof(value) IN ('string', 'number') THEN
-        RETURN _filter_literal(_reranker.source, _generation.tenant_column, value);
+        RETURN _filter_literal(_filter_target(_reranker.source, _generation.tenant_column), value);
     END IF;
     RETURN NULL;
 END

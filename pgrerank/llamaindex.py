@@ -1,7 +1,8 @@
-"""A LlamaIndex node postprocessor that reranks by a reranker."""
+"""A LlamaIndex node postprocessor that reranks by a reranker, and metadata filters for searches."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,11 +10,26 @@ from typing import Any
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from psycopg import Connection, sql
 
 from pgrerank.catalog import call_statement, read_reranker
 
-__all__ = ["PgrerankPostprocessor"]
+__all__ = ["PgrerankPostprocessor", "search_filter"]
+
+_OPERATORS = {
+    FilterOperator.EQ: "=",
+    FilterOperator.NE: "!=",
+    FilterOperator.GT: ">",
+    FilterOperator.GTE: ">=",
+    FilterOperator.LT: "<",
+    FilterOperator.LTE: "<=",
+    FilterOperator.IN: "in",
+    FilterOperator.NIN: "not in",
+    FilterOperator.ANY: "&&",
+    FilterOperator.ALL: "@>",
+}
+_WORDS = {FilterOperator.TEXT_MATCH: "like", FilterOperator.TEXT_MATCH_INSENSITIVE: "ilike"}
 
 _SEARCH = sql.SQL("SELECT h.key::text, h.score FROM ({}) h (key, score, rank) ORDER BY h.rank")
 
@@ -53,3 +69,30 @@ class PgrerankPostprocessor(BaseNodePostprocessor):
             )
             rows = connection.execute(_SEARCH.format(statement), values).fetchall()
         return [NodeWithScore(node=by_key[key].node, score=score) for key, score in rows]
+
+
+def search_filter(filters: MetadataFilters, path: str | None = None) -> dict[str, Any]:
+    """Make metadata filters the `filter` of a search.
+
+    `path` leads to the metadata, where it stands in a column of JSON: `meta` makes of `year` what
+    is at `meta.year`. Without, keys are columns of the source, of which NULL is empty. Text matches
+    are looked for anywhere in the text; `not` is for what none of the filters match.
+    """
+    parts = [
+        search_filter(one, path) if isinstance(one, MetadataFilters) else _condition(one, path)
+        for one in filters.filters
+    ]
+    condition = "and" if filters.condition is None else filters.condition.value
+    return {"not": {"or": parts}} if condition == "not" else {condition: parts}
+
+
+def _condition(one: MetadataFilter, path: str | None) -> dict[str, Any]:
+    name = one.key if path is None else f"{path}.{one.key}"
+    if one.operator == FilterOperator.IS_EMPTY:
+        return {name: None} if path is None else {"or": [{name: [None, ""]}, {name: {"=": []}}]}
+    if one.operator == FilterOperator.CONTAINS:
+        return {name: {"@>": [one.value]}}
+    if one.operator in _WORDS:
+        escaped = re.sub(r"([\\%_])", r"\\\1", str(one.value))
+        return {name: {_WORDS[one.operator]: f"%{escaped}%"}}
+    return {name: {_OPERATORS[one.operator]: one.value}}

@@ -190,7 +190,7 @@ LIES = [
 ]
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: repr(lie)[:40])
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: getattr(lie, "__name__", repr(lie)[:40]))
 def test_an_answer_that_is_none_is_asked_again_and_never_taken(endpoint, lie, monkeypatch):
     from pgrerank.evaluation.judging import SCHEMA, SYSTEM, _relevance
 

@@ -9,9 +9,12 @@ from tests.helpers.workers import wait_for, worker
 
 pytest.importorskip("langchain_core")
 from langchain_core.runnables import RunnableLambda
+from langchain_core.structured_query import Comparator, Comparison, Operation, Operator
+from langchain_core.structured_query import StructuredQuery as Asked
 
+from pgrerank.catalog import call_statement
 from pgrerank.errors import InstallError
-from pgrerank.langchain import PgrerankRetriever
+from pgrerank.langchain import PgrerankRetriever, PgrerankTranslator
 
 
 @pytest.fixture
@@ -74,3 +77,51 @@ def test_errors_name_the_reranker_and_the_connection_stays_secret(retriever, dsn
     retriever.reranker = "typo"
     with pytest.raises(psycopg.errors.UndefinedObject, match='"typo" does not exist'):
         retriever.invoke("x")
+
+
+COMPARISONS = {
+    Comparator.EQ: (2020, [2]),
+    Comparator.NE: (2020, [1, 3, 4]),
+    Comparator.GT: (2020, [3]),
+    Comparator.GTE: (2020, [2, 3]),
+    Comparator.LT: (2020, [1]),
+    Comparator.LTE: (2020, [1, 2]),
+    Comparator.IN: ([2019, 2021], [1, 3]),
+    Comparator.NIN: ([2019, 2021], [2, 4]),
+}
+
+
+def test_structured_queries_become_filters(db, source):
+    db.execute(
+        "CREATE TABLE notes (id int PRIMARY KEY, body text DEFAULT 'note', day date,"
+        " tags text[], meta jsonb DEFAULT '{}')"
+    )
+    db.execute(
+        "INSERT INTO notes (id, day, tags, meta) SELECT i, date '2026-01-01' + i,"
+        " ARRAY['t' || i, 'all'], jsonb_build_object('year', 2018 + i, 'who', 'w' || i)"
+        " FROM generate_series(1, 3) i"
+    )
+    db.execute("INSERT INTO notes VALUES (4)")
+    db.execute("SELECT pgrerank.create_reranker('notes', 'notes', '{body}')")
+    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+        pass
+
+    def found(filter_, path=None, limit=None):
+        asked = Asked(query="note", filter=filter_, limit=limit)
+        query, arguments = asked.accept(PgrerankTranslator(path))
+        statement, values = call_statement("notes_search", {"query": query, **arguments})
+        return sorted(row[0] for row in db.execute(statement, values))
+
+    for comparator, (value, expected) in COMPARISONS.items():
+        assert found(Comparison(comparator, "year", value), "meta") == expected, comparator
+    assert found(Comparison(Comparator.LIKE, "who", "w_"), "meta") == [1, 2, 3]
+    assert found(Comparison(Comparator.CONTAIN, "tags", "t2")) == [2]
+    day = {"date": "2026-01-03", "type": "date"}
+    late = Comparison(Comparator.GTE, "day", day)
+    assert found(late) == [2, 3]
+    second = Comparison(Comparator.EQ, "id", 2)
+    assert found(Operation(Operator.AND, [late, second])) == [2]
+    assert found(Operation(Operator.OR, [Comparison(Comparator.EQ, "id", 1), second])) == [1, 2]
+    assert found(Operation(Operator.NOT, [late])) == [1, 4]
+    assert found(None) == [1, 2, 3, 4]
+    assert len(found(None, limit=2)) == 2

@@ -5,6 +5,7 @@ import warnings
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.helpers.workers import wait_for, worker
 
@@ -12,8 +13,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own, on import
     pytest.importorskip("llama_index.core")
     from llama_index.core.schema import NodeWithScore, TextNode
+    from llama_index.core.vector_stores import FilterCondition, FilterOperator
+    from llama_index.core.vector_stores import MetadataFilter as One
+    from llama_index.core.vector_stores import MetadataFilters as Filters
+    from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-    from pgrerank.llamaindex import PgrerankPostprocessor
+    from pgrerank.llamaindex import PgrerankPostprocessor, search_filter
 
 
 @pytest.fixture
@@ -59,3 +64,57 @@ def test_what_can_t_be_is_named(postprocessor):
     postprocessor.reranker = "typo"
     with pytest.raises(psycopg.errors.UndefinedObject, match='"typo" does not exist'):
         postprocessor.postprocess_nodes(nodes("1"), query_str="x")
+
+
+METADATA = {
+    1: {"year": 2019, "tags": ["a", "b"], "who": "Ann_1"},
+    2: {"year": 2020, "tags": ["b"], "who": "ann%"},
+    3: {"year": 2021, "tags": [], "who": "Bob"},
+    4: {"tags": ["c"], "who": ""},
+    5: {},
+}
+ONES = [
+    One(key="year", value=2020),
+    One(key="year", value=2020, operator=FilterOperator.NE),
+    One(key="year", value=2020, operator=FilterOperator.GT),
+    One(key="year", value=2020, operator=FilterOperator.GTE),
+    One(key="year", value=2020, operator=FilterOperator.LT),
+    One(key="year", value=2020, operator=FilterOperator.LTE),
+    One(key="year", value=[2019, 2021], operator=FilterOperator.IN),
+    One(key="year", value=[2019, 2021], operator=FilterOperator.NIN),
+    One(key="tags", value="b", operator=FilterOperator.CONTAINS),
+    One(key="tags", value=["a", "c"], operator=FilterOperator.ANY),
+    One(key="tags", value=["a", "b"], operator=FilterOperator.ALL),
+    One(key="tags", value=None, operator=FilterOperator.IS_EMPTY),
+    One(key="who", value=None, operator=FilterOperator.IS_EMPTY),
+    One(key="who", value="nn_", operator=FilterOperator.TEXT_MATCH),
+    One(key="who", value="ANN%", operator=FilterOperator.TEXT_MATCH_INSENSITIVE),
+]
+ASKED = [Filters(filters=[one]) for one in ONES] + [
+    Filters(filters=[ONES[3], ONES[8]], condition=condition) for condition in FilterCondition
+]
+
+
+def test_metadata_filters_mean_what_they_mean_to_llama_index(db, source):
+    """As its own store in memory understands them."""
+    db.execute("CREATE TABLE notes (id int PRIMARY KEY, body text DEFAULT 'note', meta jsonb)")
+    for key, metadata in METADATA.items():
+        db.execute("INSERT INTO notes (id, meta) VALUES (%s, %s)", (key, Jsonb(metadata)))
+    db.execute("SELECT pgrerank.create_reranker('notes', 'notes', '{body}')")
+    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+        pass
+
+    def found(filter_):
+        rows = db.execute(
+            "SELECT id FROM pgrerank.notes_search('note', filter => %s)", (Jsonb(filter_),)
+        )
+        return sorted(key for (key,) in rows)
+
+    for asked in ASKED:
+        matches = build_metadata_filter_fn(lambda key: METADATA[int(key)], asked)
+        expected = [key for key in METADATA if matches(str(key))]
+        assert found(search_filter(asked, "meta")) == expected, asked
+    inner = Filters(filters=[ONES[0], ONES[8]], condition=FilterCondition.OR)
+    nested = Filters(filters=[ONES[5], inner])
+    assert found(search_filter(nested, "meta")) == [1, 2]
+    assert found(search_filter(Filters(filters=[One(key="id", value=3)]))) == [3]

@@ -42,6 +42,13 @@ class RequestError(PgrerankError):
         self.sqlstate = sqlstate
 
 
+class EndpointError(RequestError):
+    """A model's endpoint can't be had now; what it was asked is not to blame."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sqlstate="58000")
+
+
 class SettingsError(PgrerankError):
     """A command's arguments are invalid or contradict each other."""
 

@@ -12,14 +12,15 @@ CREATE TABLE IF NOT EXISTS models (
     created_at timestamptz NOT NULL DEFAULT now(),
     measures jsonb NOT NULL CHECK (jsonb_typeof(measures) = 'object'),
     CONSTRAINT loader_fits_kind CHECK (loader = ANY (CASE kind
-        WHEN 'embedding' THEN ARRAY['sentence_transformer']
-        WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer']
-        ELSE ARRAY['cross_encoder', 'onnx'] END)),
+        WHEN 'embedding' THEN ARRAY['sentence_transformer', 'http']
+        WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer', 'http']
+        ELSE ARRAY['cross_encoder', 'onnx', 'http'] END)),
     CONSTRAINT vectors_have_dims CHECK ((kind = 'cross_encoder') = (dims IS NULL))
 );
 COMMENT ON TABLE models IS 'Models that rerankers may name';
-COMMENT ON COLUMN models.loader IS 'Which sentence-transformers class (or onnx) loads it';
-COMMENT ON COLUMN models.source IS 'Hub name, folder, or package://PACKAGE/FOLDER inside an installed Python package';
+COMMENT ON COLUMN models.loader IS 'Which sentence-transformers class (or onnx, or http) loads it';
+COMMENT ON COLUMN models.source IS
+    'Hub name, folder, package://PACKAGE/FOLDER inside an installed Python package, or the URL of an endpoint';
 COMMENT ON COLUMN models.dims IS 'Dimensions of its vectors; none for a cross-encoder';
 COMMENT ON COLUMN models.max_tokens IS 'Tokens of its window; longer texts are encoded in several';
 COMMENT ON COLUMN models.measures IS 'How good it is and on what: what `pgrerank gate` found, for example';

@@ -17,7 +17,7 @@ from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
 from pgrerank.models.passes import Passes
 from pgrerank.models.spec import ModelSpec
-from pgrerank.models.steps import Input, Prepared, run_all
+from pgrerank.models.steps import Input, Prepared, Steps, run_all
 from pgrerank.models.windows import room_for_text
 
 OPTIONS = frozenset({"batch_tokens", "device", "dtype", "max_tokens"})
@@ -55,6 +55,10 @@ class CrossEncoderReranker:
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
         return np.array(run_all(self, pairs), np.float32)
+
+    def steps(self) -> Steps:
+        """Its work; see :class:`pgrerank.models.Reranker`."""
+        return self
 
     def prepare(self, items: Sequence[tuple[str, str]]) -> list[Prepared]:
         """Make the windows of pairs; see :class:`pgrerank.models.steps.Steps`."""

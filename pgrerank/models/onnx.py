@@ -19,7 +19,7 @@ from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
 from pgrerank.models.source import locate
 from pgrerank.models.spec import ModelSpec
-from pgrerank.models.steps import Input, Prepared, run_all
+from pgrerank.models.steps import Input, Prepared, Steps, run_all
 from pgrerank.models.windows import LARGEST_WINDOW, Cutter, room_for_text
 
 OPTIONS = frozenset({"file", "max_tokens"})
@@ -57,6 +57,10 @@ class OnnxReranker:
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
         return np.array(run_all(self, pairs), np.float32)
+
+    def steps(self) -> Steps:
+        """Its work; see :class:`pgrerank.models.Reranker`."""
+        return self
 
     def prepare(self, items: Sequence[tuple[str, str]]) -> list[Prepared]:
         """Make the windows of pairs; see :class:`pgrerank.models.steps.Steps`."""

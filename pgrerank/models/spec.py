@@ -9,16 +9,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pgrerank.models.steps import Steps
+from pgrerank.models.steps import Remote, Steps
 
 Kind = Literal["embedding", "late_interaction", "cross_encoder"]
-Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx"]
+Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx", "http"]
 Role = Literal["query", "document"]
 
 LOADERS: Mapping[Kind, tuple[Loader, ...]] = {
-    "embedding": ("sentence_transformer",),
-    "late_interaction": ("multi_vector_encoder", "sentence_transformer"),
-    "cross_encoder": ("cross_encoder", "onnx"),
+    "embedding": ("sentence_transformer", "http"),
+    "late_interaction": ("multi_vector_encoder", "sentence_transformer", "http"),
+    "cross_encoder": ("cross_encoder", "onnx", "http"),
 }
 """Which loaders make models of a kind; the first is the default."""
 Span = tuple[int, int]
@@ -29,10 +29,10 @@ class ModelSpec:
     """A model as it is registered.
 
     ``source`` is a folder, a hub name (``organisation/model``), or ``package://NAME/sub/folder``: a
-    folder inside the installed Python package that is imported as NAME. ``revision`` is a branch,
-    tag or commit of a hub name.
+    folder inside the installed Python package that is imported as NAME; or, for the loader http,
+    the URL that requests are posted to. ``revision`` is a branch, tag or commit of a hub name.
 
-    ``options``, all of them optional:
+    ``options`` of models that are loaded here, all of them optional:
 
     * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
     * ``dtype`` (not onnx): of the weights, ``auto`` (the default: bfloat16 on a GPU or CPU made for
@@ -44,6 +44,20 @@ class ModelSpec:
     * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
       model's own
     * ``file`` (onnx): the graph's path inside the folder, by default ``model.onnx``
+
+    ``options`` of models behind an endpoint:
+
+    * ``dialect``: what it speaks: ``tei``, ``cohere``, ``jina``, ``voyage`` or ``vllm`` for
+      cross-encoders; these or ``openai`` for embeddings; ``jina`` or ``vllm`` for token vectors
+    * ``model``: the name that it has there, where the endpoint wants one
+    * ``key``: NAME, where the worker's environment has the key as ``PGRERANK_KEY_NAME``;
+      ``key_header``: the header for it, if that is not ``Authorization: Bearer``
+    * ``batch``: texts in a request, by default what the provider allows; ``concurrency``: requests
+      at a time, by default 8; ``hedge_ms``: after so many milliseconds without an answer a second
+      request is sent
+    * ``scores`` (cross-encoders): ``probability`` or ``raw``, where it differs from the dialect's
+    * ``dims`` (encoders): the dimensions that are asked for; ``max_characters``: of a text that is
+      sent as a whole, by default 8000; ``prompts``: as above
     """
 
     name: str
@@ -90,12 +104,24 @@ class Encoder(Protocol):
 
     A ``dims`` of None says that the model does not make that kind of vector. ``max_tokens`` is the
     window for documents, special tokens and prompt included; longer texts are encoded in windows.
-    May be used from several threads, which then wait for one another.
+    It is None where an endpoint keeps it. May be used from several threads, which then wait for one
+    another.
     """
 
-    embedding_dims: int | None
-    token_dims: int | None
-    max_tokens: int
+    @property
+    def embedding_dims(self) -> int | None:
+        """Dimensions of an embedding."""
+        ...
+
+    @property
+    def token_dims(self) -> int | None:
+        """Dimensions of a token vector."""
+        ...
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the window."""
+        ...
 
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
@@ -110,22 +136,27 @@ class Encoder(Protocol):
         """
         ...
 
-    def steps(self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False) -> Steps:
-        """The steps that map a text to its Vectors, or to ReadableTokens: one object for one kind.
+    def steps(
+        self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False
+    ) -> Steps | Remote:
+        """The work that maps a text to its Vectors, or to ReadableTokens: one object for one kind.
 
         Raises ModelError as ``encode`` and ``encode_readable`` do.
         """
         ...
 
 
-class Reranker(Steps, Protocol):
+class Reranker(Protocol):
     """A cross-encoder: reads query and document together.
 
-    Its steps map a pair to its score. ``max_tokens`` is the window for both, special tokens
-    included. May be used from several threads.
+    ``max_tokens`` is the window for both, special tokens included, or None where an endpoint keeps
+    it. May be used from several threads.
     """
 
-    max_tokens: int
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the window."""
+        ...
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Score (query, document) pairs of any length: raw logits of shape [pairs].
@@ -134,4 +165,8 @@ class Reranker(Steps, Protocol):
         half the window is cut too, and the mean over its windows counts, so that a document can't
         win by answering one part of a long question.
         """
+        ...
+
+    def steps(self) -> Steps | Remote:
+        """The work that maps a pair to its score: one object."""
         ...

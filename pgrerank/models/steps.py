@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,18 @@ class Steps(Protocol):
 
     def join(self, items: Sequence[Prepared], outputs: Sequence[Sequence[Any]]) -> list[Any]:
         """Make the items' results, each of the outputs of its inputs."""
+        ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """One kind of work that is done elsewhere: it takes time here, but no device."""
+
+    async def ask(self, items: Sequence[Any], timeout: float) -> list[Any]:
+        """The items' results, in their order; ``timeout`` is in seconds, and may be infinite.
+
+        Raises RequestError where there is no answer in time, or none can be had.
+        """
         ...
 
 

@@ -43,6 +43,8 @@ class ModelStore:
         """Give the encoder of ``spec``; raises as :func:`load_encoder` does."""
         _check_kind(spec, ("embedding", "late_interaction"))
         encoder = cast(Encoder, self._get(spec))
+        if spec.loader == "http":  # whose kind says what it is asked for
+            return encoder
         dims = encoder.embedding_dims if spec.kind == "embedding" else encoder.token_dims
         if dims is None:
             raise ModelError(
@@ -57,15 +59,22 @@ class ModelStore:
         return cast(Reranker, self._get(spec))
 
     def _get(self, spec: ModelSpec) -> Encoder | Reranker:
-        source = locate(spec)
-        options = json.dumps(dict(spec.options), sort_keys=True, default=repr)
-        key = json.dumps([spec.loader, source.name, source.revision, options])
+        key = _identity(spec)
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             if key not in self._loaded:
                 self._loaded[key] = _load(spec)
             return self._loaded[key]
+
+
+def _identity(spec: ModelSpec) -> str:
+    """What specs of the same model have in common; endpoints say in their errors which it was."""
+    options = json.dumps(dict(spec.options), sort_keys=True, default=repr)
+    if spec.loader == "http":
+        return json.dumps([spec.loader, spec.kind, spec.name, spec.source, spec.revision, options])
+    source = locate(spec)
+    return json.dumps([spec.loader, source.name, source.revision, options])
 
 
 def _check_kind(spec: ModelSpec, wanted: tuple[str, ...]) -> None:
@@ -91,6 +100,7 @@ def _load(spec: ModelSpec) -> Encoder | Reranker:
         "multi_vector_encoder": _multi_vector_encoder,
         "cross_encoder": _cross_encoder,
         "onnx": _onnx,
+        "http": _http,
     }
     try:
         return loaders[spec.loader](spec)
@@ -132,3 +142,9 @@ def _onnx(spec: ModelSpec) -> Reranker:
     from pgrerank.models.onnx import OnnxReranker
 
     return OnnxReranker(spec)
+
+
+def _http(spec: ModelSpec) -> Encoder | Reranker:
+    from pgrerank.models.http.remote import HttpEncoder, HttpReranker
+
+    return HttpReranker(spec) if spec.kind == "cross_encoder" else HttpEncoder(spec)

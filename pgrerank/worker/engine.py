@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pgrerank.errors import RequestError
-from pgrerank.models.steps import Steps, batches
+from pgrerank.models.steps import Remote, Steps, batches
 from pgrerank.worker.jobs import Job, Lane, Part
 from pgrerank.worker.speeds import Speeds
 
@@ -50,9 +50,10 @@ class Engine:
         }
 
     async def submit(
-        self, lane: str, steps: Steps, items: Sequence[Any], *, timeout: float = math.inf
+        self, lane: str, steps: Steps | Remote, items: Sequence[Any], *, timeout: float = math.inf
     ) -> list[Any]:
-        """Results of `steps` for `items`, in their order; `timeout` is in seconds.
+        """Results of `steps` for `items`, in their order; `timeout` is in seconds. What is done
+        elsewhere goes there at once.
 
         Raises RequestError at once when the lane is full, or when what waits before it leaves too
         little time (53300), and when the timeout passes (PGR02); and what the model raises. If the
@@ -60,6 +61,8 @@ class Engine:
         """
         if not items:
             return []
+        if isinstance(steps, Remote):
+            return await self._ask(lane, steps, items, timeout)
         job = Job(steps, items, time.monotonic() + timeout)
         job.tokens = self._speeds.size(steps, len(items))
         try:
@@ -74,6 +77,22 @@ class Engine:
                 job.dropped = True
                 self.lanes[lane].drop_unwanted()
                 self.lanes[lane].done += 1
+
+    async def _ask(
+        self, lane: str, remote: Remote, items: Sequence[Any], timeout: float
+    ) -> list[Any]:
+        own = self.lanes[lane]
+        if self._closed or own.asked >= self._capacity:
+            raise RequestError(
+                f"the worker is busy: {own.asked} requests to endpoints wait in lane {lane}",
+                sqlstate="53300",
+            )
+        own.asked += 1
+        try:
+            return await remote.ask(items, timeout)
+        finally:
+            own.asked -= 1
+            own.done += 1
 
     async def _prepare(self, lane: str, job: Job) -> None:
         """Prepare a job, and have it wait to be run; it may be more than it seemed to be."""
@@ -104,7 +123,7 @@ class Engine:
 
     def waiting(self, lane: str) -> int:
         """The number of jobs that are not done."""
-        return len(self.lanes[lane].jobs)
+        return len(self.lanes[lane].jobs) + self.lanes[lane].asked
 
     def seconds(self, steps: Steps, tokens: float) -> float:
         """How long so many tokens take; nothing, while the speed is not known."""

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.numeric import Int4
 
-from pgrerank.errors import PgrerankError
+from pgrerank.errors import EndpointError, PgrerankError
 from pgrerank.models import Encoder
 from pgrerank.models.reduction import Reduction
 from pgrerank.models.spec import Vectors
@@ -187,7 +187,7 @@ class Ingest:
             vectors = await self._encode(documents, encoders, reduction)
             self._pace(len(documents), time.monotonic() - begun)
             await _store(connection, claim, documents, vectors)
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, EndpointError):
             raise
         except Exception as error:
             if len(documents) > 1:

@@ -94,11 +94,15 @@ class Part(NamedTuple):
 
 
 class Lane:
-    """The jobs of one purpose, in the order in which they came, and the batches made of them."""
+    """The jobs of one purpose, in the order in which they came, and the batches made of them.
+
+    `asked` counts the requests that are under way to endpoints elsewhere.
+    """
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.batches: deque[list[Part]] = deque()
+        self.asked = 0
         self.done = 0
 
     def drop_unwanted(self) -> None:

@@ -165,7 +165,9 @@ class Scorer:
         return await self._scores.get(
             id(reranker),
             [(query, document) for document in documents],
-            lambda pairs: self._engine.submit("cross_encode", reranker, pairs, timeout=timeout),
+            lambda pairs: self._engine.submit(
+                "cross_encode", reranker.steps(), pairs, timeout=timeout
+            ),
         )
 
 

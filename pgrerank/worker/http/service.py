@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pgrerank.errors import RequestError
 from pgrerank.models import Kind, ModelSpec, Role
+from pgrerank.models.steps import Remote
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models
 from pgrerank.worker.scoring import Scorer
@@ -32,7 +33,9 @@ async def _within(timeout: float) -> AsyncIterator[None]:
 
 
 class Embedded(NamedTuple):
-    """Embeddings of shape [texts, dims], the model's name, and the tokens that it read."""
+    """Embeddings of shape [texts, dims], the model's name, and the tokens that it read; none are
+    counted for a model that is elsewhere.
+    """
 
     vectors: NDArray[np.float32]
     model: str
@@ -75,8 +78,10 @@ class Service:
             steps = encoder.steps(role, embeddings=True, tokens=False)
             lane = "encode" if len(texts) == 1 else "ingest"
             found = await self._engine.submit(lane, steps, texts, timeout=timeout)
-            prepared = await asyncio.to_thread(steps.prepare, texts)
-        tokens = sum(one.tokens for item in prepared for one in item.inputs)
+            tokens = 0
+            if not isinstance(steps, Remote):
+                prepared = await asyncio.to_thread(steps.prepare, texts)
+                tokens = sum(one.tokens for item in prepared for one in item.inputs)
         return Embedded(np.stack([one.embedding for one in found]), name, tokens)
 
     async def _name(self, model: str | None, kind: Kind) -> str:

@@ -1,0 +1,1 @@
+"""Models behind HTTP endpoints: what is sent, how it is sent, and what of an answer is believed."""

@@ -13,7 +13,8 @@ from psycopg.types.json import Jsonb
 
 from pgrerank.errors import CatalogError, ModelError
 from pgrerank.install.schema import check_version
-from pgrerank.models import Kind, Loader, ModelSpec, load_encoder, load_reranker
+from pgrerank.models import Encoder, Kind, Loader, ModelSpec, load_encoder, load_reranker
+from pgrerank.models import Reranker as ModelReranker
 from pgrerank.models.spec import LOADERS
 
 __all__ = [
@@ -226,12 +227,13 @@ def register_model(
     """
     spec = model_spec(name, kind, source, loader=loader, revision=revision, options=options)
     dims = None
+    model: ModelReranker | Encoder
     if kind == "cross_encoder":
-        max_tokens = load_reranker(spec).max_tokens
+        model = load_reranker(spec)
+        model.score([("probe", "probe")])
     else:
-        encoder = load_encoder(spec)
-        max_tokens = encoder.max_tokens
-        dims = encoder.embedding_dims if kind == "embedding" else encoder.token_dims
+        model = load_encoder(spec)
+        dims = model.embedding_dims if kind == "embedding" else model.token_dims
     call(
         connection,
         "register_model",
@@ -242,9 +244,10 @@ def register_model(
             "dims": dims,
             "loader": spec.loader,
             "revision": revision,
-            "max_tokens": max_tokens,
+            "max_tokens": model.max_tokens,
             "options": dict(spec.options),
             "measures": dict(measures or {}),
+            "takes_instruction": model.takes_instruction,
         },
     )
     return spec

@@ -11,6 +11,7 @@ CREATE TABLE IF NOT EXISTS models (
     options jsonb NOT NULL CHECK (jsonb_typeof(options) = 'object'),
     created_at timestamptz NOT NULL DEFAULT now(),
     measures jsonb NOT NULL CHECK (jsonb_typeof(measures) = 'object'),
+    takes_instruction boolean NOT NULL,
     CONSTRAINT loader_fits_kind CHECK (loader = ANY (CASE kind
         WHEN 'embedding' THEN ARRAY['sentence_transformer', 'http']
         WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer', 'http']
@@ -23,6 +24,7 @@ COMMENT ON COLUMN models.source IS
     'Hub name, folder, package://PACKAGE/FOLDER inside an installed Python package, or the URL of an endpoint';
 COMMENT ON COLUMN models.dims IS 'Dimensions of its vectors; none for a cross-encoder';
 COMMENT ON COLUMN models.max_tokens IS 'Tokens of its window; longer texts are encoded in several';
+COMMENT ON COLUMN models.takes_instruction IS 'Whether it reads an instruction with a query';
 COMMENT ON COLUMN models.measures IS 'How good it is and on what: what `pgrerank gate` found, for example';
 GRANT SELECT ON models TO PUBLIC;
 
@@ -36,7 +38,8 @@ CREATE OR REPLACE FUNCTION register_model(
     revision text DEFAULT NULL,
     max_tokens int DEFAULT NULL,
     options jsonb DEFAULT '{}',
-    measures jsonb DEFAULT '{}'
+    measures jsonb DEFAULT '{}',
+    takes_instruction boolean DEFAULT false
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -51,14 +54,17 @@ BEGIN
         ELSE 'cross_encoder' END);
     options := coalesce(options, '{}');
     measures := coalesce(measures, '{}');
-    IF (kind, loader, source, revision, dims, options) IS NOT DISTINCT FROM (registered.kind, registered.loader,
-        registered.source, registered.revision, registered.dims, registered.options) THEN
+    takes_instruction := coalesce(takes_instruction, false);
+    IF (kind, loader, source, revision, dims, options, takes_instruction) IS NOT DISTINCT FROM (
+        registered.kind, registered.loader, registered.source, registered.revision, registered.dims,
+        registered.options, registered.takes_instruction) THEN
         UPDATE models m SET measures = m.measures || register_model.measures WHERE m.name = register_model.name;
         RETURN;
     END IF;
     DELETE FROM models m WHERE m.name = register_model.name;
-    INSERT INTO models (name, kind, loader, source, revision, dims, max_tokens, options, measures)
-    VALUES (name, kind, loader, source, revision, dims, max_tokens, options, measures);
+    INSERT INTO models (
+        name, kind, loader, source, revision, dims, max_tokens, options, measures, takes_instruction)
+    VALUES (name, kind, loader, source, revision, dims, max_tokens, options, measures, takes_instruction);
 EXCEPTION WHEN foreign_key_violation THEN
     PERFORM _raise('dependent_objects_still_exist',
         format('model "%s" is used by a reranker and can''t be changed: its stored vectors would no longer fit', name),

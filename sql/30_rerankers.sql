@@ -117,7 +117,12 @@ AS $$
         ('early_exit', 'double precision', '0.5', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 0 AND 1000', '0 to 1000',
             'The cross-encoder stops reading once fewer unread documents than this are expected to enter the first '
-                'top_k; 0: it reads all of maxsim_top')
+                'top_k; 0: it reads all of maxsim_top'),
+        ('cross_encoder_fallback', 'text', NULL, 'rerankers', true, '""', false, 'models', NULL, NULL,
+            'The cross-encoder that reads where cross_encoder_model fails, or would be late'),
+        ('instruction', 'text', NULL, 'rerankers', true, '""', true, NULL,
+            'x IS NULL OR length(x) BETWEEN 1 AND 2000', 'a text of up to 2000 characters',
+            'What makes a document relevant, in words, for models that take an instruction')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 
@@ -208,6 +213,23 @@ SET search_path FROM CURRENT
 AS $$
     SELECT g FROM generations g
     WHERE g.reranker = _reranker AND g.retired_at IS NULL ORDER BY g.number DESC LIMIT 1
+$$;
+
+-- An instruction wants a model that reads it.
+CREATE OR REPLACE FUNCTION _check_instruction(_reranker rerankers, _generation generations) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _reranker.instruction IS NOT NULL AND NOT EXISTS (
+        SELECT FROM models m
+        WHERE m.takes_instruction AND m.name IN (_generation.embedding_model, _generation.late_interaction_model,
+            _reranker.cross_encoder_model, _reranker.cross_encoder_fallback)) THEN
+        PERFORM _raise('invalid_parameter_value',
+            format('reranker "%s": none of its models takes an instruction', _reranker.name),
+            'Leave it out, or name a model that does, or give one the option instruction_template.');
+    END IF;
+END
 $$;
 
 -- Names the text that a vector was made from; NULL counts as empty.

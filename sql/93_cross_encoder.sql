@@ -45,28 +45,34 @@ BEGIN
     FROM _texts(_reranker, _generation, _keys) t
     WHERE t.content ~ '\S';
     IF keys IS NOT NULL THEN
-        scores := _cross_encode(_reranker.cross_encoder_model, _call.query, contents, _deadline);
+        scores := _cross_encode(
+            _reranker.cross_encoder_model, _call.query, contents, _reranker.instruction, _deadline);
     END IF;
 END
 $$;
 
-CREATE OR REPLACE FUNCTION _cross_encode(_model text, _query text, _documents text[], _deadline timestamptz)
-RETURNS real[]
+CREATE OR REPLACE FUNCTION _cross_encode(
+    _model text, _query text, _documents text[], _instruction text, _deadline timestamptz) RETURNS real[]
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
     SELECT _scores(_ask_worker(json_build_object(
-        'call', 'cross_encode', 'model', _model, 'query', _query, 'documents', _documents)::text, _deadline),
+        'call', 'cross_encode', 'model', _model, 'query', _query, 'documents', _documents,
+        'instruction', _instruction)::text, _deadline),
         cardinality(_documents))
 $$;
 
 -- For texts that are in no reranker's table.
-CREATE OR REPLACE FUNCTION cross_encode(model text, query text, documents text[], timeout interval DEFAULT '1 minute')
+CREATE OR REPLACE FUNCTION cross_encode(
+    model text, query text, documents text[], timeout interval DEFAULT '1 minute', instruction text DEFAULT NULL)
 RETURNS real[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
+    IF instruction IS NOT NULL AND NOT (_model(model, 'cross_encoder')).takes_instruction THEN
+        PERFORM _raise('invalid_parameter_value', format('model "%s" takes no instruction', model));
+    END IF;
     PERFORM _model(model, 'cross_encoder');
     IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
         PERFORM _raise('null_value_not_allowed',
@@ -74,7 +80,7 @@ BEGIN
     ELSIF documents = '{}' THEN
         RETURN '{}';
     END IF;
-    RETURN _cross_encode(model, query, documents, clock_timestamp() + timeout);
+    RETURN _cross_encode(model, query, documents, instruction, clock_timestamp() + timeout);
 END
 $$;
 COMMENT ON FUNCTION cross_encode IS 'Scores of texts for a query by a registered cross-encoder, in the texts'' order';

@@ -22,6 +22,7 @@ BEGIN
     IF _overlay(_call.settings) <> '{}' THEN
         reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
         PERFORM _check_settings(reranker, _generation(_name, reranker.generation));
+        PERFORM _check_instruction(reranker, _generation(_name, reranker.generation));
     END IF;
     reranker.candidates := greatest(reranker.candidates, _call.top_k);
     RETURN reranker;
@@ -169,7 +170,8 @@ $$;
 
 -- The call with the query's own vectors, from the worker: those that are wanted and that the caller has not given.
 CREATE OR REPLACE FUNCTION _with_vectors(
-    _generation generations, _call search_call, _embedding boolean, _tokens boolean, _deadline timestamptz)
+    _generation generations, _call search_call, _embedding boolean, _tokens boolean, _instruction text,
+    _deadline timestamptz)
 RETURNS search_call
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -189,7 +191,7 @@ BEGIN
     answer := _ask_worker(json_build_object('call', 'encode', 'text', _call.query,
         'embedding', CASE WHEN wants_embedding THEN _generation.embedding_model END,
         'late_interaction', CASE WHEN wants_tokens THEN _generation.late_interaction_model END,
-        'projection', _generation.projection)::text, _deadline);
+        'projection', _generation.projection, 'instruction', _instruction)::text, _deadline);
     IF wants_embedding THEN
         _call.query_embedding := _query_embedding(answer, _generation.embedding_model);
     END IF;
@@ -297,6 +299,51 @@ BEGIN
 END
 $$;
 
+-- Has the cross-encoder score, or its fallback: where the first fails, or leaves no more than a third of the time that
+-- there was. Then the fallback reads the whole head, as scores of two models don't compare. Without a worker there is
+-- neither.
+CREATE OR REPLACE FUNCTION _run_cross_encoder(
+    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
+RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    before search_outcome := _outcome;
+    has_fallback boolean := _reranker.cross_encoder_fallback <> _reranker.cross_encoder_model;
+    has interval := _deadline - clock_timestamp();
+    until timestamptz := CASE WHEN has_fallback THEN _deadline - has / 3 ELSE _deadline END;
+BEGIN
+    BEGIN
+        _outcome := _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, until);
+    EXCEPTION WHEN SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+        IF has_fallback IS NOT TRUE THEN
+            RAISE;
+        END IF;
+        before.fallback := format('cross-encoder %s: %s', _reranker.cross_encoder_model, SQLERRM);
+        _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
+        _outcome := _run_fallback(_reranker, _generation, _call, before, _deadline);
+    END;
+    _outcome.cross_encoder_model := _reranker.cross_encoder_model;
+    RETURN _outcome;
+END
+$$;
+
+-- Has the fallback score. Where it fails too, both reasons are told.
+CREATE OR REPLACE FUNCTION _run_fallback(
+    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
+RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, _deadline);
+EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+    PERFORM _raise(SQLSTATE, format('%s; its fallback %s: %s',
+        _outcome.fallback, _reranker.cross_encoder_model, SQLERRM));
+END
+$$;
+
 -- All that a call does. A stage that fails with a condition of our own leaves the order before it, and a reason:
 -- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
 -- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
@@ -327,19 +374,21 @@ BEGIN
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
-            _call := _with_vectors(generation, _call, true, wants_tokens, deadline);
+            _call := _with_vectors(generation, _call, true, wants_tokens, _reranker.instruction, deadline);
             encoding := _milliseconds(mark);
         END IF;
         PERFORM _check_deadline(deadline, 'recall');
         outcome := _run_recall(_reranker, generation, _call, legs, scope, outcome);
         IF wants_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
-            _call := _with_vectors(generation, _call, false, true, deadline);
+            _call := _with_vectors(generation, _call, false, true, _reranker.instruction, deadline);
             encoding := encoding + _milliseconds(mark);
         END IF;
         FOREACH stage IN ARRAY stages LOOP
             EXIT WHEN outcome.pool IS NULL;
-            outcome := _run_stage(stage, _reranker, generation, _call, outcome, deadline);
+            outcome := CASE stage WHEN 'cross_encoder'
+                THEN _run_cross_encoder(_reranker, generation, _call, outcome, deadline)
+                ELSE _run_stage(stage, _reranker, generation, _call, outcome, deadline) END;
         END LOOP;
     EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
         IF _call."strict" THEN

@@ -37,6 +37,9 @@ BEGIN
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'scored', _scored_counts(outcome),
             'times', outcome.times,
+            'instruction', reranker.instruction,
+            'cross_encoder_model', outcome.cross_encoder_model,
+            'fallback', outcome.fallback,
             'reason', outcome.reason)
         FROM _by_stage(outcome, cardinality(outcome.pool)) b);
 END

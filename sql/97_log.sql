@@ -51,8 +51,8 @@ BEGIN
         _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call),
         coalesce(returned, '{}'),
         (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(_outcome, _call.top_k) b),
-        last_stage, _outcome.reason IS NOT NULL, _outcome.reason, _scored_counts(_outcome),
-        _outcome.times);
+        last_stage, _outcome.reason IS NOT NULL, coalesce(_outcome.reason, _outcome.fallback),
+        _scored_counts(_outcome), _outcome.times);
 END
 $$;
 

@@ -76,8 +76,11 @@ def test_scores_come_in_the_texts_order_as_logits(provider, dialect):
             "cohere": {"query": QUERY, "model": "rerank-1", "top_n": 4},
             "jina": {"query": QUERY, "model": "rerank-1", "top_n": 4, "return_documents": False},
             "voyage": {
-                "query": QUERY, "model": "rerank-1", "top_k": 4,
-                "return_documents": False, "truncation": True,
+                "query": QUERY,
+                "model": "rerank-1",
+                "top_k": 4,
+                "return_documents": False,
+                "truncation": True,
             },
             "vllm": {"query": QUERY, "model": "rerank-1", "top_n": 4, "truncate_prompt_tokens": -1},
         }[dialect]

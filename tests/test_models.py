@@ -235,6 +235,7 @@ def test_late_interaction_cuts_long_texts_instead_of_truncating(
     assert len(windows) >= 3
     encode = plain.encode_query if role == "query" else plain.encode_document
     expected = encode([window.text for window in windows], convert_to_numpy=True)
+    caplog.clear()  # of what loading and the library said
     found = _encode_tokens(encoder, [text], role)[0]
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
     assert "truncated" not in caplog.text

@@ -58,7 +58,7 @@ def test_recordings_of_several_threads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(encode, texts))
     np.testing.assert_allclose(found, expected, atol=0.03)
-    assert ours.passes["query"].graphs[0]._recordings
+    assert ours._readings["query"].passes.graphs[0]._recordings
 
 
 def test_a_reranker_on_a_gpu(tmp_path: Path) -> None:
@@ -71,4 +71,4 @@ def test_a_reranker_on_a_gpu(tmp_path: Path) -> None:
     expected = exact.score(pairs)
     for _ in range(SEEN + 2):
         np.testing.assert_allclose(ours.score(pairs), expected, atol=0.15 * np.abs(expected).max())
-    assert ours._passes.graphs[0]._recordings
+    assert ours.steps()._passes.graphs[0]._recordings

@@ -221,7 +221,7 @@ def test_a_broken_checkpoint_names_the_model_and_the_folder(
     [
         (
             {"max_token": 9},
-            "has no option 'max_token'; it has batch_tokens, device, dtype, max_tok",
+            "has no option 'max_token'; it has batch_tokens, device, dtype, instruction_temp",
         ),
         ({"max_tokens": 0}, "option max_tokens: expected a whole number above zero, not 0"),
         ({"max_tokens": True}, "not True"),

@@ -161,7 +161,7 @@ def test_no_window_would_be_truncated(bert: Path, decoder: Path, text: str) -> N
         reranker = load_reranker(_spec(folder, **FLOAT32))
         plain = CrossEncoder(str(folder), device="cpu")
         pairs = [("cat", text), (text, "cat"), (text, text)]
-        windows = [one.source for pair in reranker.prepare(pairs) for one in pair.inputs]
+        windows = [one.source for pair in reranker.steps().prepare(pairs) for one in pair.inputs]
         mask = plain.preprocess(windows, processing_kwargs=whole)["attention_mask"]
         lengths = mask.sum(dim=1)
         assert reranker.max_tokens / 2 < lengths.max() <= reranker.max_tokens
@@ -181,14 +181,15 @@ def test_rounding_to_bfloat16_makes_no_ties(bert: Path, decoder: Path) -> None:
 def test_batches_go_to_all_devices(bert: Path) -> None:
     alone = load_reranker(_spec(bert, **FLOAT32))
     several: Any = load_reranker(_spec(bert, **(FLOAT32 | {"device": "cpu, cpu"})))
-    assert (alone.at_once, several.at_once) == (1, 2)
+    assert (alone.steps().at_once, several.steps().at_once) == (1, 2)
     pairs = [("cat", "cat pool " * number) for number in range(1, 9)]
-    inputs = [one for item in several.prepare(pairs) for one in item.inputs]
-    first, second = several._passes.graphs
+    steps = several.steps()
+    inputs = [one for item in steps.prepare(pairs) for one in item.inputs]
+    first, second = steps._passes.graphs
     used = []
 
     def run(place: int) -> list[float]:
-        with several._passes.run(inputs) as (_, made):
+        with steps._passes.run(inputs) as (_, made):
             used.append(place)
             together.wait(10)
             return made["scores"].reshape(-1).tolist()
@@ -197,7 +198,7 @@ def test_batches_go_to_all_devices(bert: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(run, range(2)))
     assert sorted(used) == [0, 1]
-    assert several._passes._busy == [0, 0]
+    assert steps._passes._busy == [0, 0]
     assert first._forward.func is not second._forward.func
     for scores in found:
         np.testing.assert_allclose(scores, alone.score(pairs), atol=1e-5)

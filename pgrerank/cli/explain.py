@@ -24,6 +24,7 @@ from pgrerank.cli.options import (
     Exact,
     Filter,
     Generation,
+    Instruction,
     Json,
     Keys,
     MaxsimBitTop,
@@ -75,6 +76,7 @@ def explain(
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
     early_exit: EarlyExit = None,
+    instruction: Instruction = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,
@@ -125,8 +127,9 @@ def _print(explanation: Explanation, aligned: int) -> None:
     if parts:
         total = shown_time(explanation["times"].get("total", 0))
         console.print(Text(" + ".join(parts) + " = " + total))
-    if explanation["degraded"]:
-        console.print(Text(f"degraded: {explanation['reason']}", "bold red"))
+    if explanation["reason"]:
+        what = "degraded" if explanation["degraded"] else "fallback"
+        console.print(Text(f"{what}: {explanation['reason']}", "bold red"))
     if not explanation["documents"]:
         console.print("no document was found")
         return

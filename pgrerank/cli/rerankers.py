@@ -18,6 +18,7 @@ from pgrerank.cli.options import (
     Exact,
     Filter,
     Generation,
+    Instruction,
     Json,
     Keys,
     MaxsimBitTop,
@@ -45,6 +46,9 @@ TextExpression = Annotated[str | None, typer.Option(help="Or an immutable expres
 EmbeddingModel = Annotated[str | None, typer.Option(help="Model for recall.")]
 LateInteractionModel = Annotated[str | None, typer.Option(help="Model for MaxSim.")]
 CrossEncoderModel = Annotated[str | None, typer.Option(help="Model for the head.")]
+CrossEncoderFallback = Annotated[
+    str | None, typer.Option(help="Model for the head where that one fails or would be late.")
+]
 TokenPrecision = Annotated[str | None, typer.Option(help="float16, int8 or bit.")]
 TokenDims = Annotated[int | None, typer.Option(help="Project token vectors to so many dimensions.")]
 TokenPool = Annotated[int | None, typer.Option(help="Keep one token vector for so many.")]
@@ -86,6 +90,8 @@ def create(
     embedding_model: EmbeddingModel = None,
     late_interaction_model: LateInteractionModel = None,
     cross_encoder_model: CrossEncoderModel = None,
+    cross_encoder_fallback: CrossEncoderFallback = None,
+    instruction: Instruction = None,
     embedding_column: Annotated[
         str | None, typer.Option(help="An embedding column that the source already has.")
     ] = None,
@@ -128,6 +134,8 @@ def alter(
     embedding_model: EmbeddingModel = None,
     late_interaction_model: LateInteractionModel = None,
     cross_encoder_model: CrossEncoderModel = None,
+    cross_encoder_fallback: CrossEncoderFallback = None,
+    instruction: Instruction = None,
     candidates: Candidates = None,
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
@@ -276,6 +284,7 @@ def search(
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
     early_exit: EarlyExit = None,
+    instruction: Instruction = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,

@@ -53,7 +53,9 @@ class ExplainedDocument(TypedDict):
 
 
 class Explanation(TypedDict):
-    """A search explained; `times` are milliseconds by stage, `reason` says why it is degraded."""
+    """A search explained; `times` are milliseconds by stage, `reason` says why it is degraded,
+    or why `cross_encoder_model` is the fallback.
+    """
 
     reranker: str
     generation: int
@@ -61,6 +63,7 @@ class Explanation(TypedDict):
     times: dict[str, float]
     degraded: bool
     reason: str | None
+    cross_encoder_model: str | None
     documents: list[ExplainedDocument]
 
 
@@ -86,6 +89,7 @@ def explanation(
         times=first.get("times", {}),
         degraded=first.get("degraded", False),
         reason=first.get("reason"),
+        cross_encoder_model=first.get("cross_encoder_model"),
         documents=[_document(row, texts.get(row["key"], "")) for row in rows],
     )
 

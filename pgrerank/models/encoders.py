@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from pgrerank.errors import ModelError
 from pgrerank.models import device, loading
 from pgrerank.models.inputs import Inputs
+from pgrerank.models.instructions import KEPT, no_instruction, prefix, template_of
 from pgrerank.models.options import Options
 from pgrerank.models.passes import Passes
 from pgrerank.models.readable import Row, read_text
@@ -23,7 +25,9 @@ from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vecto
 from pgrerank.models.steps import Input, Prepared, run_all
 from pgrerank.models.windows import Window, room_for_text, without_surrogates
 
-OPTIONS = frozenset({"batch_tokens", "device", "dtype", "max_tokens", "prompts"})
+OPTIONS = frozenset(
+    {"batch_tokens", "device", "dtype", "instruction_template", "max_tokens", "prompts"}
+)
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _PROBE = "probe"
 Kept = NDArray[np.bool_]
@@ -49,20 +53,17 @@ class _Encoder(ABC):
         self.batch_tokens = loading.batch_tokens(model, options)
         self._options = options
         self.cutter = loading.cutter(model, spec)
-        self.prompts = {role: _prompt(model, role) for role in ("query", "document")}
-        self.inputs = {
-            role: Inputs(model, self.cutter, prompt=prompt, role=role)
-            for role, prompt in self.prompts.items()
-        }
-        models = loading.copies(model, options)
-        self.at_once = loading.at_once(models)
-        self.passes = {
-            role: Passes(inputs, models, task=role) for role, inputs in self.inputs.items()
-        }
+        self.models = loading.copies(model, options)
+        self.at_once = loading.at_once(self.models)
         self.max_tokens: int = self.window("document")
-        self.rooms = {role: self._room(role) for role in ("query", "document")}
-        self._steps: dict[tuple[Any, ...], EncodingSteps] = {}
-        probing = EncodingSteps(self, "document", embeddings=True, tokens=True, readable=False)
+        self._readings: dict[Role, Reading] = {
+            "query": Reading(self, "query", _prompt(model, "query")),
+            "document": Reading(self, "document", _prompt(model, "document")),
+        }
+        self._template = options.template() or template_of(self._readings["query"].prompt)
+        self._instructed = functools.lru_cache(KEPT)(self._with_instruction)
+        self.takes_instruction = self._template is not None
+        probing = self._readings["document"].steps(embeddings=True, tokens=True, readable=False)
         [probe] = probing.run(probing.prepare([_PROBE])[0].inputs)
         self.embedding_dims: int | None = (
             None if probe.embedding is None else probe.embedding.shape[0]
@@ -83,14 +84,25 @@ class _Encoder(ABC):
         return run_all(self.steps(role, embeddings=False, tokens=True, readable=True), texts)
 
     def steps(
-        self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False
+        self,
+        role: Role,
+        *,
+        embeddings: bool,
+        tokens: bool,
+        readable: bool = False,
+        instruction: str | None = None,
     ) -> EncodingSteps:
         self._refuse("embeddings", embeddings and self.embedding_dims is None)
         self._refuse("token vectors", tokens and self.token_dims is None)
-        kind = (role, embeddings, tokens, readable)
-        if kind not in self._steps:
-            self._steps[kind] = EncodingSteps(self, *kind)
-        return self._steps[kind]
+        reading = self._readings[role]
+        if instruction is not None and role == "query":
+            reading = self._instructed(instruction)
+        return reading.steps(embeddings=embeddings, tokens=tokens, readable=readable)
+
+    def _with_instruction(self, instruction: str) -> Reading:
+        if self._template is None:
+            raise no_instruction(self.name)
+        return Reading(self, "query", prefix(self.name, self._template, instruction))
 
     def window(self, role: str) -> int:
         """Tokens that the model reads at once in this role, special ones and prompt included."""
@@ -106,20 +118,6 @@ class _Encoder(ABC):
         """The token vectors that states of shape [tokens, dims] are, on the device."""
         return states
 
-    def _room(self, role: str) -> int:
-        """Tokens of a window that are left for text, found by trying: templates differ too much."""
-        prompt = self.prompts[role]
-        features = self.model.preprocess([_PROBE], prompt=prompt, task=role)
-        if "attention_mask" not in features:  # static embeddings: neither attention nor windows
-            return self.window(role)
-        mask = features["attention_mask"].bool()
-        if "query_expansion_positions" in features:
-            mask = mask & ~features["query_expansion_positions"].bool()
-        content = len(self.cutter.tokenise([_PROBE])[0].offsets)
-        # At the seam with a prompt some tokenizers make one token more than apart.
-        overhead = int(mask.sum()) - content + bool(prompt)
-        return room_for_text(self.name, self.window(role), overhead)
-
     def _refuse(self, what: str, refused: bool) -> None:
         if refused:
             raise ModelError(
@@ -128,18 +126,51 @@ class _Encoder(ABC):
             )
 
 
+class Reading:
+    """How texts are read in a role under one prompt, and the work of encoding them so."""
+
+    def __init__(self, encoder: _Encoder, role: Role, prompt: str) -> None:
+        self.role: Role = role
+        self.prompt = prompt
+        self.inputs = Inputs(encoder.model, encoder.cutter, prompt=prompt, role=role)
+        self.passes = Passes(self.inputs, encoder.models, task=role)
+        self.room = self._room(encoder)
+        self._encoder = encoder
+        self._steps: dict[tuple[bool, ...], EncodingSteps] = {}
+
+    def steps(self, *, embeddings: bool, tokens: bool, readable: bool) -> EncodingSteps:
+        """The work that makes these vectors: one object."""
+        kind = (embeddings, tokens, readable)
+        if kind not in self._steps:
+            self._steps[kind] = EncodingSteps(self._encoder, self, *kind)
+        return self._steps[kind]
+
+    def _room(self, encoder: _Encoder) -> int:
+        """Tokens of a window that are left for text, found by trying: templates differ too much."""
+        features = encoder.model.preprocess([_PROBE], prompt=self.prompt, task=self.role)
+        if "attention_mask" not in features:  # static embeddings: neither attention nor windows
+            return encoder.window(self.role)
+        mask = features["attention_mask"].bool()
+        if "query_expansion_positions" in features:
+            mask = mask & ~features["query_expansion_positions"].bool()
+        content = len(encoder.cutter.tokenise([_PROBE])[0].offsets)
+        # At the seam with a prompt some tokenizers make one token more than apart.
+        overhead = int(mask.sum()) - content + bool(self.prompt)
+        return room_for_text(encoder.name, encoder.window(self.role), overhead)
+
+
 class EncodingSteps:
     """Steps that map a text to its Vectors, or to its ReadableTokens."""
 
     def __init__(
-        self, encoder: _Encoder, role: Role, embeddings: bool, tokens: bool, readable: bool
+        self, encoder: _Encoder, reading: Reading, embeddings: bool, tokens: bool, readable: bool
     ) -> None:
         self.batch_tokens, self.at_once = encoder.batch_tokens, encoder.at_once
         self._encoder = encoder
-        self._role = role
+        self._reading = reading
         self._embeddings, self._tokens, self._readable = embeddings, tokens, readable
-        self._inputs = encoder.inputs[role]
-        self._window = encoder.window(role)
+        self._inputs = reading.inputs
+        self._window = encoder.window(reading.role)
 
     def prepare(self, items: Sequence[str]) -> list[Prepared]:
         """Make the windows of texts; see :class:`pgrerank.models.steps.Steps`."""
@@ -152,7 +183,7 @@ class EncodingSteps:
         beyond = [place for place in range(len(items)) if place not in found]
         tokenised = self._encoder.cutter.tokenise([texts[place] for place in beyond])
         for place, text in zip(beyond, tokenised, strict=True):
-            windows = self._encoder.cutter.cut(text, self._encoder.rooms[self._role])
+            windows = self._encoder.cutter.cut(text, self._reading.room)
             made = self._inputs.make([w.text for w in windows], [w.tokens for w in windows])
             found[place] = Prepared(made, windows)
         return [found[place] for place in range(len(items))]
@@ -176,7 +207,7 @@ class EncodingSteps:
         model = self._encoder.model
         nothing: list[Any] = [None] * len(inputs)
         embeddings, tokens, rows = nothing, nothing, nothing
-        with self._encoder.passes[self._role].run(inputs) as (read, made):
+        with self._reading.passes.run(inputs) as (read, made):
             if self._embeddings and "sentence_embedding" in made:
                 dims = getattr(model, "truncate_dim", None)
                 embeddings = list(device.to_array(made["sentence_embedding"][: len(inputs), :dims]))
@@ -206,7 +237,7 @@ class EncodingSteps:
 
     def _read(self, vectors: Any, windows: list[Window], own: Sequence[_Made]) -> ReadableTokens:
         rows = [self._row(one.row) for one in own]
-        prompt = self._encoder.prompts[self._role]
+        prompt = self._reading.prompt
         return ReadableTokens(vectors, *read_text(self._encoder.cutter, prompt, windows, rows))
 
     def _row(self, row: Row | None) -> Row:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pgrerank.errors import ModelError
+from pgrerank.models.instructions import no_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
 from pgrerank.models.source import locate
@@ -39,6 +40,7 @@ class OnnxReranker:
     """
 
     batch_tokens, at_once = 4096, 1
+    takes_instruction = False
 
     def __init__(self, spec: ModelSpec) -> None:
         options = Options(spec, OPTIONS)
@@ -58,8 +60,10 @@ class OnnxReranker:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
         return np.array(run_all(self, pairs), np.float32)
 
-    def steps(self) -> Steps:
+    def steps(self, instruction: str | None = None) -> Steps:
         """Its work; see :class:`pgrerank.models.Reranker`."""
+        if instruction is not None:
+            raise no_instruction(self._name)
         return self
 
     def prepare(self, items: Sequence[tuple[str, str]]) -> list[Prepared]:

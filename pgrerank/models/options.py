@@ -59,6 +59,13 @@ class Options:
             raise self._wrong("prompts", "texts")
         return dict(value)
 
+    def template(self) -> str | None:
+        """Give the text by which an instruction and a query are made one, or None."""
+        value = self.text("instruction_template")
+        if value is not None and not ("{instruction}" in value and "{query}" in value):
+            raise self._wrong("instruction_template", "a text with {instruction} and {query}")
+        return value
+
     def _wrong(self, name: str, wanted: str) -> ModelError:
         found = self._spec.options[name]
         return ModelError(

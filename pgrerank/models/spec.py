@@ -41,8 +41,11 @@ class ModelSpec:
       gets a copy of the model; by default all GPUs, or the best one there is
     * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 1856
       on a CPU, and 32768 on a GPU
-    * ``prompts`` (encoders): texts put before a ``query`` and a ``document``, in place of the
-      model's own
+    * ``prompts``: texts put before a ``query`` and a ``document`` (encoders), or before the
+      ``query`` (cross-encoders), in place of the model's own
+    * ``instruction_template``: how an instruction is written into a query, such as
+      ``Instruct: {instruction}\nQuery: {query}``; by default as in the model's own prompt, if that
+      has such a form, or as its chat template has it
     * ``file`` (onnx): the graph's path inside the folder, by default ``model.onnx``
 
     ``options`` of models behind an endpoint:
@@ -58,6 +61,7 @@ class ModelSpec:
     * ``scores`` (cross-encoders): ``probability`` or ``raw``, where it differs from the dialect's
     * ``dims`` (encoders): the dimensions that are asked for; ``max_characters``: of a text that is
       sent as a whole, by default 8000; ``prompts``: as above
+    * ``instruction_template``: as above; Voyage's rerankers take instructions without it
     """
 
     name: str
@@ -136,8 +140,19 @@ class Encoder(Protocol):
         """
         ...
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether queries may be encoded by an instruction."""
+        ...
+
     def steps(
-        self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False
+        self,
+        role: Role,
+        *,
+        embeddings: bool,
+        tokens: bool,
+        readable: bool = False,
+        instruction: str | None = None,
     ) -> Steps | Remote:
         """The work that maps a text to its Vectors, or to ReadableTokens: one object for one kind.
 
@@ -167,6 +182,14 @@ class Reranker(Protocol):
         """
         ...
 
-    def steps(self) -> Steps | Remote:
-        """The work that maps a pair to its score: one object."""
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether it reads an instruction beside query and document."""
+        ...
+
+    def steps(self, instruction: str | None = None) -> Steps | Remote:
+        """The work that maps a pair to its score: one object for one instruction.
+
+        Raises ModelError for an instruction to a model that takes none.
+        """
         ...

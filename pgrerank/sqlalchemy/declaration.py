@@ -95,10 +95,15 @@ class Reranker:
         blend: Mapping[str, float] | None = None,
         log_sample: float | None = None,
         log_retention: timedelta | str | None = None,
+        cross_encoder_fallback: Model | str | None = None,
+        instruction: str | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
-        named = (embedding_model, late_interaction_model, cross_encoder_model)
+        named = (
+            *(embedding_model, late_interaction_model),
+            *(cross_encoder_model, cross_encoder_fallback),
+        )
         self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
         self.settings: dict[str, Any] = _given(
             **_text(self.table, text),
@@ -122,6 +127,8 @@ class Reranker:
             blend=None if blend is None else dict(blend),
             log_sample=log_sample,
             log_retention=_interval(log_retention),
+            cross_encoder_fallback=_name(cross_encoder_fallback),
+            instruction=instruction,
         )
         self._attach()
 

@@ -21,9 +21,11 @@ async def encode_texts(
     texts: Sequence[str],
     reduction: Reduction,
     *,
+    instruction: str | None = None,
     timeout: float = math.inf,
 ) -> list[Vectors]:
-    """Encode texts by the encoders of the kinds `embedding` and `late_interaction`.
+    """Encode texts by the encoders of the kinds `embedding` and `late_interaction`, those of which
+    that take an instruction are given it.
 
     Returns a Vectors for each text, None for a kind without an encoder; token vectors are reduced.
     Texts of other callers that want the same share the forward passes. `timeout` is in seconds.
@@ -34,7 +36,12 @@ async def encode_texts(
     for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
         wants_embeddings = encoders.get("embedding") is encoder
         wants_tokens = encoders.get("late_interaction") is encoder
-        steps = encoder.steps(role, embeddings=wants_embeddings, tokens=wants_tokens)
+        steps = encoder.steps(
+            role,
+            embeddings=wants_embeddings,
+            tokens=wants_tokens,
+            instruction=instruction if encoder.takes_instruction else None,
+        )
         vectors = await engine.submit(lane, steps, texts, timeout=timeout)
         if wants_embeddings:
             embeddings = [one.embedding for one in vectors]

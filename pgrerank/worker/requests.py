@@ -16,12 +16,16 @@ class _Call(msgspec.Struct, frozen=True, tag_field="call"):
 
 
 class Encode(_Call, frozen=True, tag="encode"):
-    """Encode a query by the models named, and reduce its token vectors by the projection."""
+    """Encode a query by the models named, and reduce its token vectors by the projection.
+
+    Models that take an instruction are given it.
+    """
 
     text: str
     embedding: str | None = None
     late_interaction: str | None = None
     projection: str | None = None
+    instruction: str | None = None
 
 
 class MaxSim(_Call, frozen=True, tag="maxsim"):
@@ -32,11 +36,12 @@ class MaxSim(_Call, frozen=True, tag="maxsim"):
 
 
 class CrossEncode(_Call, frozen=True, tag="cross_encode"):
-    """Score documents by a cross-encoder."""
+    """Score documents by a cross-encoder, which is given the instruction if it takes one."""
 
     model: str
     query: str
     documents: list[str]
+    instruction: str | None = None
 
 
 class Align(_Call, frozen=True, tag="align"):

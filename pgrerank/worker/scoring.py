@@ -94,7 +94,11 @@ class Scorer:
                     answer = await self._maxsim(request, timeout)
                 case CrossEncode() as request:
                     scores = await self.score(
-                        request.model, request.query, request.documents, timeout
+                        request.model,
+                        request.query,
+                        request.documents,
+                        timeout,
+                        instruction=request.instruction,
                     )
                     answer = {"scores": scores}
                 case Align() as request:
@@ -122,7 +126,10 @@ class Scorer:
         if request.projection is not None:
             reduction = Reduction(matrix=await self._projections.get(request.projection))
         [vectors] = await self._queries.get(
-            (*((kind, id(encoder)) for kind, encoder in encoders.items()), request.projection),
+            (
+                *((kind, id(encoder)) for kind, encoder in encoders.items()),
+                *(request.projection, request.instruction),
+            ),
             [(request.text,)],
             lambda texts: encode_texts(
                 self._engine,
@@ -131,6 +138,7 @@ class Scorer:
                 "query",
                 [text for (text,) in texts],
                 reduction,
+                instruction=request.instruction,
                 timeout=timeout,
             ),
         )
@@ -155,19 +163,25 @@ class Scorer:
         return {"scores": scores.tolist()}
 
     async def score(
-        self, model: str, query: str, documents: Sequence[str], timeout: float
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        timeout: float,
+        *,
+        instruction: str | None = None,
     ) -> list[float]:
-        """Documents' raw scores by a cross-encoder; `timeout` is in seconds.
+        """Documents' raw scores by a cross-encoder, which is given the instruction if it takes one;
+        `timeout` is in seconds.
 
         Raises RequestError as the engine does, ModelError for what can't be scored.
         """
         reranker = await self._models.reranker(model)
+        steps = reranker.steps(instruction if reranker.takes_instruction else None)
         return await self._scores.get(
-            id(reranker),
+            (id(reranker), instruction),
             [(query, document) for document in documents],
-            lambda pairs: self._engine.submit(
-                "cross_encode", reranker.steps(), pairs, timeout=timeout
-            ),
+            lambda pairs: self._engine.submit("cross_encode", steps, pairs, timeout=timeout),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from pgrerank.models.steps import Steps
 
 BATCH, SLICE = 0.05, 0.25
@@ -19,12 +21,15 @@ NEWS = 0.2
 
 
 class Speeds:
-    """How fast each kind of work is run and prepared, and how large its items are."""
+    """How fast each kind of work is run and prepared, and how large its items are.
+
+    It forgets a kind that nobody has any more, as that of an instruction.
+    """
 
     def __init__(self) -> None:
-        self._speeds: dict[Steps, float | None] = {}
-        self._sizes: dict[Steps, float] = {}
-        self._preparing: dict[Steps, float] = {}
+        self._speeds: WeakKeyDictionary[Steps, float | None] = WeakKeyDictionary()
+        self._sizes: WeakKeyDictionary[Steps, float] = WeakKeyDictionary()
+        self._preparing: WeakKeyDictionary[Steps, float] = WeakKeyDictionary()
 
     def ran(self, steps: Steps, tokens: int, seconds: float) -> None:
         """Learn from a batch; the first warms up, and tells nothing of the next."""

@@ -18,6 +18,7 @@ from pgrerank.models.http import answers
 from pgrerank.models.http.address import address
 from pgrerank.models.http.dialects import DIALECTS, Dialect
 from pgrerank.models.http.endpoint import SECONDS, TRIES, Endpoint, Manners
+from pgrerank.models.instructions import no_instruction, with_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.reduction import of_length_one
 from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
@@ -56,6 +57,8 @@ class _Remote:
             )
         self._dialect = _dialect(spec, self._options)
         self._model = self._options.text("model")
+        self.template = self._options.template() or self._dialect.template
+        self.takes_instruction = self.template is not None
         self._batch = self._options.count("batch") or self._dialect.batch
         hedge = self._options.count("hedge_ms")
         manners = Manners(
@@ -65,6 +68,12 @@ class _Remote:
         )
         at = address(spec.name, spec.source, self._options.text("key"))
         self._endpoint = Endpoint(spec.name, at, manners)
+
+    def _instruct(self, instruction: str) -> Callable[[str], str]:
+        """What writes an instruction into a query."""
+        if self.template is None:
+            raise no_instruction(self.name)
+        return functools.partial(with_instruction, self.template, instruction)
 
     def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do work for a caller that has no event loop."""
@@ -118,9 +127,9 @@ class HttpReranker(_Remote):
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
         return np.array(self._alone(lambda: self.ask(pairs, TRIES * SECONDS)), np.float32)
 
-    def steps(self) -> Remote:
+    def steps(self, instruction: str | None = None) -> Remote:
         """Its work; see :class:`pgrerank.models.Reranker`."""
-        return self
+        return self if instruction is None else _Instructed(self, self._instruct(instruction))
 
     async def ask(self, items: Sequence[Pair], timeout: float) -> list[float]:
         """Score pairs; see :class:`pgrerank.models.steps.Remote`."""
@@ -147,6 +156,18 @@ class HttpReranker(_Remote):
             raise EndpointError(f"{self._endpoint.label}: answered {error}") from None
 
 
+class _Instructed:
+    """The work of scoring pairs by an instruction."""
+
+    def __init__(self, reranker: HttpReranker, rewrite: Callable[[str], str]) -> None:
+        self._reranker = reranker
+        self._rewrite = rewrite
+
+    async def ask(self, items: Sequence[Pair], timeout: float) -> list[float]:
+        """Score pairs; see :class:`pgrerank.models.steps.Remote`."""
+        return await self._reranker.ask([(self._rewrite(q), text) for q, text in items], timeout)
+
+
 class HttpEncoder(_Remote):
     """An embedding or late-interaction model behind an endpoint.
 
@@ -161,10 +182,6 @@ class HttpEncoder(_Remote):
         self._dims = self._options.count("dims")
         self.prompts: Mapping[str, str] = self._options.prompts() or {}
         self.most = self._options.count("max_characters") or MAX_CHARACTERS
-        self._steps = {
-            "query": Encoding(self, "query"),
-            "document": Encoding(self, "document"),
-        }
 
     @functools.cached_property
     def embedding_dims(self) -> int | None:
@@ -191,7 +208,13 @@ class HttpEncoder(_Remote):
         raise self._unreadable()
 
     def steps(
-        self, role: Role, *, embeddings: bool, tokens: bool, readable: bool = False
+        self,
+        role: Role,
+        *,
+        embeddings: bool,
+        tokens: bool,
+        readable: bool = False,
+        instruction: str | None = None,
     ) -> Encoding:
         """The work of encoding in a role; see :class:`pgrerank.models.Encoder`."""
         if readable:
@@ -201,7 +224,10 @@ class HttpEncoder(_Remote):
                 f"model {self.name}: as a model of kind {self._kind} it makes no other vectors;"
                 " name another model for them"
             )
-        return self._steps[role]
+        if instruction is not None and role == "query":
+            return Encoding(self, role, self._instruct(instruction))
+        prompt = self.prompts.get(role, "")
+        return Encoding(self, role, lambda text: prompt + text)
 
     def _unreadable(self) -> ModelError:
         return ModelError(
@@ -229,16 +255,16 @@ class HttpEncoder(_Remote):
 class Encoding:
     """The work of encoding texts in one role."""
 
-    def __init__(self, encoder: HttpEncoder, role: Role) -> None:
+    def __init__(self, encoder: HttpEncoder, role: Role, written: Callable[[str], str]) -> None:
         self._encoder = encoder
         self._role: Role = role
+        self._written = written
 
     async def ask(self, items: Sequence[str], timeout: float) -> list[Vectors]:
         """Encode texts; see :class:`pgrerank.models.steps.Remote`."""
         deadline = time.monotonic() + timeout
-        prompt = self._encoder.prompts.get(self._role, "")
         pieces = [list(_pieces(without_surrogates(text), self._encoder.most)) for text in items]
-        texts = [prompt + piece for own in pieces for piece in own]
+        texts = [self._written(piece) for own in pieces for piece in own]
         found = iter(await self._encoder.vectors(texts, self._role, deadline))
         return [self._joined(own, list(itertools.islice(found, len(own)))) for own in pieces]
 

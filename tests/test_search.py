@@ -83,7 +83,7 @@ def test_maxsim_scores_are_those_of_the_reference(search):
     query = execute(
         "SELECT query_tokens FROM pgrerank.generations g, pgrerank._with_vectors(g,"
         " jsonb_populate_record(NULL::pgrerank.search_call, jsonb_build_object('query', %s::text)),"
-        " false, true, clock_timestamp() + '10 s')",
+        " false, true, NULL, clock_timestamp() + '10 s')",
         (QUERY,),
     ).fetchone()["query_tokens"]
     for row in rows:

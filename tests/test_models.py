@@ -18,6 +18,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from pgrerank.errors import ModelError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Role, load_encoder
 from pgrerank.models.device import has_fast_bfloat16
+from pgrerank.models.steps import run_all
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
 
@@ -153,6 +154,36 @@ def test_any_text_has_an_embedding_of_length_one_and_finite_tokens(
     assert found.tokens[0].shape[1] == 16
     assert count is None or len(found.tokens[0]) == count
     np.testing.assert_allclose(np.linalg.norm(found.tokens[0], axis=1), 1, atol=1e-5)
+
+
+def test_an_instruction_takes_the_place_of_that_in_the_models_prompt(tmp_path: Path) -> None:
+    prompts = {"query": "Instruct: find pools\nQuery:"}
+    folder = tiny.save_sentence_transformer(tmp_path, prompts)
+    encoder = load_encoder(_spec(folder, **FLOAT32))
+    plain = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert encoder.takes_instruction
+    texts = ["cat", "the pool in berlin"]
+    for instruction, prompt in (
+        (None, prompts["query"]),
+        ("find cats", "Instruct: find cats\nQuery:"),
+    ):
+        steps = encoder.steps("query", embeddings=True, tokens=True, instruction=instruction)
+        found = [one.embedding for one in run_all(steps, texts)]
+        np.testing.assert_allclose(found, plain.encode(texts, prompt=prompt), atol=1e-5)
+    of_documents = encoder.steps("document", embeddings=True, tokens=True, instruction="find cats")
+    assert of_documents is encoder.steps("document", embeddings=True, tokens=True)
+
+
+def test_an_encoder_without_such_a_prompt_takes_no_instruction(prompted: Path) -> None:
+    encoder = load_encoder(_spec(prompted, **FLOAT32))
+    assert not encoder.takes_instruction
+    with pytest.raises(ModelError, match="takes no instruction"):
+        encoder.steps("query", embeddings=True, tokens=False, instruction="find cats")
+    told = load_encoder(_spec(prompted, instruction_template="{instruction} {query}", **FLOAT32))
+    assert told.takes_instruction
+    wrong = load_encoder(_spec(prompted, instruction_template="{query} {instruction}", **FLOAT32))
+    with pytest.raises(ModelError, match=r"ends with \{query\}, not with"):
+        wrong.steps("query", embeddings=True, tokens=False, instruction="find cats")
 
 
 def test_a_megabyte_is_encoded_whole(prompted: Path) -> None:

@@ -16,6 +16,7 @@ from sentence_transformers import CrossEncoder
 
 from pgrerank.errors import ModelError
 from pgrerank.models import ModelSpec, Reranker, load_reranker
+from pgrerank.models.steps import run_all
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
 
@@ -135,6 +136,37 @@ def test_a_decoder_scores_the_log_odds_of_yes(decoder: Path) -> None:
         expected.append((logits[yes] - logits[no]).item())
     np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4)
     assert np.ptp(expected) > 0.1
+
+
+def test_a_decoder_reads_an_instruction_where_its_template_has_a_place(
+    decoder: Path, tmp_path: Path
+) -> None:
+    folder = tiny.save_decoder(tmp_path / "instructed", tiny.INSTRUCTED_TEMPLATE)
+    reranker: Any = load_reranker(_spec(folder, prompts={"query": "cats"}, **FLOAT32))
+    plain = CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity())
+    assert reranker.takes_instruction
+    expected = plain.predict(PAIRS, prompt="cats")
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4)
+    steps = reranker.steps("only pools, no berlin")
+    assert reranker.steps("only pools, no berlin") is steps
+    told = plain.predict(PAIRS, prompt="only pools, no berlin")
+    np.testing.assert_allclose(run_all(steps, PAIRS), told, atol=1e-4)
+    assert np.abs(told - expected).max() > 1e-3
+    without = load_reranker(_spec(decoder, **FLOAT32))
+    assert not without.takes_instruction
+    with pytest.raises(ModelError, match="takes no instruction"):
+        without.steps("only pools")
+
+
+def test_an_instruction_is_written_into_the_query_as_a_template_says(bert: Path) -> None:
+    template = "{instruction}: {query}"
+    reranker = load_reranker(_spec(bert, instruction_template=template, **FLOAT32))
+    assert reranker.takes_instruction
+    pairs = [(f"pool {{query}}: {query}", document) for query, document in PAIRS]
+    found = run_all(reranker.steps("pool {query}"), PAIRS)
+    np.testing.assert_allclose(found, reranker.score(pairs), atol=1e-5)
+    with pytest.raises(ModelError, match=r"a text with \{instruction\} and \{query\}"):
+        load_reranker(_spec(bert, instruction_template="{query}"))
 
 
 def test_a_decoder_reads_all_of_a_long_document(decoder: Path) -> None:

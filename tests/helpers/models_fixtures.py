@@ -21,6 +21,10 @@ CHAT_TEMPLATE = (
     "{{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
     "\nRelevant: "
 )
+INSTRUCTED_TEMPLATE = (
+    "<Instruct>: {{ messages | selectattr('role', 'eq', 'system') | map(attribute='content')"
+    " | first }}\n" + CHAT_TEMPLATE
+)
 
 
 def save_bert(folder: Path, labels: int | None = None) -> Path:
@@ -94,7 +98,7 @@ def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
     return folder / "saved"
 
 
-def save_decoder(folder: Path) -> Path:
+def save_decoder(folder: Path, template: str = CHAT_TEMPLATE) -> Path:
     """A Qwen3 with a chat template for pairs, as Qwen3-Reranker has one: it answers yes or no."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -109,7 +113,7 @@ def save_decoder(folder: Path) -> Path:
         eos_token="<|end|>",
         pad_token="<|end|>",
         model_max_length=128,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
     config = transformers.Qwen3Config(
         vocab_size=len(wrapped),

@@ -13,7 +13,16 @@ from psycopg.types.json import Jsonb
 
 from pgrerank.errors import CatalogError, ModelError
 from pgrerank.install.schema import check_version
-from pgrerank.models import Encoder, Kind, Loader, ModelSpec, load_encoder, load_reranker
+from pgrerank.models import (
+    Encoder,
+    Kind,
+    ListwiseJudge,
+    Loader,
+    ModelSpec,
+    load_encoder,
+    load_judge,
+    load_reranker,
+)
 from pgrerank.models import Reranker as ModelReranker
 from pgrerank.models.spec import LOADERS
 
@@ -227,8 +236,11 @@ def register_model(
     """
     spec = model_spec(name, kind, source, loader=loader, revision=revision, options=options)
     dims = None
-    model: ModelReranker | Encoder
-    if kind == "cross_encoder":
+    model: ModelReranker | Encoder | ListwiseJudge
+    if kind == "listwise":
+        model = load_judge(spec)
+        model.order("probe", ["probe", "another probe"])
+    elif kind == "cross_encoder":
         model = load_reranker(spec)
         model.score([("probe", "probe")])
     else:
@@ -244,7 +256,7 @@ def register_model(
             "dims": dims,
             "loader": spec.loader,
             "revision": revision,
-            "max_tokens": model.max_tokens,
+            "max_tokens": getattr(model, "max_tokens", None),
             "options": dict(spec.options),
             "measures": dict(measures or {}),
             "takes_instruction": model.takes_instruction,

@@ -49,6 +49,10 @@ class EndpointError(RequestError):
         super().__init__(message, sqlstate="58000")
 
 
+class RefusedError(EndpointError):
+    """A model's endpoint refuses, as for a wrong key; to ask again is of no use."""
+
+
 class SettingsError(PgrerankError):
     """A command's arguments are invalid or contradict each other."""
 

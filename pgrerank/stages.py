@@ -39,6 +39,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("maxsim_bit", "MaxSim by bits", "+ bits", "orange"),
         Stage("maxsim", "MaxSim", "+ MaxSim", "blue", 0.28),
         Stage("cross_encoder", "cross-encoder", "+ cross-encoder", "purple", 0.3),
+        Stage("listwise", "language model", "+ language model", "vermilion"),
     )
 }
 """By name, in the order in which they run."""

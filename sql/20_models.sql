@@ -2,7 +2,7 @@
 
 CREATE TABLE IF NOT EXISTS models (
     name text PRIMARY KEY CHECK (name ~ '^[^[:cntrl:]]{1,100}$'),
-    kind text NOT NULL CHECK (kind IN ('embedding', 'late_interaction', 'cross_encoder')),
+    kind text NOT NULL CHECK (kind IN ('embedding', 'late_interaction', 'cross_encoder', 'listwise')),
     loader text NOT NULL,
     source text NOT NULL CHECK (source <> ''),
     revision text,
@@ -15,14 +15,15 @@ CREATE TABLE IF NOT EXISTS models (
     CONSTRAINT loader_fits_kind CHECK (loader = ANY (CASE kind
         WHEN 'embedding' THEN ARRAY['sentence_transformer', 'http']
         WHEN 'late_interaction' THEN ARRAY['multi_vector_encoder', 'sentence_transformer', 'http']
-        ELSE ARRAY['cross_encoder', 'onnx', 'http'] END)),
-    CONSTRAINT vectors_have_dims CHECK ((kind = 'cross_encoder') = (dims IS NULL))
+        WHEN 'cross_encoder' THEN ARRAY['cross_encoder', 'onnx', 'http']
+        ELSE ARRAY['http'] END)),
+    CONSTRAINT vectors_have_dims CHECK ((kind IN ('embedding', 'late_interaction')) = (dims IS NOT NULL))
 );
 COMMENT ON TABLE models IS 'Models that rerankers may name';
 COMMENT ON COLUMN models.loader IS 'Which sentence-transformers class (or onnx, or http) loads it';
 COMMENT ON COLUMN models.source IS
     'Hub name, folder, package://PACKAGE/FOLDER inside an installed Python package, or the URL of an endpoint';
-COMMENT ON COLUMN models.dims IS 'Dimensions of its vectors; none for a cross-encoder';
+COMMENT ON COLUMN models.dims IS 'Dimensions of its vectors; none where it makes none';
 COMMENT ON COLUMN models.max_tokens IS 'Tokens of its window; longer texts are encoded in several';
 COMMENT ON COLUMN models.takes_instruction IS 'Whether it reads an instruction with a query';
 COMMENT ON COLUMN models.measures IS 'How good it is and on what: what `pgrerank gate` found, for example';
@@ -51,6 +52,7 @@ BEGIN
     loader := coalesce(loader, CASE kind
         WHEN 'embedding' THEN 'sentence_transformer'
         WHEN 'late_interaction' THEN 'multi_vector_encoder'
+        WHEN 'listwise' THEN 'http'
         ELSE 'cross_encoder' END);
     options := coalesce(options, '{}');
     measures := coalesce(measures, '{}');
@@ -72,7 +74,7 @@ EXCEPTION WHEN foreign_key_violation THEN
 END
 $$;
 COMMENT ON FUNCTION register_model IS
-    'Registers a model: name, kind (embedding, late_interaction, cross_encoder), where it comes from';
+    'Registers a model: name, kind (embedding, late_interaction, cross_encoder, listwise), where it comes from';
 
 CREATE OR REPLACE FUNCTION drop_model(name text) RETURNS void
 LANGUAGE plpgsql

@@ -122,7 +122,12 @@ AS $$
             'The cross-encoder that reads where cross_encoder_model fails, or would be late'),
         ('instruction', 'text', NULL, 'rerankers', true, '""', true, NULL,
             'x IS NULL OR length(x) BETWEEN 1 AND 2000', 'a text of up to 2000 characters',
-            'What makes a document relevant, in words, for models that take an instruction')
+            'What makes a document relevant, in words, for models that take an instruction'),
+        ('listwise_model', 'text', NULL, 'rerankers', true, '""', false, 'models', NULL, NULL,
+            'The language model that orders the best documents, reading them together'),
+        ('listwise_top', 'int', '20', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 2 AND 100', '2 to 100',
+            'How many of the best so far it orders')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 
@@ -224,7 +229,7 @@ BEGIN
     IF _reranker.instruction IS NOT NULL AND NOT EXISTS (
         SELECT FROM models m
         WHERE m.takes_instruction AND m.name IN (_generation.embedding_model, _generation.late_interaction_model,
-            _reranker.cross_encoder_model, _reranker.cross_encoder_fallback)) THEN
+            _reranker.cross_encoder_model, _reranker.cross_encoder_fallback, _reranker.listwise_model)) THEN
         PERFORM _raise('invalid_parameter_value',
             format('reranker "%s": none of its models takes an instruction', _reranker.name),
             'Leave it out, or name a model that does, or give one the option instruction_template.');

@@ -258,6 +258,9 @@ BEGIN
     IF _reranker.cross_encoder_fallback IS NOT NULL THEN
         PERFORM _model(_reranker.cross_encoder_fallback, 'cross_encoder');
     END IF;
+    IF _reranker.listwise_model IS NOT NULL THEN
+        PERFORM _model(_reranker.listwise_model, 'listwise');
+    END IF;
     PERFORM _check_instruction(_reranker, _generation);
     IF _reranker.embedding_column IS NOT NULL THEN
         column_dims := (_embedding_column(_reranker.source, _reranker.embedding_column)).dims;

@@ -164,8 +164,8 @@ AS $$
     WHERE _blend = '{}' OR s.has_weight
         OR (s.is_leg AND _weights_of(_blend, ARRAY(
             SELECT l.stage FROM _stages() l WHERE l.is_leg AND l.stage = ANY (_stages))) IS NULL)
-        OR (NOT s.is_blended AND EXISTS (
-            SELECT FROM _stages() l WHERE l.only_after = s.stage AND _blend -> l.stage > '0'))
+        OR (NOT s.is_blended AND (
+            SELECT coalesce(bool_or(_blend -> l.stage > '0'), true) FROM _stages() l WHERE l.only_after = s.stage))
 $$;
 
 -- The call with the query's own vectors, from the worker: those that are wanted and that the caller has not given.
@@ -290,7 +290,8 @@ BEGIN
     IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
         said := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
     ELSE
-        found := _scored_by(_stage, _reranker, _generation, _call, _first_keys(_outcome, size), _deadline);
+        found := _scored_by(_stage, _reranker, _generation, _call, CASE WHEN declared.reads_order
+            THEN (_head(_outcome, size)).candidates ELSE _first_keys(_outcome, size) END, _deadline);
         said := _said(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores), weights);
     END IF;
     _outcome := _with_said(_outcome, said);

@@ -74,6 +74,9 @@ Instruction = Annotated[
     str | None,
     typer.Option(help="What makes a document relevant, in words, for models that take that."),
 ]
+ListwiseTop = Annotated[
+    int | None, typer.Option(help="Best so far that the language model orders.")
+]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
@@ -113,6 +116,7 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
         *("timeout", "blend", "stages", "keys", "generation", "strict", "instruction"),
+        "listwise_top",
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

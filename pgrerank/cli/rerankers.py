@@ -21,6 +21,7 @@ from pgrerank.cli.options import (
     Instruction,
     Json,
     Keys,
+    ListwiseTop,
     MaxsimBitTop,
     MaxsimTop,
     Name,
@@ -49,6 +50,7 @@ CrossEncoderModel = Annotated[str | None, typer.Option(help="Model for the head.
 CrossEncoderFallback = Annotated[
     str | None, typer.Option(help="Model for the head where that one fails or would be late.")
 ]
+ListwiseModel = Annotated[str | None, typer.Option(help="Language model that orders the best.")]
 TokenPrecision = Annotated[str | None, typer.Option(help="float16, int8 or bit.")]
 TokenDims = Annotated[int | None, typer.Option(help="Project token vectors to so many dimensions.")]
 TokenPool = Annotated[int | None, typer.Option(help="Keep one token vector for so many.")]
@@ -92,6 +94,8 @@ def create(
     cross_encoder_model: CrossEncoderModel = None,
     cross_encoder_fallback: CrossEncoderFallback = None,
     instruction: Instruction = None,
+    listwise_model: ListwiseModel = None,
+    listwise_top: ListwiseTop = None,
     embedding_column: Annotated[
         str | None, typer.Option(help="An embedding column that the source already has.")
     ] = None,
@@ -136,6 +140,8 @@ def alter(
     cross_encoder_model: CrossEncoderModel = None,
     cross_encoder_fallback: CrossEncoderFallback = None,
     instruction: Instruction = None,
+    listwise_model: ListwiseModel = None,
+    listwise_top: ListwiseTop = None,
     candidates: Candidates = None,
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
@@ -285,6 +291,7 @@ def search(
     maxsim_top: MaxsimTop = None,
     early_exit: EarlyExit = None,
     instruction: Instruction = None,
+    listwise_top: ListwiseTop = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,

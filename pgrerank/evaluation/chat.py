@@ -1,42 +1,31 @@
-"""A client of OpenAI-compatible chat endpoints. What comes back is not trusted."""
+"""A client of chat endpoints for those who wait: patient, and used from several threads."""
 
 from __future__ import annotations
 
-import json
-import random
+import asyncio
+import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import httpx
+from pgrerank.errors import EndpointError, EvaluationError, ModelError, RefusedError
+from pgrerank.models.http.address import Address
+from pgrerank.models.http.chat import MOST_BYTES
+from pgrerank.models.http.chat import Chat as AsyncChat
+from pgrerank.models.http.endpoint import Endpoint, Manners
 
-from pgrerank.errors import EvaluationError
+__all__ = ["MOST_BYTES", "Chat"]
 
 T = TypeVar("T")
 
 SECONDS = 60.0
 """For one answer, from the first byte sent to the last received."""
-MOST_BYTES = 2**20
-"""Of an answer."""
 TRIES = 4
-LONGEST_PAUSE = 30.0
-"""Seconds between two tries, whatever Retry-After asks for."""
-_AGAIN = frozenset({408, 409, 425, 429})
-
-
-class _NoAnswerError(Exception):
-    """An answer that can't be used; the next may be."""
-
-    def __init__(self, pause: float | None = None) -> None:
-        super().__init__()
-        self.pause = pause
 
 
 class Chat:
-    """Asks a model for JSON of a schema, at temperature 0. May be used from several threads.
+    """Asks a model for JSON of a schema, at temperature 0, in an event loop of its own.
 
-    ``read`` and ``written`` count tokens as the endpoint reports them, of unusable answers too.
     Raises EvaluationError for an address that is none.
     """
 
@@ -45,18 +34,32 @@ class Chat:
             raise EvaluationError(
                 f"the endpoint is {url!r}, expected one such as https://api.openai.com/v1"
             )
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._model = model
-        self._pause = pause
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = httpx.Client(headers=headers, timeout=SECONDS, follow_redirects=False)
-        self._counting = threading.Lock()
-        self.read = 0
-        self.written = 0
+        full = url.rstrip("/") + "/chat/completions"
+        manners = Manners(
+            concurrency=64, tries=TRIES, pause=pause, seconds=SECONDS, failures=math.inf
+        )
+        self._endpoint = Endpoint(model, Address(full, full, key), manners)
+        self._chat = AsyncChat(self._endpoint, model)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def read(self) -> int:
+        """Tokens that the model read, as the endpoint reports them, for unusable answers too."""
+        return self._chat.read
+
+    @property
+    def written(self) -> int:
+        """Tokens that it wrote."""
+        return self._chat.written
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        asyncio.run_coroutine_threadsafe(self._endpoint.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def ask(
         self, system: str, user: str, schema: Mapping[str, Any], parse: Callable[[Any], T]
@@ -66,64 +69,12 @@ class Chat:
         `parse` raises ValueError for what it does not take. Raises EvaluationError where the
         endpoint refuses, as for a wrong key, and no further try would help.
         """
-        body = {
-            "model": self._model,
-            "temperature": 0,
-            "messages": [
-                {"role": "system", "content": system},
-                {"role": "user", "content": user},
-            ],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "answer", "strict": True, "schema": schema},
-            },
-        }
-        for attempt in range(TRIES):
-            try:
-                return self._parsed(self._post(body), parse)
-            except (httpx.HTTPError, _NoAnswerError) as error:
-                if attempt + 1 < TRIES:
-                    asked = getattr(error, "pause", None)
-                    own = self._pause * 2**attempt * random.uniform(0.5, 1)  # noqa: S311 - jitter
-                    time.sleep(min(LONGEST_PAUSE, max(own, asked or 0)))
-        return None
-
-    def _post(self, body: Mapping[str, Any]) -> bytes:
-        deadline = time.monotonic() + SECONDS
-        received = bytearray()
-        with self._client.stream("POST", self._url, json=body) as response:
-            if response.status_code in _AGAIN or response.status_code >= 500:
-                raise _NoAnswerError(_seconds(response.headers.get("Retry-After")))
-            if response.status_code != 200:
-                raise EvaluationError(
-                    f"{self._url} answered {response.status_code}, expected 200: check --url,"
-                    " --model and the key that --key-env names"
-                )
-            for part in response.iter_bytes():
-                received += part
-                if len(received) > MOST_BYTES or time.monotonic() > deadline:
-                    raise _NoAnswerError
-        return bytes(received)
-
-    def _parsed(self, answer: bytes, parse: Callable[[Any], T]) -> T:
+        asked = self._chat.ask(system, user, schema, parse, math.inf)
         try:
-            found = json.loads(answer)
-            self._count(found.get("usage"))
-            return parse(json.loads(found["choices"][0]["message"]["content"]))
-        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise _NoAnswerError from error
-
-    def _count(self, usage: Any) -> None:
-        """Add what the endpoint says it read and wrote, where those are numbers."""
-        if isinstance(usage, dict):
-            with self._counting:
-                self.read += _tokens(usage.get("prompt_tokens"))
-                self.written += _tokens(usage.get("completion_tokens"))
-
-
-def _tokens(value: Any) -> int:
-    return value if type(value) is int and 0 <= value < 2**31 else 0
-
-
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value is not None and value.isdecimal() else None
+            return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        except (RefusedError, ModelError) as error:
+            raise EvaluationError(
+                f"{error}: check --url, --model and the key that --key-env names"
+            ) from error
+        except EndpointError:
+            return None

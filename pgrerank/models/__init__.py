@@ -7,18 +7,20 @@ from pgrerank.models.spec import (
     Encoded,
     Encoder,
     Kind,
+    ListwiseJudge,
     Loader,
     ModelSpec,
     ReadableTokens,
     Reranker,
     Role,
 )
-from pgrerank.models.store import ModelStore, load_encoder, load_reranker
+from pgrerank.models.store import ModelStore, load_encoder, load_judge, load_reranker
 
 __all__ = [
     "Encoded",
     "Encoder",
     "Kind",
+    "ListwiseJudge",
     "Loader",
     "ModelSpec",
     "ModelStore",
@@ -26,5 +28,6 @@ __all__ = [
     "Reranker",
     "Role",
     "load_encoder",
+    "load_judge",
     "load_reranker",
 ]

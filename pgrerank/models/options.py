@@ -59,6 +59,18 @@ class Options:
             raise self._wrong("prompts", "texts")
         return dict(value)
 
+    def prices(self) -> tuple[float, float] | None:
+        """Give what a million tokens read and written cost, or None."""
+        value: Any = self._spec.options.get("prices")
+        if value is None:
+            return None
+        numbers: list[Any] = []
+        if isinstance(value, Mapping):
+            numbers = [value.get(name) for name in ("read", "written")]
+        if not numbers or not all(type(n) in (int, float) and n >= 0 for n in numbers):
+            raise self._wrong("prices", 'an object such as {"read": 0.15, "written": 0.6}')
+        return float(numbers[0]), float(numbers[1])
+
     def template(self) -> str | None:
         """Give the text by which an instruction and a query are made one, or None."""
         value = self.text("instruction_template")

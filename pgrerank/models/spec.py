@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pgrerank.models.steps import Remote, Steps
 
-Kind = Literal["embedding", "late_interaction", "cross_encoder"]
+Kind = Literal["embedding", "late_interaction", "cross_encoder", "listwise"]
 Loader = Literal["sentence_transformer", "multi_vector_encoder", "cross_encoder", "onnx", "http"]
 Role = Literal["query", "document"]
 
@@ -19,6 +19,7 @@ LOADERS: Mapping[Kind, tuple[Loader, ...]] = {
     "embedding": ("sentence_transformer", "http"),
     "late_interaction": ("multi_vector_encoder", "sentence_transformer", "http"),
     "cross_encoder": ("cross_encoder", "onnx", "http"),
+    "listwise": ("http",),
 }
 """Which loaders make models of a kind; the first is the default."""
 Span = tuple[int, int]
@@ -51,7 +52,8 @@ class ModelSpec:
     ``options`` of models behind an endpoint:
 
     * ``dialect``: what it speaks: ``tei``, ``cohere``, ``jina``, ``voyage`` or ``vllm`` for
-      cross-encoders; these or ``openai`` for embeddings; ``jina`` or ``vllm`` for token vectors
+      cross-encoders; these or ``openai`` for embeddings; ``jina`` or ``vllm`` for token vectors;
+      ``openai``, the default, for language models
     * ``model``: the name that it has there, where the endpoint wants one
     * ``key``: NAME, where the worker's environment has the key as ``PGRERANK_KEY_NAME``;
       ``key_header``: the header for it, if that is not ``Authorization: Bearer``
@@ -61,7 +63,11 @@ class ModelSpec:
     * ``scores`` (cross-encoders): ``probability`` or ``raw``, where it differs from the dialect's
     * ``dims`` (encoders): the dimensions that are asked for; ``max_characters``: of a text that is
       sent as a whole, by default 8000; ``prompts``: as above
-    * ``instruction_template``: as above; Voyage's rerankers take instructions without it
+    * ``instruction_template``: as above; Voyage's rerankers and language models take instructions
+      without it
+    * ``window`` (language models): documents that are ordered at a time, by default 20;
+      ``max_characters``: of a document that is read, by default 1500; ``prices``: what a million
+      tokens ``read`` and ``written`` cost
     """
 
     name: str
@@ -158,6 +164,26 @@ class Encoder(Protocol):
 
         Raises ModelError as ``encode`` and ``encode_readable`` do.
         """
+        ...
+
+
+class ListwiseJudge(Protocol):
+    """A language model that orders documents by reading them together."""
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether it reads an instruction beside the query."""
+        ...
+
+    def order(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Order documents, which come in the order of earlier stages.
+
+        Returns for each how many of the others it is put before.
+        """
+        ...
+
+    def steps(self, instruction: str | None = None) -> Remote:
+        """The work that maps a query and its documents, in one tuple, to their scores."""
         ...
 
 

@@ -9,7 +9,9 @@ from typing import cast
 
 from pgrerank.errors import ModelError
 from pgrerank.models.source import locate
-from pgrerank.models.spec import LOADERS, Encoder, ModelSpec, Reranker
+from pgrerank.models.spec import LOADERS, Encoder, ListwiseJudge, ModelSpec, Reranker
+
+Loaded = Encoder | Reranker | ListwiseJudge
 
 
 def load_encoder(spec: ModelSpec) -> Encoder:
@@ -26,6 +28,11 @@ def load_reranker(spec: ModelSpec) -> Reranker:
     return ModelStore().reranker(spec)
 
 
+def load_judge(spec: ModelSpec) -> ListwiseJudge:
+    """Load a model of kind ``listwise``; raises as :func:`load_encoder` does."""
+    return ModelStore().judge(spec)
+
+
 class ModelStore:
     """Loads models when they are first asked for, and keeps them.
 
@@ -35,7 +42,7 @@ class ModelStore:
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Encoder | Reranker] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -58,7 +65,12 @@ class ModelStore:
         _check_kind(spec, ("cross_encoder",))
         return cast(Reranker, self._get(spec))
 
-    def _get(self, spec: ModelSpec) -> Encoder | Reranker:
+    def judge(self, spec: ModelSpec) -> ListwiseJudge:
+        """Give the language model of ``spec``; raises as :func:`load_encoder` does."""
+        _check_kind(spec, ("listwise",))
+        return cast(ListwiseJudge, self._get(spec))
+
+    def _get(self, spec: ModelSpec) -> Loaded:
         key = _identity(spec)
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
@@ -94,8 +106,8 @@ def _check_kind(spec: ModelSpec, wanted: tuple[str, ...]) -> None:
         )
 
 
-def _load(spec: ModelSpec) -> Encoder | Reranker:
-    loaders: dict[str, Callable[[ModelSpec], Encoder | Reranker]] = {
+def _load(spec: ModelSpec) -> Loaded:
+    loaders: dict[str, Callable[[ModelSpec], Loaded]] = {
         "sentence_transformer": _sentence_transformer,
         "multi_vector_encoder": _multi_vector_encoder,
         "cross_encoder": _cross_encoder,
@@ -144,7 +156,10 @@ def _onnx(spec: ModelSpec) -> Reranker:
     return OnnxReranker(spec)
 
 
-def _http(spec: ModelSpec) -> Encoder | Reranker:
+def _http(spec: ModelSpec) -> Loaded:
+    from pgrerank.models.http.listwise import HttpJudge
     from pgrerank.models.http.remote import HttpEncoder, HttpReranker
 
+    if spec.kind == "listwise":
+        return HttpJudge(spec)
     return HttpReranker(spec) if spec.kind == "cross_encoder" else HttpEncoder(spec)

@@ -97,12 +97,14 @@ class Reranker:
         log_retention: timedelta | str | None = None,
         cross_encoder_fallback: Model | str | None = None,
         instruction: str | None = None,
+        listwise_model: Model | str | None = None,
+        listwise_top: int | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
         named = (
             *(embedding_model, late_interaction_model),
-            *(cross_encoder_model, cross_encoder_fallback),
+            *(cross_encoder_model, cross_encoder_fallback, listwise_model),
         )
         self.models = list({m.name: m for m in named if isinstance(m, Model)}.values())
         self.settings: dict[str, Any] = _given(
@@ -129,6 +131,8 @@ class Reranker:
             log_retention=_interval(log_retention),
             cross_encoder_fallback=_name(cross_encoder_fallback),
             instruction=instruction,
+            listwise_model=_name(listwise_model),
+            listwise_top=listwise_top,
         )
         self._attach()
 

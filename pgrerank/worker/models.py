@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 
 from pgrerank.catalog import MODELS
 from pgrerank.errors import RequestError
-from pgrerank.models import Encoder, ModelSpec, ModelStore, Reranker
+from pgrerank.models import Encoder, ListwiseJudge, ModelSpec, ModelStore, Reranker
 from pgrerank.worker.session import open_session
 
 TTL = 5.0
@@ -63,6 +63,13 @@ class Models:
         self._loaded.add(name)
         return reranker
 
+    async def judge(self, name: str) -> ListwiseJudge:
+        """The language model of that name."""
+        spec = await self.spec(name, "listwise")
+        judge = self._store.judge(spec)
+        self._loaded.add(name)
+        return judge
+
     async def _read(self) -> None:
         self._specs = {spec.name: spec for spec in await read_specs(self._dsn)}
         self._read_at = time.monotonic()
@@ -73,6 +80,8 @@ class Models:
         for spec in specs:
             if spec.kind == "cross_encoder":
                 await self.reranker(spec.name)
+            elif spec.kind == "listwise":
+                await self.judge(spec.name)
             else:
                 await self.encoder(spec.name, spec.kind)
         return specs

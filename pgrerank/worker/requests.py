@@ -8,7 +8,7 @@ import msgspec
 
 from pgrerank.errors import RequestError
 
-__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "MaxSim", "Request", "parse"]
+__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "Listwise", "MaxSim", "Request", "parse"]
 
 
 class _Call(msgspec.Struct, frozen=True, tag_field="call"):
@@ -44,6 +44,15 @@ class CrossEncode(_Call, frozen=True, tag="cross_encode"):
     instruction: str | None = None
 
 
+class Listwise(_Call, frozen=True, tag="listwise"):
+    """Order documents, which come in the order of earlier stages, by a language model."""
+
+    model: str
+    query: str
+    documents: list[str]
+    instruction: str | None = None
+
+
 class Align(_Call, frozen=True, tag="align"):
     """Say which token of each document answers which of the query's."""
 
@@ -52,7 +61,7 @@ class Align(_Call, frozen=True, tag="align"):
     documents: list[str]
 
 
-Request = Encode | MaxSim | CrossEncode | Align
+Request = Encode | MaxSim | CrossEncode | Listwise | Align
 
 
 class Envelope(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pgrerank import __version__
 from pgrerank.errors import PgrerankError, RequestError
 from pgrerank.models.reduction import Reduction
@@ -21,7 +23,15 @@ from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models, read_specs
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.requests import Align, CrossEncode, Encode, Envelope, MaxSim, parse
+from pgrerank.worker.requests import (
+    Align,
+    CrossEncode,
+    Encode,
+    Envelope,
+    Listwise,
+    MaxSim,
+    parse,
+)
 
 _MAXSIM = Whole(
     lambda items: [maxsim(query, documents) for query, documents in items],
@@ -43,7 +53,7 @@ class Scorer:
         self._models = models
         self._engine = engine
         self._projections = projections
-        self._scores = Cache(cache // 2, lambda _: 8)
+        self._scores = Cache(cache // 2, lambda found: 8 * np.size(found))
         self._queries = Cache(cache // 2, _size)
 
     async def __call__(self, statement: str, _session: Session) -> Rows:
@@ -101,6 +111,8 @@ class Scorer:
                         instruction=request.instruction,
                     )
                     answer = {"scores": scores}
+                case Listwise() as request:
+                    answer = {"scores": await self._order(request, timeout)}
                 case Align() as request:
                     encoder = await self._models.encoder(request.model, "late_interaction")
                     answer = await align(
@@ -148,6 +160,16 @@ class Scorer:
         if vectors.tokens is not None and len(vectors.tokens):
             answer["tokens"] = pack(vectors.tokens, DType.FLOAT16).hex()
         return answer
+
+    async def _order(self, request: Listwise, timeout: float) -> list[float]:
+        judge = await self._models.judge(request.model)
+        steps = judge.steps(request.instruction)
+        [scores] = await self._scores.get(
+            (id(judge), request.instruction),
+            [(request.query, *request.documents)],
+            lambda items: self._engine.submit("cross_encode", steps, items, timeout=timeout),
+        )
+        return list(scores)
 
     async def _maxsim(self, request: MaxSim, timeout: float) -> dict[str, Any]:
         try:

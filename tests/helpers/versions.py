@@ -15,12 +15,12 @@ from pgrerank.install.scripts import SCRIPTS, Scripts, freeze
 NEXT = "9.0.0"
 """A release that is made up of this version, as the next one would be."""
 
-_SETTING = """'What makes a document relevant, in words, for models that take an instruction'),
+_SETTING = """'How many of the best so far it orders'),
         ('mood', 'int', '7', 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 1 AND 9', '1 to 9',
             'A setting that this version does not have')"""
 _STAGE = """
-        ('backwards', false, 'candidates', NULL, false, false, true, 'has_text',
+        ('backwards', false, 'candidates', NULL, false, false, true, false, 'has_text',
             'backwards wants a query text'),
         ('cross_encoder',"""
 _SCORE = """
@@ -48,11 +48,7 @@ def next_release(folder: Path) -> Scripts:
     freeze(SCRIPTS, folder / "releases")
     _edit(folder / "10_schema.sql", f"'{SCRIPTS.version}'", f"'{NEXT}'")
     _edit(folder / "25_stages.sql", "\n        ('cross_encoder',", _STAGE)
-    _edit(
-        folder / "30_rerankers.sql",
-        "'What makes a document relevant, in words, for models that take an instruction')",
-        _SETTING,
-    )
+    _edit(folder / "30_rerankers.sql", "'How many of the best so far it orders')", _SETTING)
     _edit(
         folder / "98_judging.sql",
         "DEFAULT now()\n);\nCREATE INDEX",

@@ -15,8 +15,9 @@ SHORTEST, LONGEST = 1.0, 60.0
 class Breaker:
     """Counts failures, and remembers when an endpoint wants to be asked again."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, most: float = FAILURES) -> None:
         self._endpoint = endpoint
+        self._most = most
         self._failures = 0
         self._pause = SHORTEST
         self._until = 0.0
@@ -30,7 +31,7 @@ class Breaker:
                 f"{self._endpoint} failed {self._failures} times in a row, and is asked again"
                 f" in {max(left, 0):.1f} s"
             )
-        self._is_probing = self._failures >= FAILURES
+        self._is_probing = self._failures >= self._most
 
     def succeeded(self) -> None:
         """Take note of an answer, whatever it says."""
@@ -40,7 +41,7 @@ class Breaker:
         """Take note of a request that got no usable answer."""
         self._failures += 1
         self._is_probing = False
-        if self._failures >= FAILURES:
+        if self._failures >= self._most:
             self._until = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LONGEST)
 

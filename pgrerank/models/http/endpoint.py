@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 import httpx
 import msgspec
 
-from pgrerank.errors import EndpointError, ModelError, RequestError
+from pgrerank.errors import EndpointError, ModelError, RefusedError, RequestError
 from pgrerank.models.http.address import Address
 from pgrerank.models.http.answers import AnswerError
-from pgrerank.models.http.breaker import Breaker
+from pgrerank.models.http.breaker import FAILURES, Breaker
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -48,12 +48,18 @@ class Manners(NamedTuple):
 
     ``concurrency``: requests under way at a time. ``hedge``: seconds after which a second request
     is sent beside one that is not answered. ``key_header``: the header that has the key alone, in
-    place of ``Authorization``.
+    place of ``Authorization``. ``tries``: how often, with up to ``pause`` seconds before the second
+    time, and twice as many before each one more. ``seconds``: for one answer. ``failures``: in a
+    row, after which it is left alone for a while.
     """
 
     concurrency: int = 8
     hedge: float | None = None
     key_header: str | None = None
+    tries: int = TRIES
+    pause: float | None = None
+    seconds: float = SECONDS
+    failures: float = FAILURES
 
 
 class _Here(NamedTuple):
@@ -70,7 +76,7 @@ class Endpoint:
         self._address = address
         self._manners = manners
         self.label = f"endpoint {address.shown} of model {model}"
-        self._breaker = Breaker(self.label)
+        self._breaker = Breaker(self.label, manners.failures)
         self._wait_until = 0.0
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
 
@@ -84,7 +90,7 @@ class Endpoint:
         request is at fault. `read` raises AnswerError for what it does not believe.
         """
         content = json.dumps(body).encode()
-        for tried in range(1, TRIES + 1):
+        for tried in range(1, self._manners.tries + 1):
             self._breaker.check()
             try:
                 answer = await self._try(content, read, most, deadline)
@@ -101,13 +107,14 @@ class Endpoint:
     async def _after(self, error: _NoAnswerError, tried: int, deadline: float) -> None:
         """Wait for the next try, or give up."""
         self._breaker.failed() if error.is_fault else self._breaker.gave_up()
-        pause = max(error.pause, PAUSE * 2 ** (tried - 1) * random.uniform(0.5, 1))  # noqa: S311
+        own = PAUSE if self._manners.pause is None else self._manners.pause
+        pause = max(error.pause, own * 2 ** (tried - 1) * random.uniform(0.5, 1))  # noqa: S311
         if error.pause:
             self._wait_until = time.monotonic() + error.pause
         left = deadline - time.monotonic()
         if left <= 0:
             raise RequestError(f"{self.label}: {error}", sqlstate="PGR02") from None
-        if tried == TRIES or pause >= min(left, SECONDS):
+        if tried == self._manners.tries or pause >= min(left, SECONDS):
             raise EndpointError(f"{self.label}: {error}") from None
         await asyncio.sleep(pause)
 
@@ -123,7 +130,7 @@ class Endpoint:
                 f"asks to wait {waiting:.1f} s more", pause=waiting, is_fault=False
             )
         try:
-            async with asyncio.timeout(min(left, SECONDS)):
+            async with asyncio.timeout(min(left, self._manners.seconds)):
                 await asyncio.sleep(waiting)
                 async with here.room:
                     begun = time.monotonic()
@@ -181,7 +188,7 @@ class Endpoint:
         if status in _AT_FAULT:
             raise ModelError(f"{self.label} {said}")
         hint = "; redirects are not followed" if response.is_redirect else ""
-        raise EndpointError(f"{self.label} {said}{hint}: check its source and options")
+        raise RefusedError(f"{self.label} {said}{hint}: check its source and options")
 
     def _said(self, received: bytes) -> str:
         """What an error says of itself, if that is one line in a field that errors have."""

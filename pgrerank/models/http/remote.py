@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import itertools
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from pgrerank.errors import EndpointError, ModelError
 from pgrerank.models.http import answers
-from pgrerank.models.http.address import address
 from pgrerank.models.http.dialects import DIALECTS, Dialect
-from pgrerank.models.http.endpoint import SECONDS, TRIES, Endpoint, Manners
+from pgrerank.models.http.endpoint import SECONDS, TRIES
+from pgrerank.models.http.model import HttpModel, all_or_none
 from pgrerank.models.instructions import no_instruction, with_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.reduction import of_length_one
@@ -42,32 +41,15 @@ _ECHO = 6
 """How many bytes an answer may have for each of the request: some repeat the texts, escaped."""
 
 
-class _Remote:
-    """What models of all kinds have in common."""
-
-    max_tokens: int | None = None
+class _Batched(HttpModel):
+    """A model whose endpoint takes many texts in a request, in one of the dialects."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.name = spec.name
-        self._options = Options(spec, OPTIONS | _OF_KIND[spec.kind])
-        if spec.revision is not None:
-            raise ModelError(
-                f"model {spec.name}: an endpoint has no revision {spec.revision!r}; what it serves"
-                ' is named by the option "model"'
-            )
-        self._dialect = _dialect(spec, self._options)
-        self._model = self._options.text("model")
-        self.template = self._options.template() or self._dialect.template
+        super().__init__(spec, OPTIONS | _OF_KIND[spec.kind])
+        self._dialect = _dialect(spec, self.options)
+        self.template = self.options.template() or self._dialect.template
         self.takes_instruction = self.template is not None
-        self._batch = self._options.count("batch") or self._dialect.batch
-        hedge = self._options.count("hedge_ms")
-        manners = Manners(
-            concurrency=self._options.count("concurrency") or Manners().concurrency,
-            hedge=None if hedge is None else hedge / 1000,
-            key_header=_header(spec, self._options.text("key_header")),
-        )
-        at = address(spec.name, spec.source, self._options.text("key"))
-        self._endpoint = Endpoint(spec.name, at, manners)
+        self._batch = self.options.count("batch") or self._dialect.batch
 
     def _instruct(self, instruction: str) -> Callable[[str], str]:
         """What writes an instruction into a query."""
@@ -75,39 +57,24 @@ class _Remote:
             raise no_instruction(self.name)
         return functools.partial(with_instruction, self.template, instruction)
 
-    def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do work for a caller that has no event loop."""
-
-        async def run() -> T:
-            try:
-                return await work()
-            finally:
-                await self.close()
-
-        return asyncio.run(run())
-
-    async def close(self) -> None:
-        """Close the connections of this event loop."""
-        await self._endpoint.close()
-
     async def _in_batches(
         self, texts: Sequence[str], deadline: float, **described: Any
     ) -> list[Any]:
         """The values for texts, in their order."""
 
         async def one(batch: Sequence[str]) -> list[Any]:
-            body = self._dialect.body(batch, model=self._model, **described)
+            body = self._dialect.body(batch, model=self.model, **described)
             read = functools.partial(answers.decode, shape=self._dialect.answer, count=len(batch))
             sent = sum(len(text.encode(errors="replace")) for text in batch)
             most = _ROOM + _ECHO * sent + len(batch) * self._dialect.bytes_of_text
-            return await self._endpoint.ask(body, read, most=most, deadline=deadline)
+            return await self.endpoint.ask(body, read, most=most, deadline=deadline)
 
         begins = range(0, len(texts), self._batch)
-        found = await _all_or_none([one(texts[b : b + self._batch]) for b in begins])
+        found = await all_or_none([one(texts[b : b + self._batch]) for b in begins])
         return list(itertools.chain.from_iterable(found))
 
 
-class HttpReranker(_Remote):
+class HttpReranker(_Batched):
     """A cross-encoder behind an endpoint.
 
     Scores from 0 to 1 become log-odds, so that they spread as a model's logits do.
@@ -115,7 +82,7 @@ class HttpReranker(_Remote):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        scores = self._options.text("scores")
+        scores = self.options.text("scores")
         if scores not in (None, "probability", "raw"):
             raise ModelError(
                 f"model {spec.name}: option scores: expected probability or raw, not {scores!r}"
@@ -125,7 +92,7 @@ class HttpReranker(_Remote):
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Score pairs; see :class:`pgrerank.models.Reranker`."""
-        return np.array(self._alone(lambda: self.ask(pairs, TRIES * SECONDS)), np.float32)
+        return np.array(self.alone(lambda: self.ask(pairs, TRIES * SECONDS)), np.float32)
 
     def steps(self, instruction: str | None = None) -> Remote:
         """Its work; see :class:`pgrerank.models.Reranker`."""
@@ -137,7 +104,7 @@ class HttpReranker(_Remote):
         places: dict[str, list[int]] = {}
         for place, (query, _) in enumerate(items):
             places.setdefault(query, []).append(place)
-        found = await _all_or_none(
+        found = await all_or_none(
             [
                 self._in_batches([items[place][1] for place in own], deadline, query=query)
                 for query, own in places.items()
@@ -153,7 +120,7 @@ class HttpReranker(_Remote):
         try:
             return self._as_logits(values)
         except answers.AnswerError as error:
-            raise EndpointError(f"{self._endpoint.label}: answered {error}") from None
+            raise EndpointError(f"{self.endpoint.label}: answered {error}") from None
 
 
 class _Instructed:
@@ -168,7 +135,7 @@ class _Instructed:
         return await self._reranker.ask([(self._rewrite(q), text) for q, text in items], timeout)
 
 
-class HttpEncoder(_Remote):
+class HttpEncoder(_Batched):
     """An embedding or late-interaction model behind an endpoint.
 
     A text of more than ``max_characters`` is encoded in several pieces, which are joined as those
@@ -179,9 +146,9 @@ class HttpEncoder(_Remote):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._kind = spec.kind
-        self._dims = self._options.count("dims")
-        self.prompts: Mapping[str, str] = self._options.prompts() or {}
-        self.most = self._options.count("max_characters") or MAX_CHARACTERS
+        self._dims = self.options.count("dims")
+        self.prompts: Mapping[str, str] = self.options.prompts() or {}
+        self.most = self.options.count("max_characters") or MAX_CHARACTERS
 
     @functools.cached_property
     def embedding_dims(self) -> int | None:
@@ -198,7 +165,7 @@ class HttpEncoder(_Remote):
     ) -> Encoded:
         """Encode texts; see :class:`pgrerank.models.Encoder`."""
         steps = self.steps(role, embeddings=embeddings, tokens=tokens)
-        found = self._alone(lambda: steps.ask(texts, TRIES * SECONDS)) if texts else []
+        found = self.alone(lambda: steps.ask(texts, TRIES * SECONDS)) if texts else []
         if embeddings:
             return Encoded(np.array([one.embedding for one in found], np.float32), None)
         return Encoded(None, [one.tokens for one in found if one.tokens is not None])
@@ -244,12 +211,12 @@ class HttpEncoder(_Remote):
                 return list(answers.unit_vectors(found))
             return [answers.unit_vectors(rows) for rows in found]
         except answers.AnswerError as error:
-            raise EndpointError(f"{self._endpoint.label}: answered {error}") from None
+            raise EndpointError(f"{self.endpoint.label}: answered {error}") from None
 
     @functools.cached_property
     def _probe(self) -> list[NDArray[np.float32]]:
         deadline = time.monotonic() + SECONDS
-        return self._alone(lambda: self.vectors(["probe"], "document", deadline))
+        return self.alone(lambda: self.vectors(["probe"], "document", deadline))
 
 
 class Encoding:
@@ -286,16 +253,6 @@ def _pieces(text: str, most: int) -> Iterator[str]:
     yield text
 
 
-async def _all_or_none(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, run side by side; after an error the rest are cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 def _dialect(spec: ModelSpec, options: Options) -> Dialect:
     known = DIALECTS[spec.kind]
     name = options.text("dialect")
@@ -305,9 +262,3 @@ def _dialect(spec: ModelSpec, options: Options) -> Dialect:
             f" which an endpoint for models of kind {spec.kind} may speak"
         )
     return known[name]
-
-
-def _header(spec: ModelSpec, name: str | None) -> str | None:
-    if name is not None and not re.fullmatch("[A-Za-z0-9-]{1,50}", name):
-        raise ModelError(f"model {spec.name}: option key_header: {name!r} is no name of a header")
-    return name

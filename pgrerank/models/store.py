@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, cast
 
 from pgrerank.errors import ModelError
 from pgrerank.models.source import locate
 from pgrerank.models.spec import LOADERS, Encoder, ListwiseJudge, ModelSpec, Reranker
+
+if TYPE_CHECKING:
+    from pgrerank.models.http.model import HttpModel
 
 Loaded = Encoder | Reranker | ListwiseJudge
 
@@ -69,6 +72,11 @@ class ModelStore:
         """Give the language model of ``spec``; raises as :func:`load_encoder` does."""
         _check_kind(spec, ("listwise",))
         return cast(ListwiseJudge, self._get(spec))
+
+    def remote(self) -> list[HttpModel]:
+        """The models behind endpoints that are loaded, in order of their names."""
+        found = (model for model in self._loaded.values() if hasattr(model, "endpoint"))
+        return sorted(cast(Iterable["HttpModel"], found), key=lambda model: model.name)
 
     def _get(self, spec: ModelSpec) -> Loaded:
         key = _identity(spec)

@@ -10,6 +10,7 @@ from psycopg.rows import class_row
 from pgrerank.catalog import MODELS
 from pgrerank.errors import RequestError
 from pgrerank.models import Encoder, ListwiseJudge, ModelSpec, ModelStore, Reranker
+from pgrerank.models.http.model import HttpModel
 from pgrerank.worker.session import open_session
 
 TTL = 5.0
@@ -31,6 +32,11 @@ class Models:
     def loaded(self) -> list[str]:
         """Names of the models that have been loaded."""
         return sorted(self._loaded)
+
+    @property
+    def remote(self) -> list[HttpModel]:
+        """The models behind endpoints that have been asked for."""
+        return self._store.remote()
 
     async def spec(self, name: str, kind: str) -> ModelSpec:
         """The model registered as `name`. Raises RequestError when there is none of that kind."""

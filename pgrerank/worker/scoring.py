@@ -76,8 +76,11 @@ class Scorer:
                 return Rows(("name", "kind", "loader", "source"), list(rows), "SHOW")
             case ["show", "status"]:
                 return self._status()
+            case ["show", "endpoints"]:
+                return self._endpoints()
         raise RequestError(
-            "not a request: expected a JSON object, PING or SHOW models, status or version",
+            "not a request: expected a JSON object, PING or SHOW models, endpoints, status or"
+            " version",
             sqlstate="42601",
         )
 
@@ -92,6 +95,15 @@ class Scorer:
             for kept in [caches.get(name)]
         ]
         return Rows(("lane", "requests", "waiting", "cache_hits", "saved_ms"), list(rows), "SHOW")
+
+    def _endpoints(self) -> Rows:
+        """What each model elsewhere was asked; tokens and cost are empty where nobody knows."""
+        rows = [
+            (model.name, *("" if value is None else f"{value:.10g}" for value in model.usage))
+            for model in self._models.remote
+        ]
+        columns = ("model", "requests", "failed", "tokens_read", "tokens_written", "cost")
+        return Rows(columns, list(rows), "SHOW")
 
     async def _answer(self, envelope: Envelope) -> Rows:
         timeout = envelope.timeout_ms / 1000

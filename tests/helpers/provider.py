@@ -49,9 +49,25 @@ def _placed(values: list[Any], name: str) -> list[dict[str, Any]]:
     return [{"index": place, name: value} for place, value in enumerate(values)][::-1]
 
 
+def order(asked: dict[str, Any]) -> list[int]:
+    """The numbers of documents, by what they have in common with the query; equal ones as given."""
+    documents = sorted(asked["documents"], key=lambda one: -logit(asked["query"], one["text"]))
+    return [one["number"] for one in documents]
+
+
+def chat(content: str) -> dict[str, Any]:
+    """A chat endpoint's answer."""
+    return {
+        "usage": {"prompt_tokens": 100, "completion_tokens": 5},
+        "choices": [{"message": {"role": "assistant", "content": content}}],
+    }
+
+
 def answer(path: str, body: dict[str, Any]) -> Any:
     """What a provider answers to a request at a path, which begins with the provider's name."""
     provider, call = path.strip("/").split("/", 1)
+    if call == "chat/completions":
+        return chat(json.dumps({"order": order(json.loads(body["messages"][1]["content"]))}))
     texts = next(body[name] for name in ("documents", "texts", "input", "inputs") if name in body)
     if call == "rerank":
         query = body["query"]

@@ -78,6 +78,8 @@ class Endpoint:
         self.label = f"endpoint {address.shown} of model {model}"
         self._breaker = Breaker(self.label, manners.failures)
         self._wait_until = 0.0
+        self.requests = 0
+        self.failed = 0
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
 
     async def ask(
@@ -106,6 +108,7 @@ class Endpoint:
 
     async def _after(self, error: _NoAnswerError, tried: int, deadline: float) -> None:
         """Wait for the next try, or give up."""
+        self.failed += 1
         self._breaker.failed() if error.is_fault else self._breaker.gave_up()
         own = PAUSE if self._manners.pause is None else self._manners.pause
         pause = max(error.pause, own * 2 ** (tried - 1) * random.uniform(0.5, 1))  # noqa: S311
@@ -161,6 +164,7 @@ class Endpoint:
                 task.cancel()
 
     async def _post(self, client: httpx.AsyncClient, content: bytes, most: int) -> bytes:
+        self.requests += 1
         received = bytearray()
         try:
             async with client.stream("POST", self._address.url, content=content) as response:

@@ -14,7 +14,7 @@ from typing import Any
 from pgrerank.errors import ModelError
 from pgrerank.models.http.chat import Chat
 from pgrerank.models.http.endpoint import SECONDS, TRIES
-from pgrerank.models.http.model import HttpModel
+from pgrerank.models.http.model import HttpModel, Usage
 from pgrerank.models.spec import ModelSpec
 
 WINDOW = 20
@@ -54,12 +54,13 @@ class HttpJudge(HttpModel):
         self._prices = self.options.prices()
 
     @property
-    def usage(self) -> tuple[int, int, float | None]:
-        """Tokens read and written since it was loaded, and what they cost, if that is known."""
+    def usage(self) -> Usage:
+        """What the endpoint was asked, with tokens and their cost."""
         read, written = self._chat.read, self._chat.written
-        if self._prices is None:
-            return read, written, None
-        return read, written, (read * self._prices[0] + written * self._prices[1]) / 1_000_000
+        cost = None
+        if self._prices is not None:
+            cost = (read * self._prices[0] + written * self._prices[1]) / 1_000_000
+        return Usage(self.endpoint.requests, self.endpoint.failed, read, written, cost)
 
     def order(self, query: str, documents: Sequence[str]) -> list[float]:
         """Order documents; see :class:`pgrerank.models.ListwiseJudge`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pgrerank.errors import ModelError
 from pgrerank.models.http.address import address
@@ -16,6 +16,20 @@ from pgrerank.models.spec import ModelSpec
 T = TypeVar("T")
 
 OPTIONS = frozenset({"concurrency", "dialect", "hedge_ms", "key", "key_header", "model"})
+
+
+class Usage(NamedTuple):
+    """What an endpoint was asked since its model was loaded, and how often in vain.
+
+    ``read`` and ``written`` are tokens, and ``cost`` is in the currency of the model's ``prices``;
+    None where it is not known.
+    """
+
+    requests: int
+    failed: int
+    read: int | None = None
+    written: int | None = None
+    cost: float | None = None
 
 
 class HttpModel:
@@ -40,6 +54,11 @@ class HttpModel:
         )
         at = address(spec.name, spec.source, self.options.text("key"))
         self.endpoint = Endpoint(spec.name, at, manners)
+
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked."""
+        return Usage(self.endpoint.requests, self.endpoint.failed)
 
     def alone(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do work for a caller that has no event loop."""

@@ -4,7 +4,7 @@ A page (README.md, docs/**/*.md) has one database and one folder; its blocks run
 named `minilm`, `minilm-tokens` and `ms-marco` are there before a reranker is created; a worker
 is there before the first search. ```sql runs statement by statement, ```python in one namespace,
 the commands of ```sh and ```console in this process, with the connection string in $DSN, and as
-SQLAlchemy's URL in $DATABASE_URL.
+SQLAlchemy's URL in $DATABASE_URL; $TEI and $LLM are endpoints of a small provider.
 
 HTML comments, which readers don't see, just before a block:
 
@@ -38,6 +38,7 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
+from tests.helpers.provider import provider
 from tests.helpers.urls import url
 from tests.helpers.workers import wait_for, worker
 
@@ -50,7 +51,7 @@ MODELS = [
     ("minilm-tokens", "late_interaction", "tokens", "sentence_transformer", 32),
     ("ms-marco", "cross_encoder", "reranker", "cross_encoder", None),
 ]
-ELSEWHERE = ("make", "pip", "git", "cd", "python -m venv", "python -m pip")
+ELSEWHERE = ("make", "pip", "git", "cd", "export", "python -m venv", "python -m pip")
 ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo")
 
 _BLOCK = re.compile(
@@ -217,6 +218,10 @@ def test_the_code_of_a_page_runs(path, own_roles, dsn, tmp_path, tiny_models, mo
     monkeypatch.setenv("DATABASE_URL", url(dsn, "psycopg"))
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as running:
+        if "export TEI=" in text or "export LLM=" in text:
+            server = running.enter_context(provider())
+            monkeypatch.setenv("TEI", server.url("tei"))
+            monkeypatch.setenv("LLM", server.url("openai"))
         page = Page(path, dsn, tmp_path, tiny_models, running)
         for block in blocks(text):
             if block.directive != "not run":

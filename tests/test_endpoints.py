@@ -137,6 +137,24 @@ def test_a_long_text_is_encoded_in_pieces(provider):
     assert short.argmax() == np.argmax(providers.embedding("bread"))
 
 
+def test_instructions_are_written_into_queries(provider):
+    template = "Instruct: {instruction}\nQuery: {query}"
+    model = encoder(provider, "embedding", "openai", instruction_template=template)
+    steps = model.steps("query", embeddings=True, tokens=False, instruction="find bread")
+    model.alone(lambda: steps.ask(["flour"], 5))
+    model = reranker(provider, instruction_template=template)
+    model.alone(lambda: model.steps("find bread").ask([("flour", "x")], 5))
+    written = "Instruct: find bread\nQuery: flour"
+    assert [body.get("query") or body["input"] for _, body, _ in provider.asked] == [
+        [written],
+        written,
+    ]
+    assert model.takes_instruction
+    assert not reranker(provider).takes_instruction
+    with pytest.raises(ModelError, match="takes no instruction"):
+        reranker(provider).steps("find bread")
+
+
 def test_many_texts_go_in_requests_that_the_provider_takes(provider):
     texts = [f"flour {number}" for number in range(70)]
     assert len(reranker(provider, "tei").score([(QUERY, text) for text in texts])) == 70

@@ -35,7 +35,8 @@ _SHOWN = 5
 _SNIPPET = 300
 _SETTINGS = (
     *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "blend"),
-    *("cross_encoder_model", "embedding_model", "late_interaction_model"),
+    *("cross_encoder_model", "embedding_model", "late_interaction_model", "listwise_model"),
+    *("listwise_top", "instruction"),
     *("token_precision", "token_dims", "token_pool"),
 )
 """What an evaluation tells of the reranker's settings: those that its orders depend on."""
@@ -103,6 +104,7 @@ def possible_stages(settings: Mapping[str, Any], variant: Variant) -> list[str]:
         "maxsim_bit": settings["late_interaction_model"] and settings["maxsim_bit_top"],
         "maxsim": settings["late_interaction_model"],
         "cross_encoder": settings["cross_encoder_model"],
+        "listwise": settings["listwise_model"],
     }
     return [stage for stage in STAGES if wants[stage] and stage in (variant.stages or STAGES)]
 

@@ -27,7 +27,7 @@ from pgrerank.models.windows import without_surrogates
 T = TypeVar("T")
 Pair = tuple[str, str]
 
-OPTIONS = frozenset({"batch", "concurrency", "dialect", "hedge_ms", "key", "key_header", "model"})
+OPTIONS = frozenset({"batch", "instruction_template"})
 _OF_KIND: Mapping[str, frozenset[str]] = {
     "cross_encoder": frozenset({"scores"}),
     "embedding": frozenset({"dims", "max_characters", "prompts"}),

@@ -87,7 +87,10 @@ MODELS = """
         title: Mapped[str]
         content: Mapped[str] = mapped_column("body")
 """
-MINILM = 'Model("minilm", "embedding", "some/where", dims=32, options={"max_tokens": 99})'
+MINILM = (
+    'Model("minilm", "embedding", "some/where", dims=32, options={"max_tokens": 99},'
+    " takes_instruction=True)"
+)
 RERANKER = f"""
     Reranker("documents", Document, text=[Document.title, Document.content],
              embedding_model={MINILM}, timeout=timedelta(seconds=2))

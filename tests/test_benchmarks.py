@@ -183,3 +183,8 @@ def test_a_short_campaign_of_kills_stops_and_cuts_violates_nothing():
     assert found["seed"] == 8
     assert sum(found["faults"].values()) >= 3
     assert min(found["searches"], found["writes"]) > 20
+
+
+def test_no_fault_of_an_endpoint_makes_a_wrong_order():
+    found = last_line("endpoint_faults.py", "--calls", 2, "--timeout", 400)
+    assert (found["wrong"], found["right"] + found["refused"]) == (0, found["calls"])

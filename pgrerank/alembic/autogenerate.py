@@ -142,12 +142,14 @@ def _registration(model: Model, former: RegisterModelOp | None = None) -> Regist
 
 
 def _is_registered(model: Model, present: Model) -> bool:
-    """Whether both are the same model; the database chooses a loader that is not given."""
+    """Whether both are the same model; what is not given may be as the database has it."""
+    told = model.takes_instruction
     wanted = replace(
         model,
         loader=model.loader or present.loader,
         options=dict(model.options or {}),
         max_tokens=present.max_tokens,
+        takes_instruction=present.takes_instruction if told is None else told,
     )
     return wanted == present
 
@@ -155,7 +157,8 @@ def _is_registered(model: Model, present: Model) -> bool:
 def _registered(connection: Connection) -> dict[str, Model]:
     rows = connection.execute(
         text(
-            "SELECT name, kind, source, dims, loader, revision, max_tokens, options"
+            "SELECT name, kind, source, dims, loader, revision, max_tokens, options,"
+            " takes_instruction"
             " FROM pgrerank.models"
         )
     )

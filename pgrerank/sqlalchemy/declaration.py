@@ -35,7 +35,8 @@ _INFO = "pgrerank"
 class Model:
     """A model that rerankers name: the arguments of pgrerank.register_model.
 
-    `dims` are the dimensions of its vectors; a cross-encoder has none.
+    `dims` are the dimensions of its vectors, if it makes any. `takes_instruction` says that it
+    reads one with a query, which `pgrerank models add` would find out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model:
     revision: str | None = None
     max_tokens: int | None = None
     options: Mapping[str, Any] | None = None
+    takes_instruction: bool | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Models:
     async def judge(self, name: str) -> ListwiseJudge:
         """The language model of that name."""
         spec = await self.spec(name, "listwise")
-        judge = self._store.judge(spec)
+        judge = await asyncio.to_thread(self._store.judge, spec)
         self._loaded.add(name)
         return judge
 

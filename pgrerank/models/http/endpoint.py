@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import json
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -77,6 +79,7 @@ class Endpoint:
         self._manners = manners
         self.label = f"endpoint {address.shown} of model {model}"
         self._breaker = Breaker(self.label, manners.failures)
+        self._tls = _tls()
         self._wait_until = 0.0
         self.requests = 0
         self.failed = 0
@@ -220,7 +223,11 @@ class Endpoint:
             if key is not None:
                 headers |= {header: key} if header else {"Authorization": f"Bearer {key}"}
             client = httpx.AsyncClient(
-                headers=headers, http2=True, timeout=SECONDS, follow_redirects=False
+                headers=headers,
+                http2=True,
+                timeout=SECONDS,
+                follow_redirects=False,
+                verify=self._tls,
             )
             self._loops[loop] = _Here(client, asyncio.Semaphore(self._manners.concurrency))
         return self._loops[loop]
@@ -230,6 +237,12 @@ class Endpoint:
         here = self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.client.aclose()
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The certificates that are trusted, read once: that takes longer than many a deadline."""
+    return httpx.create_ssl_context()
 
 
 def _retry_after(value: str | None) -> float:

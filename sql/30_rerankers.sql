@@ -117,7 +117,11 @@ AS $$
         ('early_exit', 'double precision', '0.5', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 0 AND 1000', '0 to 1000',
             'The cross-encoder stops reading once fewer unread documents than this are expected to enter the first '
-                'top_k; 0: it reads all of maxsim_top')
+                'top_k; 0: it reads all of maxsim_top'),
+        ('signals', 'jsonb', $x$'{}'$x$, 'rerankers', true, NULL, true, NULL,
+            $x$jsonb_typeof(x) = 'object'$x$,
+            'an object by column, such as {"published": {"decay": "90 days", "weight": 0.2}}',
+            'What columns of the source add to a document''s score; {}: nothing')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -37,7 +37,8 @@ $$;
 -- and with it the internal functions that name it, below and in later files.
 DO $do$
 DECLARE
-    columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, ' || (
+    columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, '
+        'signals_score real, ' || (
         SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
 BEGIN
     IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
@@ -88,8 +89,8 @@ $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
 -- these, in units of its standard deviation there (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What has
--- no score of a candidate, no weight, or the same score for all, adds nothing. pgrerank/evaluation/pools.py computes
--- the same.
+-- no score of a candidate, no weight, or the same score for all, adds nothing. What signals say is added as it is.
+-- pgrerank/evaluation/pools.py computes the same.
 CREATE OR REPLACE FUNCTION _blended(_said scored[], _weights jsonb) RETURNS real[]
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
@@ -103,6 +104,12 @@ DECLARE
 BEGIN
     FOREACH one IN ARRAY _said LOOP
         CONTINUE WHEN NOT _weights ? one.stage;
+        IF one.stage = 'signals' THEN
+            totals := ARRAY(
+                SELECT t.total + t.score FROM unnest(totals, one.scores) WITH ORDINALITY t (total, score, place)
+                ORDER BY t.place);
+            CONTINUE;
+        END IF;
         totals := (
             WITH here AS MATERIALIZED (
                 SELECT t.place, t.total, CASE WHEN t.total IS NOT NULL THEN t.score END AS score
@@ -225,8 +232,8 @@ AS $$
 $$;
 
 -- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was
--- said of it last; its stage is the last one that ranked it. It is written out of the stages, whose rows become columns
--- here and nowhere else.
+-- said of it last; its stage is the last one that ranked it, which signals are not. It is written out of the stages,
+-- whose rows become columns here and nowhere else.
 DO $do$
 BEGIN
     EXECUTE format($sql$
@@ -234,11 +241,14 @@ BEGIN
         LANGUAGE sql STABLE ROWS 10
         SET search_path FROM CURRENT
         AS $body$
-            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL, _outcome.reason, %s
+            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL, _outcome.reason,
+                d.signals_score, %s
             FROM (
                 SELECT s.key, s.standing,
                     (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,
-                    (array_agg(s.stage ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS stage, %s
+                    (array_agg(s.stage ORDER BY s.number DESC)
+                        FILTER (WHERE s.rank IS NOT NULL AND s.stage <> 'signals'))[1] AS stage,
+                    max(s.score) FILTER (WHERE s.stage = 'signals') AS signals_score, %s
                 FROM _said_of_first(_outcome, _top_k) s
                 GROUP BY s.key, s.standing) d
             ORDER BY d.standing

@@ -248,7 +248,7 @@ BEGIN
 END
 $$;
 
--- Has recall make the pool. Of the caller's own keys all are candidates.
+-- Has recall make the pool, and signals order it. Of the caller's own keys all are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -257,9 +257,11 @@ SET search_path FROM CURRENT
 AS $$
 BEGIN
     IF _call.keys IS NULL THEN
-        RETURN _recall(_reranker, _generation, _call, _legs, _scope, _outcome);
+        _outcome := _recall(_reranker, _generation, _call, _legs, _scope, _outcome);
+    ELSE
+        _outcome := _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
     END IF;
-    RETURN _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
+    RETURN _with_signals(_reranker, _call, _legs, _outcome);
 END
 $$;
 
@@ -284,7 +286,8 @@ BEGIN
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
     END IF;
-    weights := CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END;
+    weights := _weights_beside_signals(
+        _outcome.said, _stage, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
         said := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
     ELSE

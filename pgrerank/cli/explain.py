@@ -30,6 +30,7 @@ from pgrerank.cli.options import (
     MaxsimTop,
     Name,
     Query,
+    Signals,
     Stages,
     Strict,
     Timeout,
@@ -75,6 +76,7 @@ def explain(
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
     early_exit: EarlyExit = None,
+    signals: Signals = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,
@@ -145,12 +147,16 @@ def _ranks(explanation: Explanation) -> Table:
     table.add_column("key", overflow="fold")
     for name in through.values():
         table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
+    has_signals = any(one["signals_score"] is not None for one in explanation["documents"])
+    if has_signals:
+        table.add_column("signals", justify="right", no_wrap=True)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for document in explanation["documents"]:
         table.add_row(
             str(document["rank"]),
             Text(document["key"]),
             *(_step(step) for step in steps(document, through)),
+            *([f"{document['signals_score']:.4f}"] if has_signals else []),
             Text(_harmless(" ".join(document["text"].split())[:_BEGINNING])),
         )
     return table

@@ -77,6 +77,12 @@ Blend = Annotated[
         help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {}: later ones overrule."""
     ),
 ]
+Signals = Annotated[
+    dict[str, Any] | None,
+    _object(
+        help="""What columns add to scores: {"published": {"decay": "90 days", "weight": 0.2}}."""
+    ),
+]
 
 # What else a search takes.
 Query = Annotated[str, typer.Argument(help="What to look for.")]
@@ -108,7 +114,7 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a command's options those that are arguments of a search."""
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
-        *("timeout", "blend", "stages", "keys", "generation", "strict"),
+        *("timeout", "blend", "signals", "stages", "keys", "generation", "strict"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

@@ -40,6 +40,7 @@ COLUMNS: dict[str, type[TypeEngine[Any]]] = {
     "stage": Text,
     "degraded": Boolean,
     "reason": Text,
+    "signals_score": REAL,
     **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
 }
 """What NAME_search returns beside the key."""
@@ -52,6 +53,7 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "maxsim_bit_top": Integer(),
     "maxsim_top": Integer(),
     "early_exit": DOUBLE_PRECISION(),
+    "signals": JSONB(),
     "stages": ARRAY(Text()),
     "key_scores": ARRAY(DOUBLE_PRECISION),
     "query_embedding": Vector(),
@@ -111,6 +113,7 @@ def search(
     maxsim_bit_top: int | None = None,
     maxsim_top: int | None = None,
     early_exit: float | None = None,
+    signals: Mapping[str, Any] | None = None,
     stages: Sequence[str] | None = None,
     keys: Sequence[Any] | Select[Any] | None = None,
     key_scores: Sequence[float | None] | None = None,
@@ -142,6 +145,7 @@ def search(
         "maxsim_bit_top": maxsim_bit_top,
         "maxsim_top": maxsim_top,
         "early_exit": early_exit,
+        "signals": None if signals is None else dict(signals),
         "stages": None if stages is None else list(stages),
         "key_scores": None if key_scores is None else list(key_scores),
         "query_embedding": query_embedding,

@@ -121,7 +121,12 @@ AS $$
         ('signals', 'jsonb', $x$'{}'$x$, 'rerankers', true, NULL, true, NULL,
             $x$jsonb_typeof(x) = 'object'$x$,
             'an object by column, such as {"published": {"decay": "90 days", "weight": 0.2}}',
-            'What columns of the source add to a document''s score; {}: nothing')
+            'What columns of the source add to a document''s score; {}: nothing'),
+        ('group_by', 'text', NULL, 'rerankers', true, '""', true, NULL, NULL, NULL,
+            'The column, or path into JSON, whose value is a document''s group; NULL: there are no groups'),
+        ('per_group', 'int', '1', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 1 AND 1000', '1 to 1000',
+            'How many documents of each group a search returns at most')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -259,6 +259,7 @@ BEGIN
         column_dims := (_embedding_column(_reranker.source, _reranker.embedding_column)).dims;
     END IF;
     PERFORM FROM _signals_sql(_reranker.source, _reranker.signals);
+    PERFORM _group_sql(_reranker);
     SELECT * INTO broken FROM (VALUES
         (late_interaction.name IS NULL
             AND (_generation.token_dims IS NOT NULL OR _generation.token_pool > 1 OR _generation.token_bits),

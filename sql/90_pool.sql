@@ -17,7 +17,8 @@ BEGIN
             predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
-        CREATE TYPE search_outcome AS (candidates text[], pool int[], said scored[], reason text, times jsonb);
+        CREATE TYPE search_outcome AS (
+            candidates text[], pool int[], said scored[], reason text, times jsonb, groups int[], returned int);
     END IF;
 END
 $do$;
@@ -52,7 +53,7 @@ COMMENT ON TYPE scored IS
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
-    'milliseconds by stage';
+    'milliseconds by stage, the candidates'' groups, how many of the order are returned';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -193,7 +194,8 @@ CREATE OR REPLACE FUNCTION _first_keys(_outcome search_outcome, _size int) RETUR
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN _size >= cardinality(_outcome.candidates) THEN _outcome.candidates
+    SELECT CASE WHEN _size >= cardinality(_outcome.candidates)
+            AND cardinality(_outcome.pool) = cardinality(_outcome.candidates) THEN _outcome.candidates
         ELSE ARRAY(
             SELECT c.key FROM unnest(_outcome.candidates) WITH ORDINALITY c (key, place)
             JOIN unnest(_outcome.pool[:_size]) p (place) USING (place)) END

@@ -83,6 +83,11 @@ Signals = Annotated[
         help="""What columns add to scores: {"published": {"decay": "90 days", "weight": 0.2}}."""
     ),
 ]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="Column, or path into JSON, of groups; top_k of these are found."),
+]
+PerGroup = Annotated[int | None, typer.Option(help="Documents of each group at most.")]
 
 # What else a search takes.
 Query = Annotated[str, typer.Argument(help="What to look for.")]
@@ -114,7 +119,8 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a command's options those that are arguments of a search."""
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
-        *("timeout", "blend", "signals", "stages", "keys", "generation", "strict"),
+        *("timeout", "blend", "signals", "group_by", "per_group"),
+        *("stages", "keys", "generation", "strict"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

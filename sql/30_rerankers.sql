@@ -126,7 +126,13 @@ AS $$
             'The column, or path into JSON, whose value is a document''s group; NULL: there are no groups'),
         ('per_group', 'int', '1', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 1 AND 1000', '1 to 1000',
-            'How many documents of each group a search returns at most')
+            'How many documents of each group a search returns at most'),
+        ('diversity', 'double precision', '0', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 0 AND 1', '0 to 1',
+            'How much a document''s likeness to better ones counts against its relevance; 0: nothing'),
+        ('duplicate_threshold', 'double precision', '1', 'rerankers', true, NULL, true, NULL,
+            'x > 0 AND x <= 1', 'more than 0, up to 1',
+            'Cosine similarity to a better document above which one is left out; 1: none is')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

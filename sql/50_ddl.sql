@@ -260,6 +260,7 @@ BEGIN
     END IF;
     PERFORM FROM _signals_sql(_reranker.source, _reranker.signals);
     PERFORM _group_sql(_reranker);
+    PERFORM _is_diverse(_reranker, _generation);
     SELECT * INTO broken FROM (VALUES
         (late_interaction.name IS NULL
             AND (_generation.token_dims IS NOT NULL OR _generation.token_pool > 1 OR _generation.token_bits),

@@ -18,7 +18,8 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
-            candidates text[], pool int[], said scored[], reason text, times jsonb, groups int[], returned int);
+            candidates text[], pool int[], said scored[], reason text, times jsonb, groups int[], returned int,
+            duplicates int);
     END IF;
 END
 $do$;
@@ -53,7 +54,8 @@ COMMENT ON TYPE scored IS
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
-    'milliseconds by stage, the candidates'' groups, how many of the order are returned';
+    'milliseconds by stage, the candidates'' groups, how many of the order are returned, '
+    'how many are left out as near-duplicates';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -214,12 +216,13 @@ AS $$
     JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
 $$;
 
--- How many candidates each stage has scored.
+-- How many candidates each stage has scored, and how many near-duplicates are left out.
 CREATE OR REPLACE FUNCTION _scored_counts(_outcome search_outcome) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT coalesce(jsonb_object_agg(s.stage, (SELECT count(r.score) FROM unnest(s.scores) r (score))), '{}')
+        || jsonb_strip_nulls(jsonb_build_object('duplicates', _outcome.duplicates))
     FROM unnest(_outcome.said) s (stage, scores, ranks, totals)
 $$;
 

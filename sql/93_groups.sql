@@ -102,14 +102,15 @@ BEGIN
 END
 $$;
 
--- The call with as many rows as its groups may have: those are what the cross-encoder must have read.
-CREATE OR REPLACE FUNCTION _with_rows(_reranker rerankers, _call search_call) RETURNS search_call
+-- The call with as many rows as it chooses from, at least: those are what the cross-encoder must have read.
+CREATE OR REPLACE FUNCTION _with_rows(_reranker rerankers, _call search_call, _is_diverse boolean) RETURNS search_call
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF _reranker.group_by IS NOT NULL AND _call.top_k BETWEEN 1 AND 100000 THEN
-        _call.top_k := least(_call.top_k * _reranker.per_group, 100000);
+    IF _call.top_k BETWEEN 1 AND 100000 THEN
+        _call.top_k := least(100000, _call.top_k::bigint * CASE WHEN _is_diverse THEN 3 ELSE 1 END
+            * CASE WHEN _reranker.group_by IS NOT NULL THEN _reranker.per_group ELSE 1 END);
     END IF;
     RETURN _call;
 END

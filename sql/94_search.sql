@@ -248,8 +248,8 @@ BEGIN
 END
 $$;
 
--- Has recall make the pool, and signals order it; each candidate's group is known after. Of the caller's own keys all are
--- candidates.
+-- Has recall make the pool, and signals order it; each candidate's group is known after. Of the caller's own keys all
+-- are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -376,24 +376,36 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + _reranker.timeout;
-    wave record := _run_wave(_reranker, _with_rows(_reranker, _call));
-    outcome search_outcome := wave.outcome;
+    is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
+    wave record;
+    outcome search_outcome;
+    diverse search_outcome;
+    ends int[];
 BEGIN
-    WHILE outcome.groups IS NOT NULL AND _call.keys IS NULL
-        AND cardinality((wave.outcome).candidates) >= _reranker.candidates
-        AND _count_groups(outcome) < _call.top_k LOOP
+    IF is_diverse THEN
+        _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
+    END IF;
+    wave := _run_wave(_reranker, _with_rows(_reranker, _call, is_diverse));
+    outcome := wave.outcome;
+    LOOP
+        ends := ends || cardinality(outcome.pool);
+        diverse := CASE WHEN is_diverse AND outcome.pool IS NOT NULL
+            THEN _diversified(_reranker, outcome, ends, _call.top_k) ELSE outcome END;
+        EXIT WHEN outcome.groups IS NULL OR _call.keys IS NOT NULL
+            OR (cardinality((wave.outcome).candidates) >= _reranker.candidates) IS NOT TRUE
+            OR _count_groups(diverse) >= _call.top_k;
         _reranker.timeout := deadline - clock_timestamp();
         IF _reranker.timeout <= '0' THEN
-            outcome.reason := coalesce(outcome.reason, 'the deadline passed before top_k groups were found');
+            diverse.reason := coalesce(diverse.reason, 'the deadline passed before top_k groups were found');
             EXIT WHEN _call."strict" IS NOT TRUE;
-            PERFORM _raise('PGR02', outcome.reason);
+            PERFORM _raise('PGR02', diverse.reason);
         END IF;
         _reranker.maxsim_top := _unread(_reranker, wave.outcome);
         wave := _run_wave(_reranker, _call_beyond(_reranker, wave._call, wave.outcome));
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
-    outcome.returned := _call.top_k;
-    RETURN _by_groups(outcome, _call.top_k);
+    diverse.returned := _call.top_k;
+    RETURN _by_groups(diverse, _call.top_k);
 END
 $$;
 

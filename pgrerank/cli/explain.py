@@ -19,7 +19,9 @@ from pgrerank.catalog import call
 from pgrerank.cli.options import (
     Blend,
     Candidates,
+    Diversity,
     Dsn,
+    DuplicateThreshold,
     EarlyExit,
     Exact,
     Filter,
@@ -81,6 +83,8 @@ def explain(
     signals: Signals = None,
     group_by: GroupBy = None,
     per_group: PerGroup = None,
+    diversity: Diversity = None,
+    duplicate_threshold: DuplicateThreshold = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,

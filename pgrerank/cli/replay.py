@@ -13,7 +13,9 @@ from pgrerank import judgements
 from pgrerank.cli.options import (
     Blend,
     Candidates,
+    Diversity,
     Dsn,
+    DuplicateThreshold,
     EarlyExit,
     Generation,
     GroupBy,
@@ -49,6 +51,8 @@ def replay(
     signals: Signals = None,
     group_by: GroupBy = None,
     per_group: PerGroup = None,
+    diversity: Diversity = None,
+    duplicate_threshold: DuplicateThreshold = None,
     stages: Stages = None,
     generation: Generation = None,
     blend: Blend = None,

@@ -127,7 +127,22 @@ AS $$
             'The language model that orders the best documents, reading them together'),
         ('listwise_top', 'int', '20', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 2 AND 100', '2 to 100',
-            'How many of the best so far it orders')
+            'How many of the best so far it orders'),
+        ('signals', 'jsonb', $x$'{}'$x$, 'rerankers', true, NULL, true, NULL,
+            $x$jsonb_typeof(x) = 'object'$x$,
+            'an object by column, such as {"published": {"decay": "90 days", "weight": 0.2}}',
+            'What columns of the source add to a document''s score; {}: nothing'),
+        ('group_by', 'text', NULL, 'rerankers', true, '""', true, NULL, NULL, NULL,
+            'The column, or path into JSON, whose value is a document''s group; NULL: there are no groups'),
+        ('per_group', 'int', '1', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 1 AND 1000', '1 to 1000',
+            'How many documents of each group a search returns at most'),
+        ('diversity', 'double precision', '0', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 0 AND 1', '0 to 1',
+            'How much a document''s likeness to better ones counts against its relevance; 0: nothing'),
+        ('duplicate_threshold', 'double precision', '1', 'rerankers', true, NULL, true, NULL,
+            'x > 0 AND x <= 1', 'more than 0, up to 1',
+            'Cosine similarity to a better document above which one is left out; 1: none is')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -234,7 +234,7 @@ $$;
 COMMENT ON FUNCTION drop_reranker IS
     'Removes a reranker with its side tables, triggers and search function; the source table stays';
 
--- The rules that bind settings to models, and to each other. Each raises its own error.
+-- The rules that bind settings to models, to the source, and to each other. Each raises its own error.
 CREATE OR REPLACE FUNCTION _check_models(_reranker rerankers, _generation generations) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -265,6 +265,9 @@ BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
         column_dims := (_embedding_column(_reranker.source, _reranker.embedding_column)).dims;
     END IF;
+    PERFORM FROM _signals_sql(_reranker.source, _reranker.signals);
+    PERFORM _group_sql(_reranker);
+    PERFORM _is_diverse(_reranker, _generation);
     SELECT * INTO broken FROM (VALUES
         (late_interaction.name IS NULL
             AND (_generation.token_dims IS NOT NULL OR _generation.token_pool > 1 OR _generation.token_bits),

@@ -19,7 +19,7 @@ BEGIN
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
-            fallback text);
+            fallback text, groups int[], returned int, duplicates int);
     END IF;
 END
 $do$;
@@ -40,7 +40,7 @@ $$;
 DO $do$
 DECLARE
     columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, '
-        'cross_encoder_model text, ' || (
+        'cross_encoder_model text, signals_score real, ' || (
         SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
 BEGIN
     IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
@@ -54,7 +54,8 @@ COMMENT ON TYPE scored IS
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
-    'milliseconds by stage, which cross-encoder read, and why it was the fallback';
+    'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
+    'of the order are returned, how many are left out as near-duplicates';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -91,8 +92,8 @@ $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
 -- these, in units of its standard deviation there (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). What has
--- no score of a candidate, no weight, or the same score for all, adds nothing. pgrerank/evaluation/pools.py computes
--- the same.
+-- no score of a candidate, no weight, or the same score for all, adds nothing. What signals say is added as it is.
+-- pgrerank/evaluation/pools.py computes the same.
 CREATE OR REPLACE FUNCTION _blended(_said scored[], _weights jsonb) RETURNS real[]
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
@@ -106,6 +107,12 @@ DECLARE
 BEGIN
     FOREACH one IN ARRAY _said LOOP
         CONTINUE WHEN NOT _weights ? one.stage;
+        IF one.stage = 'signals' THEN
+            totals := ARRAY(
+                SELECT t.total + t.score FROM unnest(totals, one.scores) WITH ORDINALITY t (total, score, place)
+                ORDER BY t.place);
+            CONTINUE;
+        END IF;
         totals := (
             WITH here AS MATERIALIZED (
                 SELECT t.place, t.total, CASE WHEN t.total IS NOT NULL THEN t.score END AS score
@@ -189,7 +196,8 @@ CREATE OR REPLACE FUNCTION _first_keys(_outcome search_outcome, _size int) RETUR
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN _size >= cardinality(_outcome.candidates) THEN _outcome.candidates
+    SELECT CASE WHEN _size >= cardinality(_outcome.candidates)
+            AND cardinality(_outcome.pool) = cardinality(_outcome.candidates) THEN _outcome.candidates
         ELSE ARRAY(
             SELECT c.key FROM unnest(_outcome.candidates) WITH ORDINALITY c (key, place)
             JOIN unnest(_outcome.pool[:_size]) p (place) USING (place)) END
@@ -208,12 +216,13 @@ AS $$
     JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
 $$;
 
--- How many candidates each stage has scored.
+-- How many candidates each stage has scored, and how many near-duplicates are left out.
 CREATE OR REPLACE FUNCTION _scored_counts(_outcome search_outcome) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT coalesce(jsonb_object_agg(s.stage, (SELECT count(r.score) FROM unnest(s.scores) r (score))), '{}')
+        || jsonb_strip_nulls(jsonb_build_object('duplicates', _outcome.duplicates))
     FROM unnest(_outcome.said) s (stage, scores, ranks, totals)
 $$;
 
@@ -228,8 +237,8 @@ AS $$
 $$;
 
 -- _ranked(outcome, top_k): the first documents of a pool as a search returns them. A document's score is what was
--- said of it last; its stage is the last one that ranked it. It is written out of the stages, whose rows become columns
--- here and nowhere else.
+-- said of it last; its stage is the last one that ranked it, which signals are not. It is written out of the stages,
+-- whose rows become columns here and nowhere else.
 DO $do$
 BEGIN
     EXECUTE format($sql$
@@ -239,11 +248,13 @@ BEGIN
         AS $body$
             SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL,
                 coalesce(_outcome.reason, _outcome.fallback),
-                CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, %s
+                CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, d.signals_score, %s
             FROM (
                 SELECT s.key, s.standing,
                     (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,
-                    (array_agg(s.stage ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS stage, %s
+                    (array_agg(s.stage ORDER BY s.number DESC)
+                        FILTER (WHERE s.rank IS NOT NULL AND s.stage <> 'signals'))[1] AS stage,
+                    max(s.score) FILTER (WHERE s.stage = 'signals') AS signals_score, %s
                 FROM _said_of_first(_outcome, _top_k) s
                 GROUP BY s.key, s.standing) d
             ORDER BY d.standing

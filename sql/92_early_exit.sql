@@ -120,7 +120,8 @@ DECLARE
     head search_outcome := _head(_outcome, _size);
     slices int[] := ARRAY(SELECT s.until FROM _slices(_call.top_k, cardinality(head.candidates)) s (until));
     weight float8 := (_weights ->> _stage)::float8;
-    standing float8[] := _standing(head, _stage, _weights);
+    is_overruling boolean := _reranker.blend = '{}';
+    standing float8[] := _standing(head, _stage, CASE WHEN NOT is_overruling THEN _weights END);
     scores real[] := '{}';
     totals real[] := '{}';
     spreads float8[];
@@ -129,7 +130,7 @@ DECLARE
     found record;
     until int;
 BEGIN
-    IF cardinality(slices) > 1 AND weight > 0
+    IF cardinality(slices) > 1 AND weight > 0 AND NOT is_overruling
         AND _expected_to_turn(standing, _call.top_k, weight) < _reranker.early_exit / 2 THEN
         slices := '{}';
     END IF;

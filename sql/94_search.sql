@@ -250,7 +250,8 @@ BEGIN
 END
 $$;
 
--- Has recall make the pool. Of the caller's own keys all are candidates.
+-- Has recall make the pool, and signals order it; each candidate's group is known after. Of the caller's own keys all
+-- are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -259,9 +260,11 @@ SET search_path FROM CURRENT
 AS $$
 BEGIN
     IF _call.keys IS NULL THEN
-        RETURN _recall(_reranker, _generation, _call, _legs, _scope, _outcome);
+        _outcome := _recall(_reranker, _generation, _call, _legs, _scope, _outcome);
+    ELSE
+        _outcome := _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
     END IF;
-    RETURN _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
+    RETURN _with_groups(_reranker, _with_signals(_reranker, _call, _legs, _outcome));
 END
 $$;
 
@@ -283,10 +286,14 @@ DECLARE
 BEGIN
     PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
+    IF declared.may_stop OR declared.reads_order THEN
+        _outcome := _best_of_groups(_outcome, _reranker.per_group);
+    END IF;
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
     END IF;
-    weights := CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END;
+    weights := _weights_beside_signals(
+        _outcome.said, _stage, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
         said := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
     ELSE
@@ -345,11 +352,12 @@ EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
 END
 $$;
 
--- All that a call does. A stage that fails with a condition of our own leaves the order before it, and a reason:
+-- A wave of a call. A stage that fails with a condition of our own leaves the order before it, and a reason:
 -- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
 -- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
 -- searched for by its words. Any other error is the caller's to see, and so is a call that could search nothing at all.
-CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
+-- The call comes back with the query's vectors.
+CREATE OR REPLACE FUNCTION _run_wave(_reranker rerankers, INOUT _call search_call, OUT outcome search_outcome)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -362,7 +370,6 @@ DECLARE
     stages text[];
     stage text;
     wants_tokens boolean;
-    outcome search_outcome;
     mark timestamptz;
     encoding numeric := 0;
     condition text;
@@ -407,8 +414,48 @@ BEGIN
             RAISE WARNING 'pgrerank: no document found: %', outcome.reason;
         END IF;
     END IF;
+    outcome := _best_of_groups(outcome, _reranker.per_group);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
-    RETURN outcome;
+END
+$$;
+
+-- All that a call does: one wave, or as many as it takes to find top_k groups, if recall finds more and there is time.
+CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    deadline timestamptz := clock_timestamp() + _reranker.timeout;
+    is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
+    wave record;
+    outcome search_outcome;
+    diverse search_outcome;
+    ends int[];
+BEGIN
+    IF is_diverse THEN
+        _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
+    END IF;
+    wave := _run_wave(_reranker, _with_rows(_reranker, _call, is_diverse));
+    outcome := wave.outcome;
+    LOOP
+        ends := ends || cardinality(outcome.pool);
+        diverse := CASE WHEN is_diverse AND outcome.pool IS NOT NULL
+            THEN _diversified(_reranker, outcome, ends, _call.top_k) ELSE outcome END;
+        EXIT WHEN outcome.groups IS NULL OR _call.keys IS NOT NULL
+            OR (cardinality((wave.outcome).candidates) >= _reranker.candidates) IS NOT TRUE
+            OR _count_groups(diverse) >= _call.top_k;
+        _reranker.timeout := deadline - clock_timestamp();
+        IF _reranker.timeout <= '0' THEN
+            diverse.reason := coalesce(diverse.reason, 'the deadline passed before top_k groups were found');
+            EXIT WHEN _call."strict" IS NOT TRUE;
+            PERFORM _raise('PGR02', diverse.reason);
+        END IF;
+        _reranker.maxsim_top := _unread(_reranker, wave.outcome);
+        wave := _run_wave(_reranker, _call_beyond(_reranker, wave._call, wave.outcome));
+        outcome := _followed_by(outcome, wave.outcome);
+    END LOOP;
+    diverse.returned := _call.top_k;
+    RETURN _by_groups(diverse, _call.top_k);
 END
 $$;
 
@@ -423,6 +470,6 @@ BEGIN
     IF reranker.log_sample > 0 THEN
         PERFORM _log_search(reranker, _call, outcome);
     END IF;
-    RETURN QUERY SELECT * FROM _ranked(outcome, _call.top_k);
+    RETURN QUERY SELECT * FROM _ranked(outcome, outcome.returned);
 END
 $$;

@@ -12,10 +12,10 @@ DECLARE
     aligned jsonb := '{}';
 BEGIN
     IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
-        aligned := _aligned(reranker, _call.query, _first_keys(outcome, _call.top_k), _call."strict");
+        aligned := _aligned(reranker, _call.query, _first_keys(outcome, outcome.returned), _call."strict");
     END IF;
     RETURN QUERY
-        SELECT d, _scored_counts(outcome), outcome.times, aligned -> d.key FROM _ranked(outcome, _call.top_k) d;
+        SELECT d, _scored_counts(outcome), outcome.times, aligned -> d.key FROM _ranked(outcome, outcome.returned) d;
 END
 $$;
 

@@ -44,13 +44,13 @@ BEGIN
         RETURN;
     END IF;
     SELECT array_agg(d.key ORDER BY d.rank), min(d.stage) FILTER (WHERE d.rank = 1) INTO returned, last_stage
-    FROM _ranked(_outcome, _call.top_k) d;
+    FROM _ranked(_outcome, _outcome.returned) d;
     INSERT INTO searches (reranker, generation, query, arguments, keys, ranks, stage, degraded, reason, scored,
         times)
     VALUES (
         _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call),
         coalesce(returned, '{}'),
-        (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(_outcome, _call.top_k) b),
+        (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(_outcome, _outcome.returned) b),
         last_stage, _outcome.reason IS NOT NULL, coalesce(_outcome.reason, _outcome.fallback),
         _scored_counts(_outcome), _outcome.times);
 END

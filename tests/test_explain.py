@@ -450,6 +450,7 @@ def test_special_tokens_stand_beside_the_text() -> None:
                 "key": "a\"b'<i>",
                 "text": "cat",
                 "score": None,
+                "signals_score": None,
                 "rank": 1,
                 "stage": "dense",
                 "alignment": _alignment(

@@ -19,11 +19,14 @@ from pgrerank.catalog import call
 from pgrerank.cli.options import (
     Blend,
     Candidates,
+    Diversity,
     Dsn,
+    DuplicateThreshold,
     EarlyExit,
     Exact,
     Filter,
     Generation,
+    GroupBy,
     Instruction,
     Json,
     Keys,
@@ -31,7 +34,9 @@ from pgrerank.cli.options import (
     MaxsimBitTop,
     MaxsimTop,
     Name,
+    PerGroup,
     Query,
+    Signals,
     Stages,
     Strict,
     Timeout,
@@ -79,6 +84,11 @@ def explain(
     early_exit: EarlyExit = None,
     instruction: Instruction = None,
     listwise_top: ListwiseTop = None,
+    signals: Signals = None,
+    group_by: GroupBy = None,
+    per_group: PerGroup = None,
+    diversity: Diversity = None,
+    duplicate_threshold: DuplicateThreshold = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,
@@ -150,12 +160,16 @@ def _ranks(explanation: Explanation) -> Table:
     table.add_column("key", overflow="fold")
     for name in through.values():
         table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
+    has_signals = any(one["signals_score"] is not None for one in explanation["documents"])
+    if has_signals:
+        table.add_column("signals", justify="right", no_wrap=True)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for document in explanation["documents"]:
         table.add_row(
             str(document["rank"]),
             Text(document["key"]),
             *(_step(step) for step in steps(document, through)),
+            *([f"{document['signals_score']:.4f}"] if has_signals else []),
             Text(_harmless(" ".join(document["text"].split())[:_BEGINNING])),
         )
     return table

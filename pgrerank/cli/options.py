@@ -84,6 +84,25 @@ Blend = Annotated[
         help="""Weights by stage, {"maxsim": 1, "cross_encoder": 2}; {}: later ones overrule."""
     ),
 ]
+Signals = Annotated[
+    dict[str, Any] | None,
+    _object(
+        help="""What columns add to scores: {"published": {"decay": "90 days", "weight": 0.2}}."""
+    ),
+]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="Column, or path into JSON, of groups; top_k of these are found."),
+]
+PerGroup = Annotated[int | None, typer.Option(help="Documents of each group at most.")]
+Diversity = Annotated[
+    float | None,
+    typer.Option(help="How much likeness to better documents counts, 0 to 1; 0: nothing."),
+]
+DuplicateThreshold = Annotated[
+    float | None,
+    typer.Option(help="Cosine similarity to a better document above which one is left out."),
+]
 
 # What else a search takes.
 Query = Annotated[str, typer.Argument(help="What to look for.")]
@@ -115,8 +134,8 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a command's options those that are arguments of a search."""
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
-        *("timeout", "blend", "stages", "keys", "generation", "strict", "instruction"),
-        "listwise_top",
+        *("timeout", "blend", "instruction", "listwise_top", "signals", "group_by", "per_group"),
+        *("diversity", "duplicate_threshold", "stages", "keys", "generation", "strict"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

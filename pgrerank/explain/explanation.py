@@ -39,12 +39,14 @@ class Alignment(TypedDict):
 class ExplainedDocument(TypedDict):
     """A row of `explain_search` without what is the same in all rows; `text` is the document's.
 
-    `scores` and `ranks` are by stage; None for a stage that left it out.
+    `scores` and `ranks` are by stage; None for a stage that left it out. `signals_score` is None
+    where there are no signals.
     """
 
     key: str
     text: str
     score: float | None
+    signals_score: float | None
     rank: int
     stage: str
     scores: dict[str, float | None]
@@ -99,6 +101,7 @@ def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
         key=row["key"],
         text=text,
         score=row["score"],
+        signals_score=row["signals_score"],
         rank=row["rank"],
         stage=row["stage"],
         scores={stage: row[f"{stage}_score"] for stage in STAGES},

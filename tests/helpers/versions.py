@@ -15,10 +15,11 @@ from pgrerank.install.scripts import SCRIPTS, Scripts, freeze
 NEXT = "9.0.0"
 """A release that is made up of this version, as the next one would be."""
 
-_SETTING = """'How many of the best so far it orders'),
+_SETTING = """,
         ('mood', 'int', '7', 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 1 AND 9', '1 to 9',
-            'A setting that this version does not have')"""
+            'A setting that this version does not have')
+    ) s (setting, type, preset,"""
 _STAGE = """
         ('backwards', false, 'candidates', NULL, false, false, true, false, 'has_text',
             'backwards wants a query text'),
@@ -48,7 +49,7 @@ def next_release(folder: Path) -> Scripts:
     freeze(SCRIPTS, folder / "releases")
     _edit(folder / "10_schema.sql", f"'{SCRIPTS.version}'", f"'{NEXT}'")
     _edit(folder / "25_stages.sql", "\n        ('cross_encoder',", _STAGE)
-    _edit(folder / "30_rerankers.sql", "'How many of the best so far it orders')", _SETTING)
+    _edit(folder / "30_rerankers.sql", "\n    ) s (setting, type, preset,", _SETTING)
     _edit(
         folder / "98_judging.sql",
         "DEFAULT now()\n);\nCREATE INDEX",

@@ -1,0 +1,166 @@
+-- Diversity: documents are chosen one by one, each by its own relevance less its likeness to those chosen before
+-- (maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998), and near-duplicates of those are left out.
+
+-- Whether documents are to be chosen so; an error where there are no embeddings to tell likeness by.
+CREATE OR REPLACE FUNCTION _is_diverse(_reranker rerankers, _generation generations) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _reranker.diversity = 0 AND _reranker.duplicate_threshold = 1 THEN
+        RETURN false;
+    ELSIF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NULL THEN
+        PERFORM _raise('invalid_parameter_value', format('reranker "%s" has no embeddings, by which diversity and '
+            'duplicate_threshold tell how much alike documents are', _reranker.name),
+            'Name an embedding_model by pgrerank.alter_reranker, or leave them at 0 and 1.');
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- How relevant documents are by the totals that they were ranked by: 1 for the first of them, 0 for the hundredth, in
+-- proportion between, never more than one before. By their standing where they have no totals.
+CREATE OR REPLACE FUNCTION _relevance(_outcome search_outcome, _places int[]) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(coalesce(1 - (b.first - b.total) / nullif(b.first - b.last, 0),
+        CASE WHEN b.first IS NULL THEN 1 - b.standing / 100.0 ELSE 1 END) ORDER BY b.standing)
+    FROM (
+        SELECT t.standing, t.total, first_value(t.total) OVER w AS first,
+            coalesce(nth_value(t.total, 100) OVER w, last_value(t.total) OVER w) AS last
+        FROM (
+            SELECT p.standing, min(s.total) OVER (ORDER BY p.standing)::float8 AS total
+            FROM unnest(_places) WITH ORDINALITY p (place, standing)
+            LEFT JOIN LATERAL (
+                SELECT s.totals[p.place] AS total
+                FROM unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
+                WHERE s.totals[p.place] IS NOT NULL ORDER BY s.number DESC LIMIT 1) s ON true) t
+        WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
+$$;
+
+-- The embeddings of documents, in their order.
+CREATE OR REPLACE FUNCTION _embeddings_of(_reranker rerankers, _candidates text[], _places int[]) RETURNS vector[]
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    documents text := format('%s s ON s.key', _side_table(_reranker.name, _reranker.generation));
+    embeddings vector[];
+BEGIN
+    IF _reranker.embedding_column IS NOT NULL THEN
+        documents := format('%s d ON d.%I', _reranker.source, _reranker.key_column);
+    END IF;
+    EXECUTE format($sql$
+        SELECT array_agg(%s::vector ORDER BY k.place)
+        FROM unnest($1::%s[]) WITH ORDINALITY k (key, place) LEFT JOIN %s = k.key
+        $sql$, (_distance_sql(_reranker)).embedding, _reranker.key_type, documents)
+    INTO embeddings USING ARRAY(
+        SELECT _candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
+    RETURN embeddings;
+END
+$$;
+
+-- How much alike each of these vectors is to the most alike of others: 0 where there is none, or they point apart.
+CREATE OR REPLACE FUNCTION _likeness(_vectors vector[], _others vector[]) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(greatest(0, (
+        SELECT max(nullif(1 - (v.vector <=> o.vector), 'NaN')) FROM unnest(_others) o (vector))) ORDER BY v.standing)
+    FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
+$$;
+
+-- The likeness of documents after one of them has been chosen.
+CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors vector[], _chosen int) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> _chosen
+        THEN greatest(d.likeness, nullif(1 - (d.vector <=> _vectors[_chosen]), 'NaN')) END ORDER BY d.standing)
+    FROM unnest(_likeness, _vectors) WITH ORDINALITY d (likeness, vector, standing)
+$$;
+
+-- Chooses documents of one wave, after those chosen of the waves before, until there are as many as wanted, one of each
+-- group. It chooses among the first hundred, later among three times as many as are chosen; never among more because
+-- more are wanted, so that the order of the first ones is always the same. Left out is what is more alike to one of the
+-- chosen than the threshold allows.
+CREATE OR REPLACE FUNCTION _choose(
+    _reranker rerankers, _outcome search_outcome, _places int[], _wanted int,
+    INOUT _chosen int[], INOUT _vectors vector[], INOUT _left_out int[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    threshold float8 := CASE WHEN _reranker.duplicate_threshold < 1 THEN _reranker.duplicate_threshold ELSE 2 END;
+    before int := cardinality(_chosen);
+    size int := 0;
+    relevance float8[];
+    vectors vector[] := '{}';
+    -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
+    likeness float8[] := '{}';
+    next int;
+BEGIN
+    WHILE cardinality(_chosen) < _wanted LOOP
+        size := least(greatest(size, 100, 3 * (cardinality(_chosen) - before + 1)), cardinality(_places));
+        IF size > cardinality(vectors) THEN
+            relevance := _relevance(_outcome, _places[:size]);
+            next := cardinality(vectors) + 1;
+            vectors := vectors || _embeddings_of(_reranker, _outcome.candidates, _places[next:size]);
+            likeness := likeness || _likeness(vectors[next:], _vectors);
+        END IF;
+        next := (
+            SELECT d.standing FROM unnest(relevance, likeness) WITH ORDINALITY d (relevance, likeness, standing)
+            WHERE d.likeness <= threshold
+            ORDER BY (1 - _reranker.diversity) * d.relevance - _reranker.diversity * d.likeness DESC, d.standing
+            LIMIT 1);
+        EXIT WHEN next IS NULL AND size = cardinality(_places);
+        IF next IS NULL THEN
+            size := size + 100;
+            CONTINUE;
+        END IF;
+        _chosen := _chosen || _places[next];
+        _vectors := _vectors || vectors[next];
+        likeness := _likeness_with(likeness, vectors, next);
+        IF _outcome.groups IS NOT NULL THEN
+            SELECT _left_out || array_agg(m.place) FILTER (WHERE m.likeness > threshold),
+                array_agg(CASE WHEN NOT m.is_of_group THEN m.likeness END ORDER BY m.standing)
+            INTO _left_out, likeness
+            FROM (
+                SELECT d.*, _outcome.groups[d.place] = _outcome.groups[_places[next]] AS is_of_group
+                FROM unnest(_places[:size], likeness) WITH ORDINALITY d (place, likeness, standing)) m;
+        END IF;
+    END LOOP;
+    _left_out := _left_out || ARRAY(
+        SELECT _places[d.standing] FROM unnest(likeness) WITH ORDINALITY d (likeness, standing)
+        WHERE d.likeness > threshold);
+END
+$$;
+
+-- The outcome with its pool in the order in which documents are chosen, wave by wave, which end in the pool at _ends.
+-- Those not chosen follow as they stood.
+CREATE OR REPLACE FUNCTION _diversified(_reranker rerankers, _outcome search_outcome, _ends int[], _top_k int)
+RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    chosen int[] := '{}';
+    vectors vector[] := '{}';
+    left_out int[] := '{}';
+BEGIN
+    FOR wave IN 1..coalesce(cardinality(_ends), 0) LOOP
+        SELECT c.* INTO chosen, vectors, left_out
+        FROM _choose(_reranker, _outcome, _outcome.pool[coalesce(_ends[wave - 1], 0) + 1:_ends[wave]], _top_k, chosen,
+            vectors, left_out) c;
+    END LOOP;
+    _outcome.pool := chosen || ARRAY(
+        SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+        WHERE p.place <> ALL (chosen || left_out) ORDER BY p.standing);
+    _outcome.duplicates := cardinality(left_out);
+    _outcome.times := _outcome.times || jsonb_build_object('diversity',
+        coalesce((_outcome.times ->> 'diversity')::numeric, 0) + _milliseconds(started));
+    RETURN _outcome;
+END
+$$;

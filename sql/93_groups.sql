@@ -1,0 +1,215 @@
+-- Groups: of documents with the same value in group_by, a search returns the best per_group. What makes top_k groups is
+-- looked for in waves: each is a search of its own among the documents of groups that none before has found, and its
+-- documents follow those of the waves before. So a greater top_k may ask for more waves, and never changes the order.
+
+-- What a document's group is, as SQL over the source d. JSON null is as good as nothing there.
+CREATE OR REPLACE FUNCTION _group_sql(_reranker rerankers) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    target filter_target;
+BEGIN
+    IF _reranker.group_by IS NULL THEN
+        RETURN NULL;
+    END IF;
+    target := _filter_target(_reranker.source, _reranker.group_by);
+    RETURN format(CASE target.type WHEN 'jsonb'::regtype THEN 'nullif(%s, ''null'')' ELSE '%s' END, target.expression);
+END
+$$;
+
+-- The groups of candidates, as numbers in their places. One without a value is a group of its own.
+CREATE OR REPLACE FUNCTION _groups_of(_reranker rerankers, _candidates text[]) RETURNS int[]
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    groups int[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(CASE WHEN g.value IS NULL THEN -g.place ELSE g.number END ORDER BY g.place)
+        FROM (
+            SELECT k.place, v.value, dense_rank() OVER (ORDER BY v.value) AS number
+            FROM unnest($1::%s[]) WITH ORDINALITY k (key, place) LEFT JOIN %s d ON d.%I = k.key
+            CROSS JOIN LATERAL (SELECT %s) v (value)) g
+        $sql$, _reranker.key_type, _reranker.source, _reranker.key_column, _group_sql(_reranker))
+    INTO groups USING _candidates;
+    RETURN groups;
+END
+$$;
+
+-- The outcome with the groups of its candidates, where there are to be any.
+CREATE OR REPLACE FUNCTION _with_groups(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+BEGIN
+    IF _reranker.group_by IS NOT NULL AND _outcome.pool IS NOT NULL THEN
+        _outcome.groups := _groups_of(_reranker, _outcome.candidates);
+        _outcome.times := _outcome.times || jsonb_build_object('groups', _milliseconds(started));
+    END IF;
+    RETURN _outcome;
+END
+$$;
+
+-- The outcome with no more than the best of each group in its pool.
+CREATE OR REPLACE FUNCTION _best_of_groups(_outcome search_outcome, _per_group int) RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _outcome.groups IS NOT NULL THEN
+        _outcome.pool := ARRAY(
+            SELECT g.place
+            FROM (
+                SELECT p.place, p.standing, row_number() OVER (PARTITION BY g.number ORDER BY p.standing) AS number
+                FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+                JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)) g
+            WHERE g.number <= _per_group ORDER BY g.standing);
+    END IF;
+    RETURN _outcome;
+END
+$$;
+
+-- How many groups a pool has.
+CREATE OR REPLACE FUNCTION _count_groups(_outcome search_outcome) RETURNS bigint
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT count(DISTINCT g.number)
+    FROM unnest(_outcome.pool) p (place) JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)
+$$;
+
+-- The outcome with its pool by groups, that of the best document first, of which the first top_k are returned.
+CREATE OR REPLACE FUNCTION _by_groups(_outcome search_outcome, _top_k int) RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _outcome.groups IS NOT NULL THEN
+        SELECT array_agg(g.place ORDER BY g.first, g.standing), count(*) FILTER (WHERE g.number <= _top_k)
+        INTO _outcome.pool, _outcome.returned
+        FROM (
+            SELECT f.*, dense_rank() OVER (ORDER BY f.first) AS number
+            FROM (
+                SELECT p.place, p.standing, min(p.standing) OVER (PARTITION BY g.number) AS first
+                FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+                JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)) f) g;
+    END IF;
+    RETURN _outcome;
+END
+$$;
+
+-- The call with as many rows as it chooses from, at least: those are what the cross-encoder must have read.
+CREATE OR REPLACE FUNCTION _with_rows(_reranker rerankers, _call search_call, _is_diverse boolean) RETURNS search_call
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _call.top_k BETWEEN 1 AND 100000 THEN
+        _call.top_k := least(100000, _call.top_k::bigint * CASE WHEN _is_diverse THEN 3 ELSE 1 END
+            * CASE WHEN _reranker.group_by IS NOT NULL THEN _reranker.per_group ELSE 1 END);
+    END IF;
+    RETURN _call;
+END
+$$;
+
+-- How many documents the cross-encoder has left to read after a wave.
+CREATE OR REPLACE FUNCTION _unread(_reranker rerankers, _outcome search_outcome) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT greatest(_reranker.maxsim_top - coalesce((_scored_counts(_outcome) ->> 'cross_encoder')::int, 0), 0)
+$$;
+
+-- The call for the wave after one: of other documents than those of groups that are found, by the stages that have run,
+-- as long as the cross-encoder has anything left to read. A language model has ordered the best already.
+CREATE OR REPLACE FUNCTION _call_beyond(_reranker rerankers, _call search_call, _outcome search_outcome)
+RETURNS search_call
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    found jsonb;
+    alone jsonb;
+BEGIN
+    EXECUTE format($sql$
+        SELECT coalesce(jsonb_agg(DISTINCT to_jsonb(g.value)) FILTER (WHERE g.value IS NOT NULL), '[]'),
+            coalesce(jsonb_agg(g.key) FILTER (WHERE g.value IS NULL), '[]')
+        FROM (SELECT d.%1$I AS key, %2$s AS value FROM %3$s d WHERE d.%1$I = ANY ($1::%4$s[])) g
+        $sql$, _reranker.key_column, _group_sql(_reranker), _reranker.source, _reranker.key_type)
+    INTO found, alone USING _outcome.candidates;
+    _call.filter := coalesce(_call.filter, '{}') || jsonb_build_object('and', coalesce(_call.filter -> 'and', '[]')
+        || jsonb_build_object('not', jsonb_build_object(_reranker.group_by, jsonb_build_object('in', found)))
+        || jsonb_build_object(_reranker.key_column, jsonb_build_object('not in', alone)));
+    _call.stages := ARRAY(
+        SELECT s.stage FROM unnest(_outcome.said) s
+        WHERE s.stage NOT IN ('signals', 'listwise') AND (s.stage <> 'cross_encoder' OR _reranker.maxsim_top > 0));
+    _call."strict" := coalesce(_call."strict", false);
+    RETURN _call;
+END
+$$;
+
+-- What a stage said in two waves: of documents that only one knows it said nothing in the other.
+CREATE OR REPLACE FUNCTION _said_in_both(_stage text, _first search_outcome, _second search_outcome) RETURNS scored
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    nothing scored := (_stage, '{}', '{}', '{}');
+    one scored := coalesce((SELECT s FROM unnest(_first.said) s WHERE s.stage = _stage), nothing);
+    other scored := coalesce((SELECT s FROM unnest(_second.said) s WHERE s.stage = _stage), nothing);
+    size int := cardinality(_first.candidates);
+    ranked int := (SELECT coalesce(max(r.rank), 0) FROM unnest(one.ranks) r (rank));
+BEGIN
+    RETURN (
+        SELECT (_stage, array_agg(p.score ORDER BY p.place), array_agg(p.rank ORDER BY p.place),
+            array_agg(p.total ORDER BY p.place))::scored
+        FROM (
+            SELECT k.place, s.score, s.rank, s.total
+            FROM generate_subscripts(_first.candidates, 1) k (place)
+            LEFT JOIN unnest(one.scores, one.ranks, one.totals) WITH ORDINALITY s (score, rank, total, place)
+                USING (place)
+            UNION ALL
+            SELECT size + k.place, s.score, ranked + s.rank, s.total
+            FROM generate_subscripts(_second.candidates, 1) k (place)
+            LEFT JOIN unnest(other.scores, other.ranks, other.totals) WITH ORDINALITY s (score, rank, total, place)
+                USING (place)) p);
+END
+$$;
+
+-- The outcome of waves and of the one after them.
+CREATE OR REPLACE FUNCTION _followed_by(_first search_outcome, _second search_outcome) RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    joined search_outcome := _first;
+    size int := cardinality(_first.candidates);
+BEGIN
+    joined.reason := coalesce(_first.reason, _second.reason);
+    joined.times := (
+        SELECT jsonb_object_agg(t.key, t.sum)
+        FROM (
+            SELECT t.key, sum(t.value::numeric)
+            FROM (SELECT * FROM jsonb_each(_first.times) UNION ALL SELECT * FROM jsonb_each(_second.times)) t
+            GROUP BY t.key) t);
+    IF _second.pool IS NOT NULL THEN
+        joined.said := ARRAY(
+            SELECT _said_in_both(s.stage, _first, _second)
+            FROM unnest(_first.said || _second.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
+            GROUP BY s.stage ORDER BY min(s.number));
+        joined.candidates := _first.candidates || _second.candidates;
+        joined.pool := _first.pool || ARRAY(
+            SELECT size + p.place FROM unnest(_second.pool) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
+        joined.groups := _first.groups || ARRAY(
+            SELECT g.number + sign(g.number) * m.greatest
+            FROM unnest(_second.groups) WITH ORDINALITY g (number, place), (
+                SELECT max(abs(f.number)) AS greatest FROM unnest(_first.groups) f (number)) m
+            ORDER BY g.place)::int[];
+    END IF;
+    RETURN joined;
+END
+$$;

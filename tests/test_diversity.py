@@ -1,0 +1,240 @@
+"""Documents chosen for what they add: maximal marginal relevance, and no near-duplicates."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+
+from tests.helpers.sources import Source
+
+NUMBER = 130
+PROPERTY = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=["side table", "own column"])
+def varied(request, make_database, pgrerank_template):
+    """Searches over documents of which some are the same but for a little, and two have nothing."""
+    dsn = make_database(pgrerank_template)
+    with psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+        random = np.random.default_rng(7)
+        vectors = random.normal(size=(40, 32)) + 0.6
+        rows = [vectors[i % 40] + 0.05 * random.normal(size=32) * (i >= 40) for i in range(NUMBER)]
+        with psycopg.connect(dsn, autocommit=True) as plain:
+            source = Source(plain)
+            plain.execute("DELETE FROM documents")
+            plain.execute("ALTER TABLE documents ADD vec vector(32)")
+            with plain.cursor() as cursor:
+                cursor.executemany(
+                    "INSERT INTO documents (title, tenant, lang, vec) VALUES (%s, %s, %s, %s)",
+                    [
+                        (f"cat {i}", i % 9, None if i % 5 else "en", str(rows[i].round(3).tolist()))
+                        for i in range(NUMBER)
+                    ],
+                )
+            plain.execute(
+                "INSERT INTO documents (title, vec)"
+                " VALUES ('cat', NULL), ('cat', array_fill(0, '{32}')::vector)"
+            )
+            own = {"embedding_column": "vec"} if request.param == "own column" else {}
+            source.create(timeout="20 s", candidates=NUMBER, **own)
+            source.encode_by_hand()
+            if not own:
+                plain.execute(
+                    "UPDATE pgrerank.documents_1 s SET embedding = d.vec::halfvec"
+                    " FROM documents d WHERE d.id = s.key"
+                )
+
+        def call(function="documents_search", **arguments):
+            given = {
+                "query": "cat",
+                "stages": ["dense", "lexical"],
+                "query_embedding": str([1.0] * 20 + [0.2] * 12),
+                "recall": "exact",
+                "strict": True,
+            } | {
+                name: Jsonb(value) if isinstance(value, dict) else value
+                for name, value in arguments.items()
+            }
+            named = ", ".join(f"{name} => %({name})s" for name in given)
+            return connection.execute(
+                f"SELECT * FROM pgrerank.{function}({named})", given
+            ).fetchall()
+
+        call.connection = connection
+        table = "documents_1 s ON s.key" if request.param == "side table" else "documents s ON s.id"
+        schema = "pgrerank." if request.param == "side table" else ""
+        column = "embedding::vector" if request.param == "side table" else "vec"
+        call.vectors = {
+            row["id"]: None if row["vec"] is None else np.array(json.loads(row["vec"]))
+            for row in connection.execute(
+                f"SELECT d.id, (s.{column})::text AS vec FROM documents d"
+                f" LEFT JOIN {schema}{table} = d.id"
+            )
+        }
+        yield call
+
+
+def cosine(a, b) -> float:
+    if a is None or b is None or not a.any() or not b.any():
+        return 0.0
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def chosen(rows, vectors, diversity, threshold, top_k) -> tuple[list[int], int]:
+    """What the definition says: the documents chosen, and how many were left out."""
+    scores = [np.inf if row["score"] is None else row["score"] for row in rows]
+    lowest = np.minimum.accumulate(scores)
+    scale = lowest[0] - lowest[min(99, len(lowest) - 1)]
+    relevance = 1 - (lowest[0] - lowest) / scale
+    ids = [row["id"] for row in rows]
+    picked: list[int] = []
+    likeness = np.zeros(len(ids))
+    while len(picked) < top_k:
+        size = max(100, 3 * (len(picked) + 1))
+        left = [p for p in range(min(size, len(ids))) if ids[p] not in picked]
+        left = [p for p in left if likeness[p] <= threshold]
+        if not left:
+            break
+        values = [round((1 - diversity) * relevance[p] - diversity * likeness[p], 9) for p in left]
+        best = left[int(np.argmax(values))]
+        picked.append(ids[best])
+        for place, key in enumerate(ids):
+            likeness[place] = max(likeness[place], cosine(vectors[key], vectors[ids[best]]))
+    size = max(100, 3 * len(picked))
+    out = [p for p in range(min(size, len(ids))) if likeness[p] > threshold]
+    return picked, len([p for p in out if ids[p] not in picked])
+
+
+diversities = st.sampled_from([0.0, 0.2, 0.5, 0.9])
+
+
+@PROPERTY
+@given(
+    diversity=diversities,
+    threshold=st.sampled_from([1.0, 0.98, 0.6]),
+    top_k=st.integers(1, 25),
+    stages=st.sampled_from([["dense"], ["dense", "lexical"]]),
+)
+def test_documents_are_chosen_as_the_definition_says(varied, diversity, threshold, top_k, stages):
+    everything = varied(top_k=NUMBER + 2, stages=stages)
+    picked, left_out = chosen(
+        everything, varied.vectors, diversity, threshold if threshold < 1 else 2, top_k
+    )
+    arguments = {
+        "top_k": top_k,
+        "stages": stages,
+        "diversity": diversity,
+        "duplicate_threshold": threshold,
+    }
+    rows = varied(**arguments)
+    assert [row["id"] for row in rows] == picked
+    assert [row["rank"] for row in rows] == [*range(1, len(picked) + 1)]
+    named = {"reranker": "documents", **arguments}
+    [explained] = varied("explain_search", alignments=False, **(named | {"top_k": 1}))
+    [traced] = varied("trace", **named)
+    if (diversity, threshold) == (0.0, 1.0):
+        assert "duplicates" not in explained["scored"]
+        assert rows == everything[:top_k]
+    else:
+        assert traced["trace"]["scored"]["duplicates"] == left_out
+        assert explained["times"]["diversity"] > 0
+
+
+@PROPERTY
+@given(
+    diversity=diversities,
+    threshold=st.sampled_from([1.0, 0.95, 0.7]),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    groups=st.sampled_from([{}, {"group_by": "tenant"}, {"group_by": "lang", "per_group": 3}]),
+    candidates=st.sampled_from([5, 120, NUMBER]),
+)
+def test_growing_top_k_extends_and_never_reorders(
+    varied, diversity, threshold, sizes, groups, candidates
+):
+    if not groups:
+        candidates = NUMBER
+    arguments = {"diversity": diversity, "duplicate_threshold": threshold, **groups}
+    most = candidates // 3 if candidates > 5 else 1
+    less, more = (
+        varied(top_k=min(size, most), candidates=candidates, **arguments) for size in sorted(sizes)
+    )
+    assert more[: len(less)] == less
+
+
+@PROPERTY
+@given(
+    signals=st.sampled_from([{}, {"tenant": {"weight": 0.4}}]),
+    groups=st.sampled_from([{}, {"group_by": "tenant", "per_group": 2}, {"group_by": "lang"}]),
+    diversity=st.sampled_from([{}, {"diversity": 0.4, "duplicate_threshold": 0.95}]),
+    filter_=st.sampled_from([None, {"id": {"<": 100}}, {"lang": "en"}]),
+    keys=st.sampled_from([None, [*range(4, 60, 3)], []]),
+    lost=st.booleans(),
+)
+def test_what_comes_last_composes(varied, signals, groups, diversity, filter_, keys, lost):
+    """Also where the query's embedding is lost, for there is no worker: then words alone search."""
+    given_ = {"signals": signals, "filter": filter_, "keys": keys, **groups, **diversity}
+    if lost:
+        given_ |= {"query_embedding": None, "strict": False, "stages": None}
+    rows = varied(top_k=12, candidates=20, **given_)
+    assert {row["degraded"] for row in rows} <= {(lost and keys is None) or lost}
+    assert all((row["signals_score"] is not None) == bool(signals) for row in rows)
+    assert [row["rank"] for row in rows] == [*range(1, len(rows) + 1)]
+    where = varied.connection.execute(
+        "SELECT id, tenant, lang FROM documents"
+        " WHERE (%(keys)s::int[] IS NULL OR id = ANY (%(keys)s))"
+        + {None: "", "id": " AND id < 100", "lang": " AND lang = 'en'"}[
+            filter_ and next(iter(filter_))
+        ],
+        {"keys": keys},
+    ).fetchall()
+    matching = {row["id"]: row for row in where}
+    assert {row["id"] for row in rows} <= set(matching)
+    near = [
+        cosine(varied.vectors[a["id"]], varied.vectors[b["id"]])
+        for a in rows
+        for b in rows
+        if a["id"] < b["id"]
+    ]
+    if diversity and groups.get("per_group") is None:
+        assert max(near, default=0) <= 0.95 + 1e-3
+    if groups:
+        column = groups["group_by"]
+        group = {
+            key: row[column] if row[column] is not None else -key for key, row in matching.items()
+        }
+        found = [group[row["id"]] for row in rows]
+        assert found == sorted(found, key=found.index)
+        assert max(map(found.count, found), default=0) <= groups.get("per_group", 1)
+        if not diversity:
+            assert len(set(found)) == min(12, len(set(group.values())))
+    elif not diversity:
+        assert len(rows) == min(12, len(matching))
+
+
+def test_a_call_needs_embeddings_and_numbers_in_range(db, source):
+    source.create(embedding_model=None, late_interaction_model=None)
+    source.encode_by_hand()
+    for arguments, message in (
+        ("diversity => 0.5", "has no embeddings, by which diversity"),
+        ("duplicate_threshold => 0.9", "has no embeddings, by which diversity"),
+        ("diversity => 2", "diversity is '2', expected 0 to 1"),
+        ("duplicate_threshold => 0", "duplicate_threshold is '0', expected more than 0, up to 1"),
+    ):
+        for statement in (
+            f"SELECT FROM pgrerank.documents_search('cat', stages => '{{lexical}}', {arguments})",
+            f"SELECT pgrerank.alter_reranker('documents', {arguments})",
+        ):
+            with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+                db.execute(statement)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="top_k is NULL"):
+        db.execute("SELECT FROM pgrerank.documents_search('cat', NULL)")

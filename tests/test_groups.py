@@ -1,0 +1,202 @@
+"""The best of each group: as many groups as asked for, whenever as many match, in one order."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+
+from tests.helpers.sources import Source
+from tests.helpers.workers import wait_for, worker
+
+PROPERTY = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def grouped_dsn(make_database, pgrerank_template):
+    """Sixty documents in a dozen groups, of which two have most of them; some in none."""
+    dsn = make_database(pgrerank_template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        source = Source(connection)
+        connection.execute("DELETE FROM documents")
+        connection.execute(
+            "INSERT INTO documents (title, body, tenant, lang, published, extra)"
+            " SELECT 'cat ' || i, repeat('pool ', i % 7) || 'number ' || i,"
+            " CASE WHEN i % 11 = 0 THEN i WHEN i < 40 THEN 1 ELSE 2 END,"
+            " CASE WHEN i % 11 = 0 THEN 'of ' || i WHEN i % 17 > 0 THEN 'large' END,"
+            " date '2026-01-01' + i % 5,"
+            " CASE WHEN i % 6 > 0 THEN jsonb_build_object('part', nullif(i % 6, 4)) END"
+            " FROM generate_series(1, 60) i"
+        )
+        source.create(timeout="20 s")
+        source.encode_by_hand()
+    return dsn
+
+
+@pytest.fixture
+def grouped(grouped_dsn):
+    """Searches there, with named arguments; rows as dicts, with the documents' columns."""
+    with psycopg.connect(
+        grouped_dsn, autocommit=True, row_factory=psycopg.rows.dict_row
+    ) as connection:
+
+        def call(**arguments):
+            given = {
+                "query": "cat pool",
+                "stages": ["dense", "lexical"],
+                "query_embedding": str([1.0] * 16 + [0.5] * 16),
+                "strict": True,
+            } | {
+                name: Jsonb(value) if isinstance(value, dict) else value
+                for name, value in arguments.items()
+            }
+            named = ", ".join(f"{name} => %({name})s" for name in given)
+            return connection.execute(
+                "SELECT s.*, d.tenant, d.lang, d.published, d.extra -> 'part' AS part"
+                f" FROM pgrerank.documents_search({named}) s JOIN documents d USING (id)"
+                " ORDER BY rank",
+                given,
+            ).fetchall()
+
+        call.connection = connection
+        yield call
+
+
+def group_of(row, group_by: str):
+    value = row[{"extra.part": "part"}.get(group_by, group_by)]
+    return ("alone", row["id"]) if value is None else value
+
+
+columns = st.sampled_from(["tenant", "lang", "published", "extra.part", "id"])
+filters = st.sampled_from(
+    [None, {"id": {">": 25}}, {"tenant": 1}, {"and": [{"lang": "large"}]}, {"id": []}]
+)
+
+
+@PROPERTY
+@given(
+    group_by=columns,
+    per_group=st.integers(1, 3),
+    top_k=st.integers(1, 30),
+    candidates=st.integers(1, 30),
+    filter_=filters,
+    stages=st.sampled_from([["dense"], ["dense", "lexical"]]),
+    blend=st.sampled_from([None, {}]),
+    signals=st.sampled_from([{}, {"tenant": {"weight": 0.5}}]),
+)
+def test_there_are_top_k_groups_whenever_as_many_match(
+    grouped, group_by, per_group, top_k, candidates, filter_, stages, blend, signals
+):
+    arguments = {"filter": filter_, "stages": stages, "blend": blend, "signals": signals}
+    rows = grouped(
+        group_by=group_by, per_group=per_group, top_k=top_k, candidates=candidates, **arguments
+    )
+    all_rows = grouped(top_k=60, **arguments)
+    matching = {group_of(row, group_by) for row in all_rows}
+    found = [group_of(row, group_by) for row in rows]
+    assert len(set(found)) == min(top_k, len(matching))
+    assert max(map(found.count, found), default=0) <= per_group
+    assert found == sorted(found, key=found.index), "rows come by groups"
+    assert [row["rank"] for row in rows] == [*range(1, len(rows) + 1)]
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+@PROPERTY
+@given(
+    group_by=columns,
+    per_group=st.integers(1, 3),
+    candidates=st.integers(12, 30),
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    stages=st.sampled_from([["dense"], ["lexical"], ["dense", "lexical"]]),
+    signals=st.sampled_from([{}, {"tenant": {"weight": 0.5}}]),
+)
+def test_growing_top_k_extends_and_never_reorders(
+    grouped, group_by, per_group, candidates, sizes, stages, signals
+):
+    less, more = (
+        grouped(
+            top_k=size,
+            candidates=candidates,
+            stages=stages,
+            signals=signals,
+            group_by=group_by,
+            per_group=per_group,
+        )
+        for size in sorted(sizes)
+    )
+    assert more[: len(less)] == less
+
+
+@PROPERTY
+@given(group_by=columns, top_k=st.integers(1, 12), signals=st.booleans())
+def test_where_one_wave_is_enough_groups_are_a_choice_among_the_rows_of_a_search(
+    grouped, group_by, top_k, signals
+):
+    arguments = {"signals": {"tenant": {"weight": 0.5}} if signals else {}, "candidates": 60}
+    best: dict = {}
+    for row in grouped(top_k=60, **arguments):
+        best.setdefault(group_of(row, group_by), row["id"])
+    rows = grouped(group_by=group_by, top_k=top_k, **arguments)
+    assert [row["id"] for row in rows] == [*best.values()][:top_k]
+
+
+def test_own_candidates_are_all_there_are(grouped):
+    own = {"keys": [60, 5, 6, 59, 7, 14], "group_by": "tenant", "stages": ["dense"]}
+    assert [row["id"] for row in grouped(**own, per_group=2)] == [60, 59, 5, 6, 14]
+    assert [row["id"] for row in grouped(**own, top_k=2)] == [60, 5]
+
+
+def test_a_reranker_has_groups_that_one_call_can_do_without(db, source):
+    db.execute("INSERT INTO documents (title, tenant) SELECT 'cat', 2 FROM generate_series(1, 9)")
+    source.create(group_by="tenant")
+    source.encode_by_hand()
+    search = "SELECT count(*) FROM pgrerank.documents_search('cat', stages => '{lexical}'%s)"
+    assert db.execute(search % "").fetchone() == (2,)
+    assert db.execute(search % ", per_group => 3").fetchone() == (4,)
+    assert db.execute(search % ", group_by => ''").fetchone() == (10,)
+    for group_by, message in (("nope", 'has no column "nope"'), ("lang.x", "no path into a col")):
+        for statement in (
+            "SELECT pgrerank.alter_reranker('documents', group_by => %s)",
+            "SELECT FROM pgrerank.documents_search('cat', group_by => %s)",
+        ):
+            with pytest.raises(psycopg.Error, match=message):
+                db.execute(statement, [group_by])
+    db.execute("SELECT pgrerank.alter_reranker('documents', group_by => '')")
+    assert db.execute(search % "").fetchone() == (10,)
+
+
+def test_the_cross_encoder_reads_the_best_of_each_group_and_no_more_than_its_share(
+    dsn, db, source, tiny_models, tmp_path
+):
+    db.execute(
+        "INSERT INTO documents (title, tenant) SELECT 'cat ' || i, greatest(i - 20, 2)"
+        " FROM generate_series(1, 30) i"
+    )
+    source.models(**tiny_models)
+    source.create(timeout="20 s", candidates=12, maxsim_top=6, early_exit=0)
+    explain = (
+        "SELECT key, tenant, cross_encoder_score, scored, degraded, times, rank"
+        " FROM pgrerank.explain_search('documents', 'cat', alignments => false, {})"
+        " JOIN documents d ON d.id::text = key ORDER BY rank"
+    )
+    with worker(dsn, tmp_path):
+        wait_for(db, "s.pending = 0")
+        for top_k in (1, 4, 8):
+            rows = db.execute(explain.format(f"top_k => {top_k}, group_by => 'tenant'")).fetchall()
+            assert len({row[1] for row in rows}) == len(rows) == top_k
+            assert rows[0][3]["cross_encoder"] <= 6
+            assert not rows[0][4]
+            assert rows[0][5]["groups"] > 0
+        assert rows[0][3]["dense"] > 12, "more waves than one"
+        half = db.execute(explain.format("top_k => 8, group_by => 'tenant', per_group => 2"))
+        assert len({row[1] for row in half.fetchall()}) == 8
+    db.execute("SELECT pgrerank.set_worker('127.0.0.1', 1, 'none')")
+    rows = db.execute(explain.format("top_k => 8, group_by => 'tenant'")).fetchall()
+    assert len(rows) == 8
+    assert {row[4] for row in rows} == {True}

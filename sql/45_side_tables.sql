@@ -40,14 +40,14 @@ END
 $$;
 
 -- A query for those of a generation's documents that are still there, by their keys in $1. It holds them against
--- deletion until we commit.
+-- deletion until we commit, but for those that somebody has locked (see _postpone_locked).
 CREATE OR REPLACE FUNCTION _alive_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format('SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key ',
             _documents(_generation), _reranker.source, _reranker.key_column)
-        || format('WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source', _reranker.key_type)
+        || format('WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source SKIP LOCKED', _reranker.key_type)
 $$;
 
 -- The expression that yields a document's text search configuration.

@@ -44,11 +44,11 @@ END
 $$;
 
 -- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables
--- only. Whatever goes wrong, a column that has another name since, say, the write goes on: a worker looks for what was
--- missed.
+-- only. Whatever goes wrong, a column that has another name since, say, or a side table that is locked, the write goes
+-- on: a worker looks for what was missed.
 CREATE OR REPLACE FUNCTION _sync() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '1s'
 AS $$
 DECLARE
     reranker rerankers;

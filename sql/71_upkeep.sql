@@ -4,7 +4,7 @@
 -- source and stored vectors are compared, a page at a time, as long as the whole takes no tenth of a second.
 CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
 DECLARE
     known setbacks;

@@ -4,11 +4,12 @@ CREATE TABLE IF NOT EXISTS rerankers (
     name text PRIMARY KEY,
     source regclass NOT NULL,
     key_column name NOT NULL,
-    key_type regtype NOT NULL,
+    key_type text NOT NULL,
     generation int NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
+COMMENT ON COLUMN rerankers.key_type IS 'The type of the source''s key, without a length; a domain''s own';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
 
 CREATE TABLE IF NOT EXISTS generations (
@@ -117,7 +118,9 @@ AS $$
         ('early_exit', 'double precision', '0.5', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 0 AND 1000', '0 to 1000',
             'The cross-encoder stops reading once fewer unread documents than this are expected to enter the first '
-                'top_k; 0: it reads all of maxsim_top')
+                'top_k; 0: it reads all of maxsim_top'),
+        ('key_column', 'text', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
+            'The column that tells documents apart; by default the primary key''s')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

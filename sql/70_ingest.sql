@@ -36,7 +36,7 @@ CREATE OR REPLACE FUNCTION claim(
     lease interval DEFAULT '10 minutes'
 ) RETURNS SETOF claimed
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     alive int[] := ARRAY(SELECT a.pid FROM pg_stat_activity a WHERE a.datname = current_database());
@@ -219,7 +219,8 @@ CREATE OR REPLACE FUNCTION store(
     bit_keys text[] DEFAULT '{}', bit_parts int[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
 ) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms'
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms' SET datestyle = 'ISO'
+    SET timezone = 'UTC'
 AS $$
 DECLARE
     stored generations := _generation(reranker, generation);
@@ -251,6 +252,9 @@ AS $$
 DECLARE
     locked text[];
 BEGIN
+    IF NOT _is_table(_reranker.source) THEN
+        RETURN;
+    END IF;
     EXECUTE format($sql$
         WITH held AS MATERIALIZED (
             SELECT s.%1$I AS key FROM %2$s s WHERE s.%1$I = ANY ($1::%3$s[]) FOR KEY SHARE SKIP LOCKED)
@@ -343,7 +347,8 @@ $$;
 
 CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms'
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms' SET datestyle = 'ISO'
+    SET timezone = 'UTC'
 AS $$
 DECLARE
     finished generations := _generation(reranker, generation);

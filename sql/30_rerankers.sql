@@ -4,11 +4,12 @@ CREATE TABLE IF NOT EXISTS rerankers (
     name text PRIMARY KEY,
     source regclass NOT NULL,
     key_column name NOT NULL,
-    key_type regtype NOT NULL,
+    key_type text NOT NULL,
     generation int NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
+COMMENT ON COLUMN rerankers.key_type IS 'The type of the source''s key, without a length; a domain''s own';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
 
 CREATE TABLE IF NOT EXISTS generations (
@@ -142,7 +143,9 @@ AS $$
             'How much a document''s likeness to better ones counts against its relevance; 0: nothing'),
         ('duplicate_threshold', 'double precision', '1', 'rerankers', true, NULL, true, NULL,
             'x > 0 AND x <= 1', 'more than 0, up to 1',
-            'Cosine similarity to a better document above which one is left out; 1: none is')
+            'Cosine similarity to a better document above which one is left out; 1: none is'),
+        ('key_column', 'text', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
+            'The column that tells documents apart; by default the primary key''s')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

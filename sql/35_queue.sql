@@ -29,25 +29,52 @@ CREATE TABLE IF NOT EXISTS setbacks (
     error text NOT NULL,
     until timestamptz NOT NULL,
     missed_writes boolean NOT NULL DEFAULT false,
+    failed_documents int NOT NULL DEFAULT 0,
     PRIMARY KEY (reranker, generation),
     FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
 );
 COMMENT ON TABLE setbacks IS 'Rerankers whose source, expressions or models can''t be used for a while';
+COMMENT ON COLUMN setbacks.failures IS 'How often in a row; 0 where some documents failed, but no ten of them in a row';
 COMMENT ON COLUMN setbacks.missed_writes IS 'Whether writes went unseen, to be looked for then';
+COMMENT ON COLUMN setbacks.failed_documents IS 'How often documents have failed since one was stored';
 
--- Sets a generation aside: for two seconds, then for twice as long each time, up to ten minutes.
+-- Sets a generation aside: for two seconds, then for twice as long each time, up to ten minutes. Whoever has the row,
+-- a long transaction say in which a write went wrong, isn't waited for.
 CREATE OR REPLACE FUNCTION _set_back(_reranker text, _generation int, _error text, _missed_writes boolean DEFAULT false)
 RETURNS void
-LANGUAGE sql
-SET search_path FROM CURRENT
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '50ms'
 AS $$
+BEGIN
     INSERT INTO setbacks AS s (reranker, generation, error, until, missed_writes)
     SELECT g.reranker, g.number, left(_error, 1000), clock_timestamp() + interval '2 seconds', _missed_writes
     FROM generations g WHERE (g.reranker, g.number) = (_reranker, _generation)
     ON CONFLICT (reranker, generation) DO UPDATE
     SET failures = s.failures + 1, error = excluded.error,
         until = clock_timestamp() + least(interval '1 second' * 2 ^ least(s.failures + 1, 10), interval '10 minutes'),
-        missed_writes = s.missed_writes OR excluded.missed_writes
+        missed_writes = s.missed_writes OR excluded.missed_writes;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END
+$$;
+
+-- Counts a document that failed. Where ten have done so in a row it is not theirs: the generation is set aside, once
+-- for all that fail meanwhile.
+CREATE OR REPLACE FUNCTION _count_failure(_reranker text, _generation int, _error text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '50ms'
+AS $$
+BEGIN
+    INSERT INTO setbacks AS s (reranker, generation, failures, error, until, failed_documents)
+    SELECT g.reranker, g.number, 0, left(_error, 1000), clock_timestamp(), 1
+    FROM generations g WHERE (g.reranker, g.number) = (_reranker, _generation)
+    ON CONFLICT (reranker, generation) DO UPDATE SET failed_documents = s.failed_documents + 1;
+    PERFORM _set_back(s.reranker, s.generation, _error) FROM setbacks s
+    WHERE (s.reranker, s.generation) = (_reranker, _generation) AND s.failed_documents >= 10
+      AND s.until <= clock_timestamp();
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END
 $$;
 
 -- Sets all generations of a reranker aside.

@@ -9,40 +9,21 @@ AS $$
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = _source
 $$;
 
--- Returns the single column of the source's primary key, or raises an error that says what is in the way.
-CREATE OR REPLACE FUNCTION _source_key(_source regclass, OUT key_column name, OUT key_type regtype)
-LANGUAGE plpgsql STABLE
+-- Whether a relation is a table, partitioned or not: writes to it fire triggers, and its rows can be held. Views,
+-- materialized views and foreign tables are read again from time to time instead.
+CREATE OR REPLACE FUNCTION _is_table(_source regclass) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = _source AND c.relkind IN ('r', 'p')) $$;
+
+-- Names a relation in an error.
+CREATE OR REPLACE FUNCTION _described(_source regclass) RETURNS text
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    relkind "char" := (SELECT c.relkind FROM pg_class c WHERE c.oid = _source);
-    columns text[];
-BEGIN
-    IF relkind NOT IN ('r', 'p') THEN
-        PERFORM _raise('wrong_object_type',
-            format('%s is a %s, which has no primary key and fires no triggers', _source, CASE relkind
-                WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table'
-                ELSE 'relation of another kind' END),
-            'Name the table below it; text_expression can compute what the view does.');
-    END IF;
-    SELECT array_agg(a.attname ORDER BY a.attnum), min(a.attname::text), min(a.atttypid)
-    INTO columns, key_column, key_type
-    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-    WHERE i.indrelid = _source AND i.indisprimary;
-    IF columns IS NULL THEN
-        PERFORM _raise('invalid_table_definition', format('table %s has no primary key', _source),
-            format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...);', _source));
-    ELSIF cardinality(columns) > 1 THEN
-        PERFORM _raise('feature_not_supported',
-            format('table %s has a composite primary key (%s): pgrerank wants one of a single column',
-                _source, array_to_string(columns, ', ')),
-            'Add a single-column key, for example a bigint identity, and make it the primary key.');
-    ELSIF key_type <> ALL ('{bigint,integer,uuid,text,character varying}'::regtype[]) THEN
-        PERFORM _raise('datatype_mismatch',
-            format('primary key %s.%s is of type %s: pgrerank wants bigint, integer, uuid or text',
-                _source, key_column, key_type));
-    END IF;
-END
+    SELECT format('%s %s', CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
+        WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' ELSE 'relation' END, _source)
+    FROM pg_class c WHERE c.oid = _source
 $$;
 
 -- Returns the type of a column, or raises an error that says which columns there are.
@@ -58,6 +39,115 @@ BEGIN
         PERFORM _raise('undefined_column', format('table %s has no column "%s"', _source, _column), (
             SELECT format('It has: %s.', string_agg(a.attname, ', ' ORDER BY a.attnum))
             FROM pg_attribute a WHERE a.attrelid = _source AND a.attnum > 0 AND NOT a.attisdropped));
+    END IF;
+END
+$$;
+
+-- The columns of a table's primary key.
+CREATE OR REPLACE FUNCTION _primary_key(_source regclass) RETURNS text[]
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(a.attname::text ORDER BY a.attnum)
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+    WHERE i.indrelid = _source AND i.indisprimary
+$$;
+
+-- The type of a key, as side tables and statements have it: a domain's own, without a length.
+CREATE OR REPLACE FUNCTION _key_type(_source regclass, _column text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    of_type regtype := (_column_type(_source, _column)).type;
+    found pg_type;
+BEGIN
+    SELECT * INTO found FROM pg_type t WHERE t.oid = of_type;
+    WHILE found.typtype = 'd' LOOP
+        SELECT * INTO found FROM pg_type t WHERE t.oid = found.typbasetype;
+    END LOOP;
+    IF found.typnamespace = 'pg_catalog'::regnamespace AND found.typname IN ('int8', 'int4', 'int2', 'numeric', 'uuid',
+        'text', 'varchar', 'bpchar', 'date', 'timestamp', 'timestamptz') THEN
+        RETURN format_type(found.oid, -1);
+    ELSIF found.typname = 'citext' AND pg_type_is_visible(found.oid) THEN
+        RETURN format('%I.citext', found.typnamespace::regnamespace);
+    END IF;
+    PERFORM _raise('datatype_mismatch', format('key %s.%I is of type %s: pgrerank wants bigint, integer, smallint, '
+        'numeric, uuid, text, varchar, char, date, timestamp, timestamptz or citext', _source, _column, of_type),
+        CASE WHEN found.typname = 'citext'
+            THEN 'Its operators are looked for beside pgvector''s: ALTER EXTENSION citext SET SCHEMA …;' END);
+END
+$$;
+
+-- The source's key: the column declared, or else the only one of its primary key. Raises an error that says what is in
+-- the way.
+CREATE OR REPLACE FUNCTION _source_key(_source regclass, _declared text, OUT key_column name, OUT key_type text)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    columns text[] := _primary_key(_source);
+    hint text := 'Name a column that tells its rows apart: key_column => ''id''.';
+BEGIN
+    IF NOT _is_table(_source) AND _described(_source) LIKE 'relation %' THEN
+        PERFORM _raise('wrong_object_type', format('%s is neither a table nor a view', _source));
+    ELSIF _declared IS NULL AND columns IS NULL THEN
+        PERFORM _raise('invalid_table_definition', format('%s has no primary key', _described(_source)),
+            CASE WHEN _is_table(_source) THEN format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...); or name a column '
+                'that is unique and not null: key_column => ''id''.', _source) ELSE hint END);
+    ELSIF _declared IS NULL AND cardinality(columns) > 1 THEN
+        PERFORM _raise('feature_not_supported',
+            format('table %s has a composite primary key (%s): pgrerank wants one of a single column',
+                _source, array_to_string(columns, ', ')),
+            'Name a column that is unique and not null, a bigint identity for example: key_column => ''id''.');
+    END IF;
+    key_column := coalesce(_declared, columns[1]);
+    key_type := _key_type(_source, key_column);
+    IF _is_table(_source) AND columns IS DISTINCT FROM ARRAY[key_column::text] THEN
+        PERFORM _check_unique(_source, key_column);
+    END IF;
+END
+$$;
+
+-- Raises an error unless a table's column is unique and not null.
+CREATE OR REPLACE FUNCTION _check_unique(_source regclass, _column text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    key pg_attribute;
+BEGIN
+    SELECT * INTO key FROM pg_attribute a WHERE a.attrelid = _source AND a.attname = _column;
+    IF NOT key.attnotnull OR NOT EXISTS (
+        SELECT FROM pg_index i
+        WHERE i.indrelid = _source AND i.indnkeyatts = 1 AND i.indkey[0] = key.attnum
+          AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL) THEN
+        PERFORM _raise('invalid_table_definition', format('key_column %s.%I is %s', _source, _column,
+                CASE WHEN key.attnotnull THEN 'not unique' ELSE 'not declared NOT NULL' END),
+            format('Make it a key: ALTER TABLE %1$s ADD UNIQUE (%2$I), ALTER COLUMN %2$I SET NOT NULL;',
+                _source, _column));
+    END IF;
+END
+$$;
+
+-- Raises an error where the keys of a relation that can't declare them aren't.
+CREATE OR REPLACE FUNCTION _check_keys(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    broken record;
+BEGIN
+    IF NOT _is_table(_reranker.source) THEN
+        EXECUTE format($sql$
+            SELECT s.%1$I::text AS key, count(*) AS times FROM %2$s s
+            GROUP BY s.%1$I HAVING count(*) > 1 OR s.%1$I IS NULL LIMIT 1
+            $sql$, _reranker.key_column, _reranker.source) INTO broken;
+        IF broken.times > 0 THEN
+            PERFORM _raise('unique_violation', format('key_column %I of %s is no key: %s comes %s times',
+                _reranker.key_column, _described(_reranker.source), coalesce(quote_literal(broken.key), 'NULL'),
+                broken.times));
+        END IF;
     END IF;
 END
 $$;

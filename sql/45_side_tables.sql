@@ -40,14 +40,15 @@ END
 $$;
 
 -- A query for those of a generation's documents that are still there, by their keys in $1. It holds them against
--- deletion until we commit.
+-- deletion until we commit, but for those that somebody has locked (see _postpone_locked). Only tables' can be.
 CREATE OR REPLACE FUNCTION _alive_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format('SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key ',
             _documents(_generation), _reranker.source, _reranker.key_column)
-        || format('WHERE d.key = ANY ($1::%s[]) FOR KEY SHARE OF source', _reranker.key_type)
+        || format('WHERE d.key = ANY ($1::%s[])', _reranker.key_type)
+        || CASE WHEN _is_table(_reranker.source) THEN ' FOR KEY SHARE OF source SKIP LOCKED' ELSE '' END
 $$;
 
 -- The expression that yields a document's text search configuration.
@@ -139,8 +140,8 @@ END
 $$;
 
 -- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
--- Whom no row-level security restricts there is spared the look-up of each row; naming the documents at all has the
--- grants checked. OFFSET 0 keeps the planner from hashing the whole source, and has it look up the keys that a search
+-- Whom no row-level security restricts there is spared the look-up of each row, but for views and foreign tables, which
+-- may hide rows by other means; naming the documents at all has the grants checked. OFFSET 0 keeps the planner from hashing the whole source, and has it look up the keys that a search
 -- reads.
 CREATE OR REPLACE FUNCTION _protect(_table text, _reranker rerankers, _generation generations, _comment text)
 RETURNS void
@@ -151,9 +152,9 @@ BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', _table);
     EXECUTE format($sql$
         CREATE POLICY visible_with_source ON %1$s FOR SELECT
-        USING ((SELECT NOT row_security_active(%3$L::regclass))
-            OR EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
-        $sql$, _table, _documents(_generation), _reranker.source);
+        USING (%3$s EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
+        $sql$, _table, _documents(_generation), CASE WHEN _is_table(_reranker.source)
+            THEN format('(SELECT NOT row_security_active(%L::regclass)) OR', _reranker.source) ELSE '' END);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());
@@ -175,7 +176,7 @@ EXCEPTION WHEN undefined_table THEN
 END
 $$;
 
--- Has a reranker's source and side tables to itself. Others lock them in either order, so all are taken soon, or none
+-- Has a reranker's source, if it is a table, and side tables to itself. Others lock them in either order, so all are taken soon, or none
 -- and all again.
 CREATE OR REPLACE FUNCTION _have_alone(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
@@ -185,7 +186,7 @@ DECLARE
     started timestamptz := clock_timestamp();
     tables text := (
         SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid <> _reranker.source, c.relname) FROM pg_class c
-        WHERE c.oid = _reranker.source OR c.oid IN (
+        WHERE (c.oid = _reranker.source AND _is_table(_reranker.source)) OR c.oid IN (
             SELECT t.name::regclass FROM generations g, unnest(_keyed_tables(g)) t (name)
             WHERE g.reranker = _reranker.name AND to_regclass(t.name) IS NOT NULL));
 BEGIN

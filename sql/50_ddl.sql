@@ -30,7 +30,7 @@ BEGIN
 END
 $do$;
 COMMENT ON FUNCTION create_reranker IS
-    'Creates a reranker over a table: side table, triggers, and the function pgrerank.NAME_search';
+    'Creates a reranker over a table or view: side table, triggers, and the function pgrerank.NAME_search';
 COMMENT ON FUNCTION alter_reranker IS 'Changes a reranker; NULL leaves a setting as it is';
 
 CREATE OR REPLACE FUNCTION _create_reranker(_name text, _source regclass, _values jsonb) RETURNS void
@@ -44,7 +44,8 @@ BEGIN
     PERFORM _check_new(_name, _source);
     reranker.name := _name;
     reranker.source := _source;
-    SELECT k.key_column, k.key_type INTO reranker.key_column, reranker.key_type FROM _source_key(_source) k;
+    SELECT k.key_column, k.key_type INTO reranker.key_column, reranker.key_type
+    FROM _source_key(_source, reranker.key_column) k;
     reranker.generation := 1;
     reranker.created_at := now();
     generation.reranker := _name;
@@ -53,6 +54,7 @@ BEGIN
     generation.created_at := now();
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
+    PERFORM _check_keys(reranker);
     generation.text_expression := _text_expression(_source, generation.text_columns, generation.text_expression);
     generation := _with_language(_source, generation);
     INSERT INTO rerankers SELECT reranker.*;

@@ -1,5 +1,11 @@
 -- What a reranker was made with, in the words of create_reranker: for those who compare a declaration with it.
 
+-- A key column as it has to be declared: NULL where it is the primary key's.
+CREATE OR REPLACE FUNCTION _declared_key(_source regclass, _column text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT CASE WHEN _primary_key(_source) IS DISTINCT FROM ARRAY[_column] THEN _column END $$;
+
 CREATE OR REPLACE FUNCTION settings(reranker text, generation int DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -13,7 +19,8 @@ BEGIN
     IF described.text_columns IS NOT NULL THEN
         described.text_expression := NULL;
     END IF;
-    stored := to_jsonb(target) || to_jsonb(described);
+    stored := to_jsonb(target) || to_jsonb(described)
+        || jsonb_build_object('key_column', _declared_key(target.source, target.key_column));
     RETURN jsonb_build_object('source', _qualified(target.source)) || (
         SELECT jsonb_object_agg(s.setting, stored -> s.setting) FROM _settings() s);
 END
@@ -59,7 +66,8 @@ BEGIN
         values := values || jsonb_build_object('language_expression',
             _checked_expression(source_table, 'language_expression', language));
     END IF;
-    values := values || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
+    values := values || jsonb_build_object('key_column', _declared_key(source_table, declared ->> 'key_column'))
+        || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
         THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END);
     RETURN QUERY
         SELECT 'source', stored -> 'source', to_jsonb(_qualified(source_table)), false, NULL::jsonb

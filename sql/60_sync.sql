@@ -17,6 +17,7 @@ BEGIN
         ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
         ('delete', 'REFERENCING OLD TABLE AS old_rows'),
         ('truncate', '')) e (name, tables)
+        WHERE _is_table(_reranker.source)
     LOOP
         EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s ', _trigger_name(_reranker.name, event.name), event.name,
                 _reranker.source)
@@ -44,11 +45,11 @@ END
 $$;
 
 -- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables
--- only. Whatever goes wrong, a column that has another name since, say, the write goes on: a worker looks for what was
--- missed.
+-- only. Keys are written alike whatever the session's settings. Whatever goes wrong, a column that has another name since, say, or a side table that is locked, the write goes
+-- on: a worker looks for what was missed.
 CREATE OR REPLACE FUNCTION _sync() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '1s' SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     reranker rerankers;
@@ -111,7 +112,7 @@ $$;
 -- row-level security hides documents from, they would seem gone: row_security = off makes that an error.
 CREATE OR REPLACE FUNCTION enqueue(reranker text, retry_failed boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     target rerankers := _reranker(reranker);
@@ -134,9 +135,12 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    present name := (_source_key(_reranker.source)).key_column;
+    present name := _reranker.key_column;
 BEGIN
-    IF present <> _reranker.key_column THEN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = _reranker.source AND a.attname = _reranker.key_column AND NOT a.attisdropped) THEN
+        present := (_source_key(_reranker.source, NULL)).key_column;
         UPDATE rerankers r SET key_column = present WHERE r.name = _reranker.name;
     END IF;
     RETURN present;

@@ -36,7 +36,7 @@ CREATE OR REPLACE FUNCTION claim(
     lease interval DEFAULT '10 minutes'
 ) RETURNS SETOF claimed
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     alive int[] := ARRAY(SELECT a.pid FROM pg_stat_activity a WHERE a.datname = current_database());
@@ -45,8 +45,10 @@ DECLARE
 BEGIN
     UPDATE pending p SET failed_at = now(), claimed_by = NULL,
         last_error = format('no worker survived encoding it, %s times', p.attempts)
-    WHERE p.failed_at IS NULL AND p.attempts >= max_attempts
-      AND (p.claimed_by <> ALL (alive) OR p.claimed_until < now());
+    WHERE p.ctid = ANY (ARRAY(
+        SELECT q.ctid FROM pending q
+        WHERE q.failed_at IS NULL AND q.attempts >= max_attempts
+          AND (q.claimed_by <> ALL (alive) OR q.claimed_until < now()) FOR UPDATE SKIP LOCKED));
 
     FOR target IN
         SELECT * FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker ORDER BY random()
@@ -57,7 +59,7 @@ BEGIN
             RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
-            CONTINUE;  -- it is being dropped
+            PERFORM _set_back(first.reranker, first.generation, format('locked by somebody else: %s', SQLERRM));
         WHEN OTHERS THEN
             IF claim.reranker IS NOT NULL THEN
                 RAISE;
@@ -104,7 +106,9 @@ BEGIN
         settled.are_encoded := '{}';
     END IF;
     RETURN settled;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN lock_not_available THEN
+    RAISE;
+WHEN OTHERS THEN
     RETURN _claim;
 END
 $$;
@@ -139,7 +143,7 @@ $$;
 CREATE OR REPLACE FUNCTION _with_contents(
     _reranker rerankers, _generation generations, _keys text[], _tickets bigint[]) RETURNS claimed
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '100ms'
 AS $$
 DECLARE
     claim claimed := jsonb_populate_record(NULL::claimed, to_jsonb(_generation));
@@ -206,8 +210,8 @@ COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unles
 -- Stores the vectors of claimed documents (none for those with nothing to encode) and finishes their claims. Arrays
 -- that are named alike go together: the embeddings of `embedding_keys` stand one after the other; a document's token
 -- vectors are packed in parts, which are numbered from 1, and beside each is its document's key; bits likewise. A
--- document that has gone meanwhile is left out; one that has changed has a new ticket and stays pending. Where the
--- generation was dropped while its documents were being encoded, nothing is stored.
+-- document that has gone meanwhile is left out; one that has changed has a new ticket and stays pending, as does one
+-- that is locked. Where the generation was dropped while its documents were being encoded, nothing is stored.
 CREATE OR REPLACE FUNCTION store(
     reranker text, generation int, keys text[], tickets bigint[], hashes bytea[],
     embedding_keys text[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
@@ -215,7 +219,8 @@ CREATE OR REPLACE FUNCTION store(
     bit_keys text[] DEFAULT '{}', bit_parts int[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
 ) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms' SET datestyle = 'ISO'
+    SET timezone = 'UTC'
 AS $$
 DECLARE
     stored generations := _generation(reranker, generation);
@@ -226,15 +231,44 @@ BEGIN
         RETURN;
     END IF;
     target := _reranker(reranker);
+    PERFORM _postpone_locked(target, stored, keys, tickets);
     stored_keys := _store_documents(target, stored, keys, hashes, embedding_keys, embeddings);
     PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, token_parts, tokens);
     IF stored.token_bits THEN
         PERFORM _store_tokens(target, stored, 'bits', stored_keys, bit_keys, bit_parts, bits);
     END IF;
-    PERFORM finish(reranker, generation, keys, tickets);
+    PERFORM _finish(target, stored, keys, tickets);
 END
 $$;
 COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and finishes their claims';
+
+-- Holds claimed documents against deletion until we commit. A long transaction that has locked some of them isn't
+-- waited for: they have a new ticket and stay claimed for a few seconds, after which they are tried again.
+CREATE OR REPLACE FUNCTION _postpone_locked(
+    _reranker rerankers, _generation generations, _keys text[], _tickets bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off
+AS $$
+DECLARE
+    locked text[];
+BEGIN
+    IF NOT _is_table(_reranker.source) THEN
+        RETURN;
+    END IF;
+    EXECUTE format($sql$
+        WITH held AS MATERIALIZED (
+            SELECT s.%1$I AS key FROM %2$s s WHERE s.%1$I = ANY ($1::%3$s[]) FOR KEY SHARE SKIP LOCKED)
+        SELECT array_agg(s.%1$I::text) FROM %2$s s
+        WHERE s.%1$I = ANY ($1::%3$s[]) AND NOT EXISTS (SELECT FROM held h WHERE h.key = s.%1$I)
+        $sql$, _reranker.key_column, _reranker.source, _reranker.key_type)
+    INTO locked USING _keys;
+    UPDATE pending p
+    SET ticket = DEFAULT, claimed_until = now() + interval '5 seconds', attempts = p.attempts - 1
+    FROM unnest(_keys, _tickets) d (key, ticket)
+    WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number)
+      AND (p.key, p.ticket) = (d.key, d.ticket) AND d.key = ANY (locked);
+END
+$$;
 
 -- Writes the side table's rows of those documents that are still there, held against deletion until we commit; returns
 -- their keys.
@@ -291,26 +325,40 @@ $$;
 -- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
 -- to be encoded too, as their language, tenant or the mean length may have changed. When a new generation has nothing
 -- left to do it takes over.
-CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
+CREATE OR REPLACE FUNCTION _finish(_reranker rerankers, _generation generations, _keys text[], _tickets bigint[])
+RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
+AS $$
+BEGIN
+    DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(
+        SELECT q.ctid FROM pending q JOIN unnest(_keys, _tickets) d (key, ticket) USING (key, ticket)
+        WHERE (q.reranker, q.generation) = (_generation.reranker, _generation.number) FOR UPDATE OF q SKIP LOCKED));
+    DELETE FROM setbacks s WHERE s.ctid = ANY (ARRAY(
+        SELECT b.ctid FROM setbacks b
+        WHERE (b.reranker, b.generation) = (_generation.reranker, _generation.number) AND NOT b.missed_writes
+        FOR UPDATE SKIP LOCKED));
+    PERFORM _store_words(_reranker, _generation, _keys);
+    PERFORM _store_tenants(_reranker, _generation, _keys);
+    PERFORM _count_changes(_reranker, _generation, cardinality(_keys));
+    PERFORM _switch_when_complete(_reranker.name);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION finish(reranker text, generation int, keys text[], tickets bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms' SET datestyle = 'ISO'
+    SET timezone = 'UTC'
 AS $$
 DECLARE
     finished generations := _generation(reranker, generation);
     target rerankers;
-    is_there boolean := finished.number IS NOT NULL AND _hold(finished);
 BEGIN
-    DELETE FROM pending p USING unnest(keys, tickets) d (key, ticket)
-    WHERE (p.reranker, p.generation) = (finish.reranker, finish.generation) AND (p.key, p.ticket) = (d.key, d.ticket);
-    DELETE FROM setbacks s
-    WHERE (s.reranker, s.generation) = (finish.reranker, finish.generation) AND NOT s.missed_writes;
-    IF is_there THEN
+    IF finished.number IS NOT NULL AND _hold(finished) THEN
         target := _reranker(reranker);
-        PERFORM _store_words(target, finished, keys);
-        PERFORM _store_tenants(target, finished, keys);
-        PERFORM _count_changes(target, finished, cardinality(keys));
+        PERFORM _postpone_locked(target, finished, keys, tickets);
+        PERFORM _finish(target, finished, keys, tickets);
     END IF;
-    PERFORM _switch_when_complete(reranker);
 END
 $$;
 COMMENT ON FUNCTION finish IS 'Takes claimed documents off the queue that have nothing to be encoded';
@@ -324,7 +372,11 @@ AS $$
     UPDATE pending p
     SET claimed_by = NULL, claimed_until = NULL, last_error = left(fail.error, 1000), ticket = DEFAULT,
         failed_at = CASE WHEN p.attempts >= fail.max_attempts THEN now() END
-    WHERE (p.reranker, p.generation, p.key, p.ticket) = (fail.reranker, fail.generation, fail.key, fail.ticket)
+    WHERE p.ctid = ANY (ARRAY(
+        SELECT q.ctid FROM pending q
+        WHERE (q.reranker, q.generation, q.key, q.ticket)
+            = (fail.reranker, fail.generation, fail.key, fail.ticket) FOR UPDATE SKIP LOCKED));
+    SELECT _count_failure(fail.reranker, fail.generation, fail.error);
 $$;
 COMMENT ON FUNCTION fail IS 'Gives a claimed document back that could not be encoded';
 
@@ -341,6 +393,8 @@ AS $$
     UPDATE pending p
     SET claimed_by = NULL, claimed_until = NULL, attempts = p.attempts - 1,
         last_error = coalesce(left(release.error, 1000), p.last_error)
-    WHERE p.claimed_by = pg_backend_pid() AND p.failed_at IS NULL;
+    WHERE p.ctid = ANY (ARRAY(
+        SELECT q.ctid FROM pending q
+        WHERE q.claimed_by = pg_backend_pid() AND q.failed_at IS NULL FOR UPDATE SKIP LOCKED));
 $$;
 COMMENT ON FUNCTION release IS 'Gives back all that the calling session has claimed';

@@ -4,7 +4,7 @@
 -- source and stored vectors are compared, a page at a time, as long as the whole takes no tenth of a second.
 CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
 DECLARE
     known setbacks;
@@ -18,7 +18,8 @@ BEGIN
     ELSIF clock_timestamp() < now() + interval '0.1 s' AND EXISTS (
         SELECT FROM generations g LEFT JOIN reconciliations c ON (c.reranker, c.generation) = (g.reranker, g.number)
         WHERE g.reranker = _reranker.name
-          AND (c.whole_at IS NULL OR c.after_key IS NOT NULL OR c.whole_at < now() - interval '10 minutes')) THEN
+          AND (c.whole_at IS NULL OR c.after_key IS NOT NULL OR c.whole_at < now()
+            - CASE WHEN _is_table(_reranker.source) THEN interval '10 minutes' ELSE interval '1 minute' END)) THEN
         PERFORM reconcile(_reranker.name);
     END IF;
     PERFORM _switch_when_complete(_reranker.name);

@@ -1,4 +1,4 @@
--- Writes that no trigger saw, found page by page: partitions by their own names, replication, disabled triggers.
+-- Writes that no trigger saw, found page by page: replication, disabled triggers, and what is no table.
 
 CREATE TABLE IF NOT EXISTS reconciliations (
     reranker text NOT NULL,
@@ -18,7 +18,7 @@ COMMENT ON COLUMN reconciliations.whole_at IS 'When the last page of all was com
 CREATE OR REPLACE FUNCTION reconcile(reranker text, max_documents int DEFAULT 1000, anew boolean DEFAULT false)
 RETURNS boolean
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     target rerankers := _reranker(reranker);

@@ -50,7 +50,7 @@ AS $$ SELECT s.* FROM _maxsim_of_tier('bits', _reranker, _generation, _call.quer
 -- planner estimates every element of an array that it sees, hence it is hidden in a subquery. The index yields parts in
 -- the order of keys; after a bitmap they would be sorted, hence copied.
 CREATE OR REPLACE FUNCTION _maxsim_by_kernel(
-    _token_table text, _key_type regtype, _keys text[], _query bytea, OUT keys text[], OUT scores real[])
+    _token_table text, _key_type text, _keys text[], _query bytea, OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_bitmapscan = off
 AS $$
@@ -70,7 +70,7 @@ $$;
 -- Token matrices go over to the worker in batches of some 16 MiB, written as 32 MiB of hexadecimal: an eighth of the
 -- longest message that it takes. Scores come back.
 CREATE OR REPLACE FUNCTION _maxsim_by_worker(
-    _token_table text, _key_type regtype, _keys text[], _query bytea, _deadline timestamptz,
+    _token_table text, _key_type text, _keys text[], _query bytea, _deadline timestamptz,
     OUT keys text[], OUT scores real[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -42,7 +42,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    signature record := _call_signature(_reranker.key_type::text);
+    signature record := _call_signature(_reranker.key_type);
     key_column text := _reranker.key_column;
     result record := _attributes('ranked');
 BEGIN

@@ -1,5 +1,20 @@
 -- How far the encoding is.
 
+-- How many rows a relation has; NULL where they can't be counted, as it is locked or broken.
+CREATE OR REPLACE FUNCTION _counted(_relation text) RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    counted bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s', _relation) INTO counted;
+    RETURN counted;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
     pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
@@ -10,7 +25,6 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     r rerankers;
-    side_table text;
 BEGIN
     FOR r IN SELECT * FROM rerankers x ORDER BY x.name LOOP
         reranker := r.name;
@@ -20,15 +34,8 @@ BEGIN
         SELECT g.number, g.retired_at + r.grace_period INTO previous_generation, previous_until
         FROM generations g
         WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1;
-        source_rows := NULL;
-        encoded := NULL;
-        IF EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
-            EXECUTE format('SELECT count(*) FROM %s', r.source) INTO source_rows;
-            side_table := _side_table(r.name, coalesce(next_generation, r.generation));
-            IF to_regclass(side_table) IS NOT NULL THEN
-                EXECUTE format('SELECT count(*) FROM %s', side_table) INTO encoded;
-            END IF;
-        END IF;
+        source_rows := _counted(r.source::text);
+        encoded := _counted(_side_table(r.name, coalesce(next_generation, r.generation)));
         SELECT count(*) FILTER (WHERE p.failed_at IS NULL), count(*) FILTER (WHERE p.failed_at IS NOT NULL),
             now() - min(p.enqueued_at) FILTER (WHERE p.failed_at IS NULL),
             (array_agg(p.key || ': ' || p.last_error ORDER BY p.failed_at DESC NULLS LAST)
@@ -36,7 +43,10 @@ BEGIN
         INTO pending, failed, oldest_pending, last_error
         FROM pending p WHERE (p.reranker, p.generation) = (r.name, coalesce(next_generation, r.generation));
         SELECT max(s.until), coalesce((array_agg(s.error ORDER BY s.until DESC))[1], last_error)
-        INTO paused_until, last_error FROM setbacks s WHERE s.reranker = r.name;
+        INTO paused_until, last_error FROM setbacks s WHERE s.reranker = r.name AND s.failures > 0;
+        IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = r.source) THEN
+            last_error := format('the source table has been dropped: call pgrerank.drop_reranker(%L)', r.name);
+        END IF;
         SELECT c.whole_at INTO compared_at
         FROM reconciliations c WHERE (c.reranker, c.generation) = (r.name, r.generation);
         RETURN NEXT;

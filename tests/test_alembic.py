@@ -105,6 +105,23 @@ EXPRESSION = f"""
 """
 
 
+LETTERS = """
+    class Letter(Base):
+        __tablename__ = "letters"
+        year: Mapped[int] = mapped_column(primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(unique=True)
+        signature: Mapped[str] = mapped_column(unique=True)
+        content: Mapped[str]
+
+    Reranker("letters", Letter, text=Letter.content, key=Letter.KEY)
+"""
+SHOWN = """
+    op.execute("CREATE VIEW shown AS SELECT code, content FROM letters")
+    op.create_reranker("shown", "shown", text_columns=["content"], key_column="code")
+"""
+
+
 class Project:
     def __init__(self, folder: Path, dsn: str, driver: str = "psycopg", **options: object) -> None:
         self.folder, self.dsn = folder, dsn
@@ -173,6 +190,33 @@ def project(request, tmp_path, empty_dsn) -> Project:
 def halves(revision: str) -> list[str]:
     before, _, after = revision.partition("def downgrade")
     return [before.partition("def upgrade")[2], after]
+
+
+def test_a_declared_key_is_kept_and_another_makes_the_reranker_anew(project):
+    project.models(LETTERS.replace("KEY", "code"))
+    assert "key_column='code'" in project.revise("add")
+    project.alembic("upgrade", "head")
+    assert project.settings()["key_column"] == "code"
+    assert "No new upgrade operations detected" in project.alembic("check")
+    project.models(LETTERS.replace("KEY", "signature"))
+    upgrade, downgrade = halves(project.revise("change"))
+    assert upgrade.index("op.drop_reranker('letters')") < upgrade.index("key_column='signature'")
+    assert "key_column='code'" in downgrade
+    project.alembic("upgrade", "head")
+    assert "No new upgrade operations detected" in project.alembic("check")
+
+
+def test_a_migration_makes_a_reranker_over_a_view(project):
+    project.models(LETTERS.replace("KEY", "code"))
+    project.revise("add")
+    project.alembic("revision", "--rev-id", "shown", "-m", "shown")
+    [path] = (project.folder / "versions").glob("shown_*.py")
+    path.write_text(path.read_text("utf-8").replace("    pass\n", textwrap.dedent(SHOWN), 1))
+    path.write_text(path.read_text("utf-8").replace("\nop.", "\n    op."))
+    project.alembic("upgrade", "head")
+    with psycopg.connect(project.dsn, autocommit=True) as connection:
+        connection.execute("INSERT INTO letters VALUES (1, 1, 'a', 'b', 'some words')")
+        assert connection.execute("SELECT pgrerank.enqueue('shown')").fetchone() == (1,)
 
 
 def test_autogenerate_adds_changes_and_removes_and_every_step_goes_back(project):

@@ -81,8 +81,17 @@ def test_a_text_expression_is_what_gets_encoded(db, source):
 @pytest.mark.parametrize(
     ("relation", "error", "message"),
     [
-        ("CREATE VIEW d2 AS SELECT 1 AS id", "WrongObjectType", "d2 is a view"),
-        ("CREATE MATERIALIZED VIEW d2 AS SELECT 1 AS id", "WrongObjectType", "materialized view"),
+        (
+            "CREATE VIEW d2 AS SELECT 'x' AS t",
+            "InvalidTableDefinition",
+            "view d2 has no primary key",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW d2 AS SELECT 'x' AS t",
+            "InvalidTableDefinition",
+            "materialized view d2 has no primary key",
+        ),
+        ("CREATE SEQUENCE d2", "WrongObjectType", "d2 is neither a table nor a view"),
         ("CREATE TABLE d2 (t text)", "InvalidTableDefinition", "table d2 has no primary key"),
         (
             "CREATE TABLE d2 (a int, b int, t text, PRIMARY KEY (a, b))",
@@ -90,9 +99,9 @@ def test_a_text_expression_is_what_gets_encoded(db, source):
             r"composite primary key \(a, b\)",
         ),
         (
-            "CREATE TABLE d2 (a date PRIMARY KEY, t text)",
+            "CREATE TABLE d2 (a bytea PRIMARY KEY, t text)",
             "DatatypeMismatch",
-            "d2.a is of type date: pgrerank wants bigint",
+            "d2.a is of type bytea: pgrerank wants bigint",
         ),
     ],
 )

@@ -99,6 +99,23 @@ ROWS = [
 TOWARDS_FIRST = [1.0, 1.0, 0.0]
 
 
+class Letters(DeclarativeBase):
+    pass
+
+
+class Letter(Letters):
+    __tablename__ = "letters"
+    year: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[str] = mapped_column("letter_code", unique=True)
+    body: Mapped[str]
+
+
+LETTERS = Reranker("letters", Letter, text=Letter.body, key=Letter.code)
+SHOWN = Table("shown", MetaData(), Column("letter_code", Text), Column("body", Text))
+SHOWN_LETTERS = Reranker("shown", SHOWN, text=SHOWN.c.body, key=SHOWN.c.letter_code)
+
+
 def hits(**arguments: Any) -> Any:
     return search(DOCUMENTS, **{"query_embedding": TOWARDS_FIRST, "stages": ["dense"]} | arguments)
 
@@ -400,3 +417,21 @@ def test_it_is_typed(tmp_path):
     assert re.search(r"Select\[(tuple\[)?\S*Document, .*float\]", done.stdout), done.stdout
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert {int(line.split(":")[1]) for line in errors} == set(wrong), done.stdout
+
+
+def test_a_declared_key_serves_a_table_with_a_key_of_several_columns_and_a_view(filled):
+    def work(connection: Connection) -> None:
+        Letters.metadata.create_all(connection)
+        connection.execute(insert(Letter).values(year=1, number=2, code="a/2", body="some words"))
+        connection.execute(
+            text("CREATE VIEW shown AS SELECT letter_code, body FROM letters WHERE year > 0")
+        )
+        SHOWN_LETTERS.create(connection)
+        while connection.execute(text("SELECT reranker FROM pgrerank.claim()")).all():
+            pass
+        for reranker, code in ((LETTERS, Letter.code), (SHOWN_LETTERS, SHOWN.c.letter_code)):
+            rows = search(reranker, "words", keys=["a/2", "b/1"])
+            found = select(code, rows.rank).join(rows, rows.key == code)
+            assert connection.execute(found).all() == [("a/2", 1)]
+
+    filled(work)

@@ -90,7 +90,7 @@ TenantColumn = Annotated[
 def create(
     context: typer.Context,
     name: Name,
-    source: Annotated[str, typer.Option(help="Source table.")],
+    source: Annotated[str, typer.Option(help="Source table or view.")],
     dsn: Dsn = "",
     text_columns: TextColumns = None,
     text_expression: TextExpression = None,
@@ -125,8 +125,12 @@ def create(
     text_search_config: TextSearchConfig = None,
     language_expression: LanguageExpression = None,
     tenant_column: TenantColumn = None,
+    key_column: Annotated[
+        str | None,
+        typer.Option(help="The column that tells documents apart, if not the primary key's."),
+    ] = None,
 ) -> None:
-    """Create a reranker over a table (pgrerank.create_reranker).
+    """Create a reranker over a table or view (pgrerank.create_reranker).
 
     What is not named is as the database has it by default.
     """

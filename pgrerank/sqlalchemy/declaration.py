@@ -60,10 +60,11 @@ class Model:
 class Reranker:
     """A reranker over a model's table, which is created after and dropped before that table.
 
-    `source` is a mapped class or a Table with a primary key of one column. `text` is what is
-    searched: a column, several of them, or an expression over the table's columns. Models are
-    given by name, or as `Model` to be registered as well. `language` is a column or expression that
-    yields each document's own language (`language_expression`), `tenant` the column by which
+    `source` is a mapped class or a Table with a primary key of one column in the database; where it
+    has none, or is a view, `key` is the column that tells its rows apart (`key_column`). `text` is
+    what is searched: a column, several of them, or an expression over the table's columns. Models
+    are given by name, or as `Model` to be registered as well. `language` is a column or expression
+    that yields each document's own language (`language_expression`), `tenant` the column by which
     searches are filtered for tenants (`tenant_column`). The other arguments are those of
     pgrerank.create_reranker; what is left out is for the database to choose.
 
@@ -106,6 +107,7 @@ class Reranker:
         instruction: str | None = None,
         listwise_model: Model | str | None = None,
         listwise_top: int | None = None,
+        key: SQLColumnExpression[Any] | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
@@ -145,11 +147,26 @@ class Reranker:
             instruction=instruction,
             listwise_model=_name(listwise_model),
             listwise_top=listwise_top,
+            key_column=_column_name(self.table, key),
         )
         self._attach()
 
     def __repr__(self) -> str:
         return f"Reranker({self.name!r}, {self.table.fullname})"
+
+    @property
+    def key(self) -> Column[Any]:
+        """The column of its key; raises ArgumentError where the primary key has several."""
+        if "key_column" in self.settings:
+            name = self.settings["key_column"]
+            return next(column for column in self.table.columns if column.name == name)
+        columns = list(self.table.primary_key.columns)
+        if len(columns) != 1:
+            raise ArgumentError(
+                f"table {self.table.fullname} has a primary key of {len(columns)} columns, expected"
+                " one: declare a key, Reranker(…, key=…)"
+            )
+        return columns[0]
 
     def create(self, connection: Connection) -> None:
         """Create it over a table that is there, and register its models.

@@ -149,7 +149,7 @@ def search(
     Raises ArgumentError when the table has no reranker, or several and none is named.
     """
     declared = source if isinstance(source, Reranker) else _find(table_of(source), reranker)
-    key = _key(declared.table)
+    key = declared.key
     given: dict[str, Any] = {
         "query": query,
         "top_k": top_k,
@@ -216,12 +216,3 @@ def _find(table: Table, name: str | None) -> Reranker:
         f": {', '.join(declared) or 'declare one by pgrerank.sqlalchemy.Reranker'}"
         + ("; name one: reranker=…" if declared else "")
     )
-
-
-def _key(table: Table) -> Column[Any]:
-    columns = list(table.primary_key.columns)
-    if len(columns) != 1:
-        raise ArgumentError(
-            f"table {table.fullname} has a primary key of {len(columns)} columns, expected one"
-        )
-    return columns[0]

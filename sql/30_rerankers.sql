@@ -117,7 +117,10 @@ AS $$
         ('early_exit', 'double precision', '0.5', 'rerankers', true, NULL, true, NULL,
             'x BETWEEN 0 AND 1000', '0 to 1000',
             'The cross-encoder stops reading once fewer unread documents than this are expected to enter the first '
-                'top_k; 0: it reads all of maxsim_top')
+                'top_k; 0: it reads all of maxsim_top'),
+        ('min_relevance', 'double precision', NULL, 'rerankers', true, '0', true, NULL,
+            'x IS NULL OR x BETWEEN 0 AND 1', '0 to 1',
+            'Documents with less relevance are left out of an answer; NULL: none is')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -17,7 +17,9 @@ BEGIN
             predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
-        CREATE TYPE search_outcome AS (candidates text[], pool int[], said scored[], reason text, times jsonb);
+        CREATE TYPE search_outcome AS (
+            candidates text[], pool int[], said scored[], reason text, times jsonb, units jsonb, relevances real[],
+            left_out int);
     END IF;
 END
 $do$;
@@ -37,7 +39,8 @@ $$;
 -- and with it the internal functions that name it, below and in later files.
 DO $do$
 DECLARE
-    columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, ' || (
+    columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, relevance real, '
+        || (
         SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
 BEGIN
     IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
@@ -51,7 +54,8 @@ COMMENT ON TYPE scored IS
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
-    'milliseconds by stage';
+    'milliseconds by stage, by what scores are divided to be compared between queries, relevance in the candidates'' '
+    'places, how many min_relevance has left out';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -234,7 +238,8 @@ BEGIN
         LANGUAGE sql STABLE ROWS 10
         SET search_path FROM CURRENT
         AS $body$
-            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL, _outcome.reason, %s
+            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL, _outcome.reason,
+                _outcome.relevances[_outcome.pool[d.standing]], %s
             FROM (
                 SELECT s.key, s.standing,
                     (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,

@@ -28,6 +28,7 @@ from pgrerank.cli.options import (
     Keys,
     MaxsimBitTop,
     MaxsimTop,
+    MinRelevance,
     Name,
     Query,
     Stages,
@@ -75,6 +76,7 @@ def explain(
     maxsim_bit_top: MaxsimBitTop = None,
     maxsim_top: MaxsimTop = None,
     early_exit: EarlyExit = None,
+    min_relevance: MinRelevance = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,
@@ -143,6 +145,9 @@ def _ranks(explanation: Explanation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=console.is_terminal)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("key", overflow="fold")
+    is_known = any(document["relevance"] is not None for document in explanation["documents"])
+    if is_known:
+        table.add_column("relevance", justify="right", no_wrap=True)
     for name in through.values():
         table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -150,10 +155,15 @@ def _ranks(explanation: Explanation) -> Table:
         table.add_row(
             str(document["rank"]),
             Text(document["key"]),
+            *([_relevance(document["relevance"])] if is_known else []),
             *(_step(step) for step in steps(document, through)),
             Text(_harmless(" ".join(document["text"].split())[:_BEGINNING])),
         )
     return table
+
+
+def _relevance(value: float | None) -> Text:
+    return Text("–", "dim") if value is None else Text(f"{value:.2f}")
 
 
 def _step(step: Step) -> Text:

@@ -70,6 +70,10 @@ EarlyExit = Annotated[
         help="Unread documents expected in top_k below which it stops reading; 0: it reads all."
     ),
 ]
+MinRelevance = Annotated[
+    float | None,
+    typer.Option(help="Leave out what has less relevance, 0 to 1; 0: leave nothing out."),
+]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
@@ -108,7 +112,7 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Pick from a command's options those that are arguments of a search."""
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
-        *("timeout", "blend", "stages", "keys", "generation", "strict"),
+        *("min_relevance", "timeout", "blend", "stages", "keys", "generation", "strict"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

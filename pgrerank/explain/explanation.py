@@ -39,7 +39,8 @@ class Alignment(TypedDict):
 class ExplainedDocument(TypedDict):
     """A row of `explain_search` without what is the same in all rows; `text` is the document's.
 
-    `scores` and `ranks` are by stage; None for a stage that left it out.
+    `scores` and `ranks` are by stage; None for a stage that left it out. `relevance` is None where
+    that is not calibrated.
     """
 
     key: str
@@ -47,6 +48,7 @@ class ExplainedDocument(TypedDict):
     score: float | None
     rank: int
     stage: str
+    relevance: float | None
     scores: dict[str, float | None]
     ranks: dict[str, int | None]
     alignment: Alignment | None
@@ -97,6 +99,7 @@ def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
         score=row["score"],
         rank=row["rank"],
         stage=row["stage"],
+        relevance=row["relevance"],
         scores={stage: row[f"{stage}_score"] for stage in STAGES},
         ranks={stage: row[f"{stage}_rank"] for stage in STAGES},
         alignment=row["alignment"],

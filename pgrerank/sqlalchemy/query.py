@@ -40,6 +40,7 @@ COLUMNS: dict[str, type[TypeEngine[Any]]] = {
     "stage": Text,
     "degraded": Boolean,
     "reason": Text,
+    "relevance": REAL,
     **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
 }
 """What NAME_search returns beside the key."""
@@ -52,6 +53,7 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "maxsim_bit_top": Integer(),
     "maxsim_top": Integer(),
     "early_exit": DOUBLE_PRECISION(),
+    "min_relevance": DOUBLE_PRECISION(),
     "stages": ARRAY(Text()),
     "key_scores": ARRAY(DOUBLE_PRECISION),
     "query_embedding": Vector(),
@@ -90,6 +92,11 @@ class Search(TableValuedAlias):
         return self.c.rank
 
     @property
+    def relevance(self) -> ColumnElement[float | None]:
+        """The probability that the document is relevant; NULL where that is not calibrated."""
+        return self.c.relevance
+
+    @property
     def stage(self) -> ColumnElement[str]:
         """The last stage that scored the document."""
         return self.c.stage
@@ -111,6 +118,7 @@ def search(
     maxsim_bit_top: int | None = None,
     maxsim_top: int | None = None,
     early_exit: float | None = None,
+    min_relevance: float | None = None,
     stages: Sequence[str] | None = None,
     keys: Sequence[Any] | Select[Any] | None = None,
     key_scores: Sequence[float | None] | None = None,
@@ -142,6 +150,7 @@ def search(
         "maxsim_bit_top": maxsim_bit_top,
         "maxsim_top": maxsim_top,
         "early_exit": early_exit,
+        "min_relevance": min_relevance,
         "stages": None if stages is None else list(stages),
         "key_scores": None if key_scores is None else list(key_scores),
         "query_embedding": query_embedding,

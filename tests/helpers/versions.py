@@ -15,7 +15,7 @@ from pgrerank.install.scripts import SCRIPTS, Scripts, freeze
 NEXT = "9.0.0"
 """A release that is made up of this version, as the next one would be."""
 
-_SETTING = """'top_k; 0: it reads all of maxsim_top'),
+_SETTING = """'Documents with less relevance are left out of an answer; NULL: none is'),
         ('mood', 'int', '7', 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 1 AND 9', '1 to 9',
             'A setting that this version does not have')"""
@@ -48,7 +48,11 @@ def next_release(folder: Path) -> Scripts:
     freeze(SCRIPTS, folder / "releases")
     _edit(folder / "10_schema.sql", f"'{SCRIPTS.version}'", f"'{NEXT}'")
     _edit(folder / "25_stages.sql", "\n        ('cross_encoder',", _STAGE)
-    _edit(folder / "30_rerankers.sql", "'top_k; 0: it reads all of maxsim_top')", _SETTING)
+    _edit(
+        folder / "30_rerankers.sql",
+        "'Documents with less relevance are left out of an answer; NULL: none is')",
+        _SETTING,
+    )
     _edit(
         folder / "98_judging.sql",
         "DEFAULT now()\n);\nCREATE INDEX",

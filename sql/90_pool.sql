@@ -18,8 +18,8 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
-            candidates text[], pool int[], said scored[], reason text, times jsonb, units jsonb, relevances real[],
-            left_out int);
+            candidates text[], pool int[], said scored[], reason text, times jsonb, call search_call,
+            relevances real[], left_out int);
     END IF;
 END
 $do$;
@@ -54,8 +54,8 @@ COMMENT ON TYPE scored IS
 COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
-    'milliseconds by stage, by what scores are divided to be compared between queries, relevance in the candidates'' '
-    'places, how many min_relevance has left out';
+    'milliseconds by stage, the call with its query''s vectors, relevance in the candidates'' places, how many '
+    'min_relevance has left out';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';

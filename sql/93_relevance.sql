@@ -32,8 +32,8 @@ COMMENT ON COLUMN calibrations.queries IS 'How many queries it was fitted on';
 COMMENT ON COLUMN calibrations.documents IS 'How many documents of these';
 COMMENT ON COLUMN calibrations.relevant IS 'How many of the documents are relevant';
 COMMENT ON COLUMN calibrations.ece IS
-    'Expected calibration error, on queries that were left out of the fit: how far relevance and the share of relevant '
-    'documents are apart';
+    'Expected calibration error of the first ten of queries that were left out of the fit: how far relevance and the '
+    'share of relevant documents are apart';
 COMMENT ON COLUMN calibrations.brier IS 'The mean square of relevance less 1 where relevant, else 0, on the same';
 GRANT SELECT ON calibrations TO PUBLIC;
 
@@ -66,11 +66,6 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT s.scores FROM unnest(_said) s WHERE s.stage = _stage $$;
 
-CREATE OR REPLACE FUNCTION _probability(_log_odds float8) RETURNS real
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT (1 / (1 + exp(-least(greatest(_log_odds, -80), 80))))::real $$;
-
 -- _relevances(reranker, said, units): the relevance of candidates in their places; NULL where the stages that have
 -- scored one are not calibrated together. It is written out of the stages whose scores are blended.
 DO $do$
@@ -92,7 +87,8 @@ BEGIN
         LANGUAGE sql STABLE
         SET search_path FROM CURRENT
         AS $body$
-            SELECT array_agg(_probability(c.intercept + %s) ORDER BY d.place)
+            SELECT array_agg(CASE WHEN c.intercept IS NOT NULL
+                THEN (1 / (1 + exp(-least(greatest(c.intercept + %s, -80), 80))))::real END ORDER BY d.place)
             FROM unnest(%s) WITH ORDINALITY d (%s, place)
             LEFT JOIN %s
         $body$ $sql$, (
@@ -108,17 +104,18 @@ $do$;
 -- The outcome with the relevance of its candidates, and of these those alone that have min_relevance. A caller's own
 -- key_scores may be anything, and tell of none.
 CREATE OR REPLACE FUNCTION _with_relevance(
-    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome) RETURNS search_outcome
+    _reranker rerankers, _generation generations, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    telling scored[] := ARRAY(
-        SELECT s::scored FROM unnest(_outcome.said) s WHERE s.stage <> 'dense' OR _call.key_scores IS NULL);
+    telling scored[];
 BEGIN
-    _outcome.units := _score_units(_generation, _call);
     IF _calibrated_at(_reranker) IS NOT NULL THEN
-        _outcome.relevances := _relevances(_reranker, telling, _outcome.units);
+        telling := ARRAY(
+            SELECT s::scored FROM unnest(_outcome.said) s
+            WHERE s.stage <> 'dense' OR (_outcome.call).key_scores IS NULL);
+        _outcome.relevances := _relevances(_reranker, telling, _score_units(_generation, _outcome.call));
     END IF;
     IF _reranker.min_relevance IS NULL OR _outcome.pool IS NULL THEN
         RETURN _outcome;
@@ -127,8 +124,8 @@ BEGIN
 END
 $$;
 
--- The outcome with those candidates alone that have min_relevance. Where that of one is not known, neither to keep nor
--- to leave out would be right.
+-- The outcome with those candidates alone that have min_relevance. Of one that no stage has scored nothing speaks for
+-- it; where one was scored, and its relevance is not known, neither to keep nor to leave it out would be right.
 CREATE OR REPLACE FUNCTION _relevant(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -139,7 +136,8 @@ DECLARE
     unknown int;
 BEGIN
     SELECT array_agg(p.place ORDER BY p.standing) FILTER (WHERE r.relevance >= _reranker.min_relevance),
-        max(r.relevance), count(*) FILTER (WHERE r.relevance IS NULL)
+        max(r.relevance), count(*) FILTER (WHERE r.relevance IS NULL AND EXISTS (
+            SELECT FROM unnest(_outcome.said) s WHERE s.scores[p.place] IS NOT NULL))
     INTO _outcome.pool, highest, unknown
     FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
     LEFT JOIN unnest(_outcome.relevances) WITH ORDINALITY r (relevance, place) USING (place);

@@ -359,7 +359,8 @@ BEGIN
             RAISE WARNING 'pgrerank: no document found: %', outcome.reason;
         END IF;
     END IF;
-    outcome := _with_relevance(_reranker, generation, _call, outcome);
+    outcome.call := _call;
+    outcome := _with_relevance(_reranker, generation, outcome);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
     RETURN outcome;
 END

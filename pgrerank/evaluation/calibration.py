@@ -26,7 +26,7 @@ from pgrerank.evaluation.evaluate import (
     silently,
 )
 from pgrerank.evaluation.pools import Pool, Sizes, pool_of
-from pgrerank.evaluation.reliability import reliability
+from pgrerank.evaluation.reliability import RETURNED, reliability
 from pgrerank.evaluation.traces import Trace
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements
@@ -51,8 +51,9 @@ class Calibration:
     """What makes a relevance of the scores of some stages, and how well: cross-validated.
 
     `slopes` are by stage. `documents` of `queries` were fitted on, `relevant` of them relevant.
-    `ece` is the expected calibration error, `brier` the mean squared error. With a `min_relevance`
-    of `keeps`, 95 % of the queries that have a relevant document still have an answer.
+    `ece` is the expected calibration error of each query's first ten, `brier` their mean squared
+    error. With a `min_relevance` of `keeps`, 95 % of the queries that have a relevant document
+    still have an answer.
     """
 
     stages: tuple[str, ...]
@@ -68,11 +69,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Documents of all queries: their scores by stage, in columns, and whether each is relevant."""
+    """Documents of all queries: their scores by stage, in columns, and whether each is relevant.
+
+    `place` counts from 0 within the query.
+    """
 
     scores: Numbers
     relevant: Numbers
     query: NDArray[np.int64]
+    place: NDArray[np.int64]
 
 
 def calibrate(
@@ -159,13 +164,14 @@ def _rows(searched: Searched, stages: Sequence[str]) -> _Rows:
 
 def _of_query(
     trace: Trace, keys: Sequence[str], stages: Sequence[str], judged: Mapping[str, int], number: int
-) -> tuple[Numbers, Numbers, NDArray[np.int64]]:
+) -> tuple[Numbers, Numbers, NDArray[np.int64], NDArray[np.int64]]:
     places = {key: place for place, key in enumerate(trace.keys)}
     chosen = np.array([places[key] for key in keys], np.int64)
     scores = np.stack([trace.scores[s][chosen] / trace.units.get(s, 1.0) for s in stages], axis=1)
     relevant = np.array([judged.get(key, 0) > 0 for key in keys], np.float64)
     known = np.isfinite(scores).all(axis=1)
-    return scores[known], relevant[known], np.full(known.sum(), number)
+    count = int(known.sum())
+    return scores[known], relevant[known], np.full(count, number), np.arange(count)
 
 
 def _best(trace: Trace, settings: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
@@ -189,7 +195,8 @@ def _fitted(stages: Sequence[str], rows: _Rows) -> Calibration:
         out = rows.query % FOLDS == fold
         intercept, slopes = _regress(rows.scores[~out], rows.relevant[~out])
         unseen[out] = _sigmoid(intercept + rows.scores[out] @ slopes)
-    measured = reliability(unseen, rows.relevant)
+    returned = rows.place < RETURNED
+    measured = reliability(unseen[returned], rows.relevant[returned])
     intercept, slopes = _regress(rows.scores, rows.relevant)
     return Calibration(
         stages=tuple(stages),

@@ -51,7 +51,7 @@ class Trace:
             {stage: np.array(value["ranks"].get(stage, nothing), np.float64) for stage in STAGES},
             {stage: float(spent) for stage, spent in value["times"].items()},
             np.array(value["relevance"], np.float64),
-            value["units"] or {},
+            value["units"],
             value["reason"],
         )
 

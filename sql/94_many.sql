@@ -65,6 +65,9 @@ DECLARE
         _reranker.key_type::text, '{query,keys,key_scores,query_embedding,query_tokens}');
     result record := _attributes('ranked');
 BEGIN
+    IF _key_column IN ('queries', 'query_number') THEN
+        _key_column := 'key';
+    END IF;
     PERFORM _define_function(_reranker.name || '_search_many', 'queries text[], ' || signature.arguments,
         format('TABLE (query_number int, %I %s, %s)',
             _key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),

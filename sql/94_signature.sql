@@ -38,8 +38,8 @@ AS $$
             FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
 $$;
 
--- pgrerank.NAME_search(...) and NAME_search_many(...), typed by the source's own key and naming it as the source does, unless an argument or a
--- column has that name.
+-- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does, unless an argument or a
+-- column has that name; and NAME_search_many(...) beside it.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -49,7 +49,7 @@ DECLARE
     key_column text := _reranker.key_column;
     result record := _attributes('ranked');
 BEGIN
-    IF key_column = ANY (result.names) OR key_column IN ('queries', 'query_number') OR key_column IN (SELECT a.argument FROM _call_arguments() a) THEN
+    IF key_column = ANY (result.names) OR key_column IN (SELECT a.argument FROM _call_arguments() a) THEN
         key_column := 'key';
     END IF;
     PERFORM _define_function(_reranker.name || '_search', signature.arguments,

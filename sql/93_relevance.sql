@@ -29,11 +29,11 @@ COMMENT ON COLUMN calibrations.slopes IS
     'By stage, what one more adds to the log odds: MaxSim by token vector of the query, BM25 by the IDF of its words';
 COMMENT ON COLUMN calibrations.qrels_set IS 'The judgements that it was fitted on';
 COMMENT ON COLUMN calibrations.queries IS 'How many queries it was fitted on';
-COMMENT ON COLUMN calibrations.documents IS 'How many documents of these';
+COMMENT ON COLUMN calibrations.documents IS 'How many documents, the first ten of each query';
 COMMENT ON COLUMN calibrations.relevant IS 'How many of the documents are relevant';
 COMMENT ON COLUMN calibrations.ece IS
-    'Expected calibration error of the first ten of queries that were left out of the fit: how far relevance and the '
-    'share of relevant documents are apart';
+    'Expected calibration error, on queries that were left out of the fit: how far relevance and the share of relevant '
+    'documents are apart';
 COMMENT ON COLUMN calibrations.brier IS 'The mean square of relevance less 1 where relevant, else 0, on the same';
 GRANT SELECT ON calibrations TO PUBLIC;
 

@@ -25,7 +25,7 @@ from pgrerank.evaluation.evaluate import (
     settings_of,
     silently,
 )
-from pgrerank.evaluation.pools import Pool, Sizes, pool_of
+from pgrerank.evaluation.pools import Pool, Sizes, blended, pool_of
 from pgrerank.evaluation.reliability import RETURNED, reliability
 from pgrerank.evaluation.traces import Trace
 from pgrerank.evaluation.variant import Variant
@@ -38,8 +38,6 @@ FOLDS = 5
 LEAST_QUERIES = 10
 LEAST_RELEVANT = 5
 """Relevant documents below which nothing is fitted to a set of stages."""
-DEPTH = 30
-"""Documents of each query, the best by the set of stages, that it is fitted on."""
 KEPT = 0.95
 """Share of the queries with a relevant document that keep one at the relevance told."""
 
@@ -50,10 +48,10 @@ Numbers = NDArray[np.float64]
 class Calibration:
     """What makes a relevance of the scores of some stages, and how well: cross-validated.
 
-    `slopes` are by stage. `documents` of `queries` were fitted on, `relevant` of them relevant.
-    `ece` is the expected calibration error of each query's first ten, `brier` their mean squared
-    error. With a `min_relevance` of `keeps`, 95 % of the queries that have a relevant document
-    still have an answer.
+    `slopes` are by stage. `documents` of `queries` were fitted on, ten of each, and `relevant` of
+    them are relevant. `ece` is the expected calibration error, `brier` the mean squared error. With
+    a `min_relevance` of `keeps`, 95 % of the queries that have a relevant document still have an
+    answer.
     """
 
     stages: tuple[str, ...]
@@ -69,15 +67,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Documents of all queries: their scores by stage, in columns, and whether each is relevant.
-
-    `place` counts from 0 within the query.
-    """
+    """Documents of all queries: their scores by stage, in columns, and whether each is relevant."""
 
     scores: Numbers
     relevant: Numbers
     query: NDArray[np.int64]
-    place: NDArray[np.int64]
 
 
 def calibrate(
@@ -164,28 +158,31 @@ def _rows(searched: Searched, stages: Sequence[str]) -> _Rows:
 
 def _of_query(
     trace: Trace, keys: Sequence[str], stages: Sequence[str], judged: Mapping[str, int], number: int
-) -> tuple[Numbers, Numbers, NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Numbers, Numbers, NDArray[np.int64]]:
     places = {key: place for place, key in enumerate(trace.keys)}
     chosen = np.array([places[key] for key in keys], np.int64)
     scores = np.stack([trace.scores[s][chosen] / trace.units.get(s, 1.0) for s in stages], axis=1)
     relevant = np.array([judged.get(key, 0) > 0 for key in keys], np.float64)
     known = np.isfinite(scores).all(axis=1)
-    count = int(known.sum())
-    return scores[known], relevant[known], np.full(count, number), np.arange(count)
+    return scores[known], relevant[known], np.full(known.sum(), number)
 
 
 def _best(trace: Trace, settings: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
-    """The first documents of a search by these stages; without a leg, all that were scored."""
-    if not set(stages) & set(LEGS):
-        return list(trace.keys)
-    nothing = np.full(len(trace.keys), np.nan)
-    has_bits = "maxsim" in stages
-    known = {
-        stage: scores if stage in stages or (stage == "maxsim_bit" and has_bits) else nothing
-        for stage, scores in pool_of(trace, trace).scores.items()
-    }
-    sizes = Sizes(settings["candidates"], settings["maxsim_top"], settings["maxsim_bit_top"])
-    return Pool(list(trace.keys), known).order(sizes, settings["blend"])[:DEPTH]
+    """What a search by these stages returns; without a leg, of the documents that they scored.
+
+    Further down judgements are sparser, and the same scores are of documents less relevant.
+    """
+    pool, blend = pool_of(trace, trace), settings["blend"]
+    if set(stages) & set(LEGS):
+        nothing = np.full(len(pool.keys), np.nan)
+        ran = {*stages, "maxsim_bit"} if "maxsim" in stages else set(stages)
+        known = {stage: s if stage in ran else nothing for stage, s in pool.scores.items()}
+        sizes = Sizes(settings["candidates"], settings["maxsim_top"], settings["maxsim_bit_top"])
+        return Pool(pool.keys, known).order(sizes, blend)[:RETURNED]
+    scored = np.flatnonzero(np.isfinite([pool.scores[stage] for stage in stages]).all(axis=0))
+    weights = blend or {stages[-1]: 1.0}
+    totals = blended({stage: pool.scores[stage][scored] for stage in stages}, weights)
+    return [pool.keys[place] for place in scored[np.argsort(-totals, kind="stable")][:RETURNED]]
 
 
 def _fitted(stages: Sequence[str], rows: _Rows) -> Calibration:
@@ -195,8 +192,7 @@ def _fitted(stages: Sequence[str], rows: _Rows) -> Calibration:
         out = rows.query % FOLDS == fold
         intercept, slopes = _regress(rows.scores[~out], rows.relevant[~out])
         unseen[out] = _sigmoid(intercept + rows.scores[out] @ slopes)
-    returned = rows.place < RETURNED
-    measured = reliability(unseen[returned], rows.relevant[returned])
+    measured = reliability(unseen, rows.relevant)
     intercept, slopes = _regress(rows.scores, rows.relevant)
     return Calibration(
         stages=tuple(stages),

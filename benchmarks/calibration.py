@@ -6,7 +6,8 @@ Searches each collection's judged queries once, with all stages (the server and 
 those of benchmarks/stages.py), fits relevance to one half of the queries, and measures the first
 ten documents of the other half, both ways round: the expected calibration error with all stages and
 where the cross-encoder is lost; of a calibration made on the other collections; and of the bare
-sigmoid of the cross-encoder's score. Then the second collection's queries are asked of the first
+sigmoid of the cross-encoder's score; and beside it what a relevance that is exactly right would
+have by chance, on so many documents. Then the second collection's queries are asked of the first
 one, where nothing answers them: for a row of thresholds it prints the share of the first one's own
 queries that keep an answer, and of the foreign ones that get none. The last line is one JSON
 object.
@@ -27,7 +28,6 @@ from stages import add_collections, served, some_queries
 from pgrerank.evaluation.calibration import Calibration, fit
 from pgrerank.evaluation.evaluate import Searched, search_all
 from pgrerank.evaluation.reliability import RETURNED, reliability
-from pgrerank.evaluation.result import Reliability
 from pgrerank.evaluation.traces import Trace, ask, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements
@@ -100,8 +100,10 @@ def relevance(
     return np.array(told)
 
 
-def compared(parts: Sequence[Half], stages: Sequence[str] = BLENDED) -> Reliability:
-    """Relevance and judgements of the first documents of all parts."""
+def pairs_of(
+    parts: Sequence[Half], stages: Sequence[str] = BLENDED
+) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """Relevance of the first documents of all parts, and whether each is relevant."""
     pairs = [
         (told, half.searched.judgements.qrels[query].get(key, 0) > 0)
         for half in parts
@@ -110,20 +112,31 @@ def compared(parts: Sequence[Half], stages: Sequence[str] = BLENDED) -> Reliabil
             zip(trace.keys, relevance(trace, half.calibrations, stages), strict=True)
         )[:RETURNED]
     ]
-    return reliability(*zip(*pairs, strict=True))
+    told, relevant = zip(*pairs, strict=True)
+    return told, relevant
 
 
-def bare(whole: Searched) -> Reliability:
+def by_chance(told: Sequence[float]) -> float:
+    """The mean calibration error of this relevance, were it exactly right."""
+    draws = np.random.default_rng(7)
+    right = np.array(told)
+    return float(
+        np.mean([reliability(right, draws.random(len(right)) < right)["ece"] for _ in range(100)])
+    )
+
+
+def bare(whole: Searched) -> tuple[tuple[float, ...], tuple[bool, ...]]:
     """The same of the sigmoid of the cross-encoder's score."""
     pairs = [
-        (1 / (1 + np.exp(-score)), whole.judgements.qrels[query].get(key, 0) > 0)
+        (float(1 / (1 + np.exp(-score))), whole.judgements.qrels[query].get(key, 0) > 0)
         for query, trace in whole.traces.items()
         for key, score in list(zip(trace.keys, trace.scores["cross_encoder"], strict=True))[
             :RETURNED
         ]
         if np.isfinite(score)
     ]
-    return reliability(*zip(*pairs, strict=True))
+    told, relevant = zip(*pairs, strict=True)
+    return told, relevant
 
 
 def errors(collections: Mapping[str, Searched]) -> list[dict[str, Any]]:
@@ -131,23 +144,24 @@ def errors(collections: Mapping[str, Searched]) -> list[dict[str, Any]]:
     rows = []
     for name, whole in collections.items():
         own = halves(whole)
-        others = [other for key, other in collections.items() if key != name]
-        found = {"all stages": compared(own), "no cross-encoder": compared(own, WITHOUT)}
-        for other in others:
-            title = f"fitted on {other.variant.reranker}"
-            found[title] = compared([Half(whole, fit(other))])
+        found = {"all stages": pairs_of(own), "no cross-encoder": pairs_of(own, WITHOUT)}
+        for other, trained in collections.items():
+            if other != name:
+                found[f"fitted on {other}"] = pairs_of([Half(whole, fit(trained))])
         found["sigmoid of its score"] = bare(whole)
         rows += [
             {
                 "collection": name,
                 "relevance by": title,
-                "documents": one["documents"],
-                "share relevant": one["relevant"] / one["documents"],
-                "ece": one["ece"],
-                "brier": one["brier"],
-                "bins": one["bins"],
+                "documents": len(told),
+                "relevant": float(np.mean(relevant)),
+                "ece": measured["ece"],
+                "by chance": by_chance(told),
+                "brier": measured["brier"],
+                "bins": measured["bins"],
             }
-            for title, one in found.items()
+            for title, (told, relevant) in found.items()
+            for measured in [reliability(told, relevant)]
         ]
     return rows
 
@@ -177,8 +191,8 @@ def curve(
 
 
 def highest(trace: Trace, half: Half, stages: Sequence[str]) -> float:
-    """The highest relevance of a search's documents."""
-    return float(relevance(trace, half.calibrations, stages).max(initial=0.0))
+    """The highest relevance of a search's first documents."""
+    return float(relevance(trace, half.calibrations, stages)[:RETURNED].max(initial=0.0))
 
 
 def show(collections: Mapping[str, Searched], asked: Mapping[str, Trace]) -> dict[str, Any]:

@@ -101,8 +101,8 @@ BEGIN
 END
 $do$;
 
--- The outcome with the relevance of its candidates, and of these those alone that have min_relevance. A caller's own
--- key_scores may be anything, and tell of none.
+-- The outcome with the relevance of its candidates; where there is a min_relevance, with those alone that are returned.
+-- A caller's own key_scores may be anything, and tell of none.
 CREATE OR REPLACE FUNCTION _with_relevance(
     _reranker rerankers, _generation generations, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
@@ -124,14 +124,16 @@ BEGIN
 END
 $$;
 
--- The outcome with those candidates alone that have min_relevance. Of one that no stage has scored nothing speaks for
--- it; where one was scored, and its relevance is not known, neither to keep nor to leave it out would be right.
+-- The outcome with those of the first top_k alone that have min_relevance. None moves up for one that is left out: it
+-- stands lower, and further down the same scores are of documents less relevant. For one that no stage has scored
+-- nothing speaks; where one was scored, and its relevance is not known, neither to keep nor to leave it out would be
+-- right.
 CREATE OR REPLACE FUNCTION _relevant(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    before int := cardinality(_outcome.pool);
+    first int[] := _outcome.pool[:(_outcome.call).top_k];
     highest real;
     unknown int;
 BEGIN
@@ -139,22 +141,22 @@ BEGIN
         max(r.relevance), count(*) FILTER (WHERE r.relevance IS NULL AND EXISTS (
             SELECT FROM unnest(_outcome.said) s WHERE s.scores[p.place] IS NOT NULL))
     INTO _outcome.pool, highest, unknown
-    FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+    FROM unnest(first) WITH ORDINALITY p (place, standing)
     LEFT JOIN unnest(_outcome.relevances) WITH ORDINALITY r (relevance, place) USING (place);
     IF unknown > 0 THEN
         PERFORM _raise('object_not_in_prerequisite_state', format('reranker "%s": min_relevance is %s, and the '
             'relevance of %s of %s documents is not known: generation %s is not calibrated for what has scored them',
-            _reranker.name, _reranker.min_relevance, unknown, before, _reranker.generation),
+            _reranker.name, _reranker.min_relevance, unknown, cardinality(first), _reranker.generation),
             format('Run pgrerank calibrate %s --qrels SET, or give min_relevance => 0.', _reranker.name));
     END IF;
     _outcome.pool := coalesce(_outcome.pool, '{}');
-    _outcome.left_out := before - cardinality(_outcome.pool);
+    _outcome.left_out := cardinality(first) - cardinality(_outcome.pool);
     IF _outcome.pool = '{}' AND _outcome.reason IS NOT NULL THEN
         RAISE WARNING 'pgrerank: none of % documents has a relevance of %, the highest is %, in a degraded search: %',
-            before, _reranker.min_relevance, highest, _outcome.reason;
+            cardinality(first), _reranker.min_relevance, highest, _outcome.reason;
     ELSIF _outcome.pool = '{}' THEN
         RAISE NOTICE 'pgrerank: none of % documents has a relevance of %, the highest is %',
-            before, _reranker.min_relevance, highest;
+            cardinality(first), _reranker.min_relevance, highest;
     END IF;
     RETURN _outcome;
 END

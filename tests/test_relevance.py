@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from pgrerank.errors import EvaluationError
@@ -156,6 +157,13 @@ def test_without_a_calibration_that_holds_relevance_is_null(db, calibrated, sour
     assert None not in {relevance for _, relevance in search(db, generation=1)}
 
 
+def test_whoever_may_search_is_told_the_relevance(calibrated, dsn, make_role):
+    role = make_role()
+    calibrated.execute(f"GRANT SELECT ON documents TO {role}")
+    with psycopg.connect(make_conninfo(dsn, user=role, password=role)) as connection:
+        assert search(connection) == search(calibrated)
+
+
 def test_what_no_stage_has_scored_is_left_out(calibrated):
     calibrated.execute("INSERT INTO documents (title) VALUES ('not encoded yet')")
     given = {"keys": ["4", "1"], "stages": ["dense", "lexical"]}
@@ -231,7 +239,7 @@ def test_what_is_left_is_what_is_relevant_in_its_order(
     left = search(
         calibrated, "id, relevance, score, stage", **given, top_k=top_k, min_relevance=least
     )
-    assert left == [row for row in whole if row[1] >= least][:top_k]
+    assert left == [row for row in whole[:top_k] if row[1] >= least]
 
 
 def searched(scores: dict[str, np.ndarray], relevant: np.ndarray) -> Searched:

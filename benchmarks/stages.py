@@ -76,7 +76,9 @@ def some_queries(connection: psycopg.Connection, name: str, count: int | None) -
 
 
 @contextmanager
-def served(folders: Sequence[Path], data: Path) -> Iterator[tuple[psycopg.Connection, list[str]]]:
+def served(
+    folders: Sequence[Path], data: Path, *options: str
+) -> Iterator[tuple[psycopg.Connection, list[str]]]:
     """A server with the collections encoded and a worker up: a connection, and the rerankers."""
     with (
         embedded.start(data) as server,
@@ -89,7 +91,7 @@ def served(folders: Sequence[Path], data: Path) -> Iterator[tuple[psycopg.Connec
             if model["name"] not in present:
                 register_model(connection, **model)
         names = [set_up(connection, server.dsn, folder) for folder in folders]
-        with worker_process(server.dsn, Path(logs) / "worker.log", "--preload"):
+        with worker_process(server.dsn, Path(logs) / "worker.log", "--preload", *options):
             yield connection, names
 
 

@@ -145,7 +145,10 @@ AS $$
             'x > 0 AND x <= 1', 'more than 0, up to 1',
             'Cosine similarity to a better document above which one is left out; 1: none is'),
         ('key_column', 'text', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
-            'The column that tells documents apart; by default the primary key''s')
+            'The column that tells documents apart; by default the primary key''s'),
+        ('min_relevance', 'double precision', NULL, 'rerankers', true, '0', true, NULL,
+            'x IS NULL OR x BETWEEN 0 AND 1', '0 to 1',
+            'Documents with less relevance are left out of an answer; NULL: none is')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -19,7 +19,8 @@ BEGIN
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
-            fallback text, groups int[], returned int, duplicates int);
+            fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
+            left_out int);
     END IF;
 END
 $do$;
@@ -40,7 +41,7 @@ $$;
 DO $do$
 DECLARE
     columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, '
-        'cross_encoder_model text, signals_score real, ' || (
+        'cross_encoder_model text, signals_score real, relevance real, ' || (
         SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
 BEGIN
     IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
@@ -55,7 +56,8 @@ COMMENT ON TYPE search_call IS 'What a search was asked; settings has those give
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
     'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
-    'of the order are returned, how many are left out as near-duplicates';
+    'of the order are returned, how many are left out as near-duplicates, the call with its query''s vectors, '
+    'relevance in the candidates'' places, how many min_relevance has left out';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -248,7 +250,8 @@ BEGIN
         AS $body$
             SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL,
                 coalesce(_outcome.reason, _outcome.fallback),
-                CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, d.signals_score, %s
+                CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, d.signals_score,
+                _outcome.relevances[_outcome.pool[d.standing]], %s
             FROM (
                 SELECT s.key, s.standing,
                     (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,

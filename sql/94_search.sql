@@ -168,37 +168,39 @@ AS $$
             SELECT coalesce(bool_or(_blend -> l.stage > '0'), true) FROM _stages() l WHERE l.only_after = s.stage))
 $$;
 
--- The call with the query's own vectors, from the worker: those that are wanted and that the caller has not given.
+-- Calls with their queries' own vectors, from the worker: those that are wanted and that the caller has not given.
 CREATE OR REPLACE FUNCTION _with_vectors(
-    _generation generations, _call search_call, _embedding boolean, _tokens boolean, _instruction text,
+    _generation generations, _calls search_call[], _embedding boolean, _tokens boolean, _instruction text,
     _deadline timestamptz)
-RETURNS search_call
+RETURNS search_call[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    wants_embedding boolean := _embedding AND _call.query_embedding IS NULL;
-    wants_tokens boolean := _tokens AND _call.query_tokens IS NULL;
+    wants_embedding boolean := _embedding AND _calls[1].query_embedding IS NULL;
+    wants_tokens boolean := _tokens AND _calls[1].query_tokens IS NULL;
     answer jsonb;
 BEGIN
     IF NOT (wants_embedding OR wants_tokens) THEN
-        RETURN _call;
+        RETURN _calls;
     ELSIF wants_embedding AND _generation.embedding_model IS NULL THEN
         PERFORM _raise('invalid_parameter_value',
             format('reranker "%s" has no embedding_model to encode the query with', _generation.reranker),
             'Give query_embedding or keys, or name a model by pgrerank.alter_reranker.');
     END IF;
-    answer := _ask_worker(json_build_object('call', 'encode', 'text', _call.query,
+    answer := _ask_worker(json_build_object('call', 'encode', 'texts', ARRAY(SELECT c.query FROM unnest(_calls) c),
         'embedding', CASE WHEN wants_embedding THEN _generation.embedding_model END,
         'late_interaction', CASE WHEN wants_tokens THEN _generation.late_interaction_model END,
-        'projection', _generation.projection, 'instruction', _instruction)::text, _deadline);
-    IF wants_embedding THEN
-        _call.query_embedding := _query_embedding(answer, _generation.embedding_model);
-    END IF;
-    IF wants_tokens THEN
-        _call.query_tokens := _query_tokens(answer);
-    END IF;
-    RETURN _call;
+        'projection', _generation.projection, 'instruction', _instruction)::text, _deadline) -> 'queries';
+    FOR number IN 1..cardinality(_calls) LOOP
+        IF wants_embedding THEN
+            _calls[number].query_embedding := _query_embedding(answer -> (number - 1), _generation.embedding_model);
+        END IF;
+        IF wants_tokens THEN
+            _calls[number].query_tokens := _query_tokens(answer -> (number - 1));
+        END IF;
+    END LOOP;
+    RETURN _calls;
 END
 $$;
 
@@ -382,14 +384,15 @@ BEGIN
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
-            _call := _with_vectors(generation, _call, true, wants_tokens, _reranker.instruction, deadline);
+            _call := (_with_vectors(
+                generation, ARRAY[_call], true, wants_tokens, _reranker.instruction, deadline))[1];
             encoding := _milliseconds(mark);
         END IF;
         PERFORM _check_deadline(deadline, 'recall');
         outcome := _run_recall(_reranker, generation, _call, legs, scope, outcome);
         IF wants_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
-            _call := _with_vectors(generation, _call, false, true, _reranker.instruction, deadline);
+            _call := (_with_vectors(generation, ARRAY[_call], false, true, _reranker.instruction, deadline))[1];
             encoding := encoding + _milliseconds(mark);
         END IF;
         FOREACH stage IN ARRAY stages LOOP
@@ -414,6 +417,7 @@ BEGIN
             RAISE WARNING 'pgrerank: no document found: %', outcome.reason;
         END IF;
     END IF;
+    outcome.call := _call;
     outcome := _best_of_groups(outcome, _reranker.per_group);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
 END
@@ -455,7 +459,7 @@ BEGIN
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
     diverse.returned := _call.top_k;
-    RETURN _by_groups(diverse, _call.top_k);
+    RETURN _with_relevance(_reranker, _by_groups(diverse, _call.top_k));
 END
 $$;
 
@@ -463,12 +467,21 @@ CREATE OR REPLACE FUNCTION _search(_name text, _call search_call) RETURNS SETOF 
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    reranker rerankers := _locked_reranker(_name, _call);
-    outcome search_outcome := _run(reranker, _call);
 BEGIN
-    IF reranker.log_sample > 0 THEN
-        PERFORM _log_search(reranker, _call, outcome);
+    RETURN QUERY SELECT * FROM _answer_of(_locked_reranker(_name, _call), _call);
+END
+$$;
+
+-- What a call returns, and its part in the log.
+CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call) RETURNS SETOF ranked
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    outcome search_outcome := _run(_reranker, _call);
+BEGIN
+    IF _reranker.log_sample > 0 THEN
+        PERFORM _log_search(_reranker, _call, outcome);
     END IF;
     RETURN QUERY SELECT * FROM _ranked(outcome, outcome.returned);
 END

@@ -15,28 +15,31 @@ AS $$
             ('recall', 'text', $x$'auto'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
 $$;
 
--- For the functions made of them: their list as arguments, and the expression that makes a call of them.
-CREATE OR REPLACE FUNCTION _call_signature(_key_type text, OUT arguments text, OUT call text)
+-- For the functions made of them: their list as arguments but those left out, and the expression that makes a call of
+-- them.
+CREATE OR REPLACE FUNCTION _call_signature(
+    _key_type text, _left_out text[] DEFAULT '{}', OUT arguments text, OUT call text)
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT
         (SELECT string_agg(concat_ws(' ', a.argument,
             CASE a.argument WHEN 'keys' THEN _key_type || '[]' ELSE a.type END, 'DEFAULT ' || a.preset),
-            ', ' ORDER BY a.place) FROM _call_arguments() a),
+            ', ' ORDER BY a.place) FROM _call_arguments() a WHERE a.argument <> ALL (_left_out)),
         format('ROW(%s)::pgrerank.search_call', (
-            SELECT string_agg(CASE c.name
-                WHEN 'settings' THEN (
+            SELECT string_agg(CASE
+                WHEN c.name = ANY (_left_out) THEN 'NULL'
+                WHEN c.name = 'settings' THEN (
                     SELECT format('jsonb_build_object(%s)',
                         string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
                     FROM _settings() s WHERE s.per_call)
-                WHEN 'keys' THEN 'keys::text[]'
+                WHEN c.name = 'keys' THEN 'keys::text[]'
                 ELSE c.name END, ', ' ORDER BY c.place)
             FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
 $$;
 
 -- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does, unless an argument or a
--- column has that name.
+-- column has that name; and NAME_search_many(...) beside it.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -64,5 +67,6 @@ BEGIN
             _reranker.name, signature.call));
     EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search',
         format('Searches %s by reranker %s', _reranker.source, _reranker.name));
+    PERFORM _create_search_many(_reranker, key_column);
 END
 $$;

@@ -18,7 +18,7 @@ $$;
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
     pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
-    previous_until timestamptz, paused_until timestamptz, compared_at timestamptz
+    previous_until timestamptz, paused_until timestamptz, compared_at timestamptz, calibrated_at timestamptz
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -49,6 +49,7 @@ BEGIN
         END IF;
         SELECT c.whole_at INTO compared_at
         FROM reconciliations c WHERE (c.reranker, c.generation) = (r.name, r.generation);
+        calibrated_at := _calibrated_at(r);
         RETURN NEXT;
     END LOOP;
 END
@@ -58,4 +59,5 @@ CREATE OR REPLACE VIEW status AS SELECT * FROM _status();
 COMMENT ON VIEW status IS
     'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation '
     'while one is being made; the generation that rollback_reranker goes back to; when one that fails is tried again; '
-    'when all documents were last compared with what is stored of them';
+    'when all documents were last compared with what is stored of them; when relevance was calibrated for the '
+    'generation and cross-encoder in use';

@@ -35,6 +35,10 @@ BEGIN
             'keys', ARRAY(SELECT d.key FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
             'scores', coalesce(jsonb_object_agg(b.stage, b.scores) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
+            'relevance', ARRAY(
+                SELECT d.relevance FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
+            'units', _score_units(_generation(reranker.name, reranker.generation), outcome.call),
+            'left_out', outcome.left_out,
             'scored', _scored_counts(outcome),
             'times', outcome.times,
             'instruction', reranker.instruction,

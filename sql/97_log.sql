@@ -14,6 +14,7 @@ CREATE TABLE IF NOT EXISTS searches (
     degraded boolean NOT NULL,
     reason text,
     scored jsonb NOT NULL,
+    left_out int NOT NULL,
     times jsonb NOT NULL,
     searched_at timestamptz NOT NULL DEFAULT now(),
     searched_by name NOT NULL DEFAULT current_user
@@ -25,6 +26,7 @@ COMMENT ON COLUMN searches.stage IS 'The last stage that ranked the first docume
 COMMENT ON COLUMN searches.keys IS 'The documents that it returned, in their order';
 COMMENT ON COLUMN searches.ranks IS 'By stage, their ranks after it, in the order of the keys';
 COMMENT ON COLUMN searches.scored IS 'By stage, how many documents it scored';
+COMMENT ON COLUMN searches.left_out IS 'How many documents min_relevance left out of the answer';
 COMMENT ON COLUMN searches.times IS 'Milliseconds by stage';
 
 -- As the caller, who needs the right to write it, and only where there is something to replay: a query in words, and
@@ -46,13 +48,13 @@ BEGIN
     SELECT array_agg(d.key ORDER BY d.rank), min(d.stage) FILTER (WHERE d.rank = 1) INTO returned, last_stage
     FROM _ranked(_outcome, _outcome.returned) d;
     INSERT INTO searches (reranker, generation, query, arguments, keys, ranks, stage, degraded, reason, scored,
-        times)
+        left_out, times)
     VALUES (
         _reranker.name, _reranker.generation, left(_call.query, _longest_query()), _logged_arguments(_call),
         coalesce(returned, '{}'),
         (SELECT coalesce(jsonb_object_agg(b.stage, b.ranks), '{}') FROM _by_stage(_outcome, _outcome.returned) b),
         last_stage, _outcome.reason IS NOT NULL, coalesce(_outcome.reason, _outcome.fallback),
-        _scored_counts(_outcome), _outcome.times);
+        _scored_counts(_outcome), coalesce(_outcome.left_out, 0), _outcome.times);
 END
 $$;
 

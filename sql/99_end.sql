@@ -8,8 +8,8 @@ DECLARE
 BEGIN
     IF EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pgrerank') THEN
         FOREACH relation IN ARRAY ARRAY[
-            'models', 'rerankers', 'generations', 'projections', 'pending', 'ticket', 'setbacks', 'feedback',
-            'feedback_id_seq', 'queries', 'qrels', 'searches', 'searches_id_seq']::regclass[]
+            'models', 'rerankers', 'generations', 'projections', 'calibrations', 'pending', 'ticket', 'setbacks',
+            'feedback', 'feedback_id_seq', 'queries', 'qrels', 'searches', 'searches_id_seq']::regclass[]
         LOOP
             PERFORM pg_extension_config_dump(relation, '');
         END LOOP;
@@ -17,7 +17,7 @@ BEGIN
 END
 $$;
 
--- Rerankers of an older version get their search function anew, with the arguments and columns of this one. Made
+-- Rerankers of an older version get their search functions anew, with the arguments and columns of this one. Made
 -- while an extension is being upgraded, it would become a member of it.
 DO $$
 DECLARE
@@ -27,10 +27,12 @@ BEGIN
     FOR reranker IN SELECT * FROM rerankers r ORDER BY r.name LOOP
         IF is_extension THEN
             EXECUTE format('ALTER EXTENSION pgrerank ADD FUNCTION pgrerank.%I', reranker.name || '_search');
+            EXECUTE format('ALTER EXTENSION pgrerank ADD FUNCTION pgrerank.%I', reranker.name || '_search_many');
         END IF;
         PERFORM _create_search(reranker);
         IF is_extension THEN
             EXECUTE format('ALTER EXTENSION pgrerank DROP FUNCTION pgrerank.%I', reranker.name || '_search');
+            EXECUTE format('ALTER EXTENSION pgrerank DROP FUNCTION pgrerank.%I', reranker.name || '_search_many');
         END IF;
     END LOOP;
 END

@@ -141,6 +141,16 @@ def test_tuning_on_halves(collection, open_folder):
     assert found["queries"] == 24
     assert 0.5 < found["default"] <= 1
     assert found["worst split"] <= 0 or found["splits written"] == 20
+    errors = last_line("calibration.py", collection, "--data", open_folder / "data")["errors"]
+    assert [row["relevance by"] for row in errors] == [
+        *("all stages", "no cross-encoder", "sigmoid of its score"),
+    ]
+    assert all(0 <= row["ece"] <= 1 for row in errors)
+    many = last_line(
+        "many.py", collection, "--data", open_folder / "data", "--queries", 6, "--cross-encoded", 2
+    )
+    assert [row["queries"] for row in many] == [6, 6, 6, 2]
+    assert all(row["times as fast"] > 0 for row in many)
 
 
 def test_words_beside_bm25s(collection):

@@ -147,7 +147,9 @@ class Page:
                     (name, kind, self._models[folder], dims, loader, name),
                 )
         if re.search(
-            r"search\(|pgrerank (?:search|explain|evaluate|tune|replay) |retriever\.invoke", code
+            r"search(?:_many)?\(|retriever\.invoke"
+            r"|pgrerank (?:search|explain|evaluate|calibrate|tune|replay) ",
+            code,
         ):
             self._worker = self._worker or self._running.enter_context(
                 worker(self.dsn, self.folder)

@@ -15,9 +15,11 @@ from pgrerank.cli import app
 from pgrerank.errors import EvaluationError, SettingsError
 from pgrerank.evaluation import measure, measure_queries
 from pgrerank.evaluation.blending import find_weights
+from pgrerank.evaluation.calibration import calibrate
 from pgrerank.evaluation.evaluate import evaluate, search_all
 from pgrerank.evaluation.orders import warnings
 from pgrerank.evaluation.pools import Pool, Sizes, pool_of
+from pgrerank.evaluation.reliability import reliability
 from pgrerank.evaluation.result import Tuning
 from pgrerank.evaluation.traces import ask
 from pgrerank.evaluation.tune import apply, tune
@@ -271,6 +273,62 @@ def test_variants_are_written_short():
     for wrong, message in (("a@x", "names no"), ("a:top=3", "'top'"), ("a:candidates=x", "'x'")):
         with pytest.raises(SettingsError, match=message):
             parse_variant(wrong)
+
+
+@pytest.fixture
+def not_calibrated(asked):
+    yield asked
+    asked.execute("DELETE FROM pgrerank.calibrations")
+
+
+def test_relevance_is_calibrated_on_judgements_and_its_errors_are_told(
+    not_calibrated, asked_dsn, tmp_path
+):
+    asked, run = not_calibrated, CliRunner()
+    before = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    assert before["reliability"] is None
+    done = run.invoke(
+        app, ["calibrate", "documents", "--dsn", asked_dsn, "--qrels", "dev", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert rows[0]["stages"] == ["dense", "lexical", "maxsim", "cross_encoder"]
+    assert all(0 <= row["ece"] <= 1 and row["queries"] == 12 for row in rows)
+    assert "min_relevance => " in done.stderr
+    stored = asked.execute("SELECT stages, slopes, ece FROM pgrerank.calibrations").fetchall()
+    assert sorted(stored) == sorted((row["stages"], row["slopes"], row["ece"]) for row in rows)
+    searched = search_all(asked, Variant("documents"), judged())
+    returned = {
+        query: asked.execute(
+            "SELECT id::text, relevance FROM pgrerank.documents_search(%s, early_exit => 0)",
+            (text,),
+        ).fetchall()
+        for query, text in judged().queries.items()
+    }
+    pairs = [
+        (relevance, judged().qrels[query].get(key, 0) > 0)
+        for query, rows in returned.items()
+        for key, relevance in rows
+    ]
+    wanted = reliability(*zip(*pairs, strict=True))
+    found = evaluate(asked, searched, qrels="dev")["reliability"]
+    assert found["documents"] == wanted["documents"] == 120
+    assert found["ece"] == pytest.approx(wanted["ece"], abs=1e-6)
+    arguments = ["--dsn", asked_dsn, "--qrels", "dev"]
+    done = run.invoke(app, ["evaluate", "documents", *arguments, "--report", str(tmp_path)])
+    assert f"ECE {found['ece']:.4f}" in done.stderr
+    assert "Reliability diagram" in (tmp_path / "report.html").read_text("utf-8")
+    done = run.invoke(app, ["evaluate", "documents:min_relevance=0.999", *arguments])
+    assert done.exit_code == 1
+    assert "no search found a document" in done.stderr
+
+
+def test_few_queries_calibrate_nothing(asked):
+    few = Judgements(
+        dict(list(judged().queries.items())[:9]), dict(list(judged().qrels.items())[:9])
+    )
+    with pytest.raises(EvaluationError, match="9 judged queries are too few to calibrate by"):
+        calibrate(asked, Variant("documents"), few)
 
 
 def test_an_unknown_generation_is_named(asked):

@@ -58,6 +58,7 @@ def test_documents_come_best_first_with_what_the_search_says(db, retriever):
         "rank": 1,
         "stage": "cross_encoder",
         "degraded": False,
+        "relevance": None,
     }
 
 

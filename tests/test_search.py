@@ -81,9 +81,9 @@ def test_maxsim_scores_are_those_of_the_reference(search):
     rows = search(stages=["dense", "maxsim"], candidates=30, top_k=30)
     execute = search.connection.execute
     query = execute(
-        "SELECT query_tokens FROM pgrerank.generations g, pgrerank._with_vectors(g,"
-        " jsonb_populate_record(NULL::pgrerank.search_call, jsonb_build_object('query', %s::text)),"
-        " false, true, NULL, clock_timestamp() + '10 s')",
+        "SELECT c.query_tokens FROM pgrerank.generations g, unnest(pgrerank._with_vectors(g, ARRAY["
+        "jsonb_populate_record(NULL::pgrerank.search_call, jsonb_build_object('query', %s::text))],"
+        " false, true, NULL, clock_timestamp() + '10 s')) c",
         (QUERY,),
     ).fetchone()["query_tokens"]
     for row in rows:

@@ -2,7 +2,17 @@
 
 import typer
 
-from pgrerank.cli import deployment, evaluate, explain, judge, measure, replay, rerankers, train
+from pgrerank.cli import (
+    calibrate,
+    deployment,
+    evaluate,
+    explain,
+    judge,
+    measure,
+    replay,
+    rerankers,
+    train,
+)
 from pgrerank.cli.extension import extension_app
 from pgrerank.cli.models import models_app
 from pgrerank.cli.native import native_app
@@ -18,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (deployment, rerankers, explain, replay, evaluate, measure, train):
+for module in (deployment, rerankers, explain, replay, evaluate, calibrate, measure, train):
     app.add_typer(module.app)
 qrels_app.add_typer(judge.app)
 app.add_typer(models_app, name="models")

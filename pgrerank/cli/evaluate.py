@@ -248,6 +248,12 @@ def _print(evaluation: Evaluation) -> None:
             for point in evaluation["hnsw"]
         ],
     )
+    reliability = evaluation["reliability"]
+    if reliability is not None:
+        note(
+            f"relevance of {reliability['documents']} documents returned: ECE"
+            f" {reliability['ece']:.4f}, Brier {reliability['brier']:.4f}"
+        )
     tuning = evaluation["tuning"]
     if tuning is None:
         return

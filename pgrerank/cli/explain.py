@@ -33,6 +33,7 @@ from pgrerank.cli.options import (
     ListwiseTop,
     MaxsimBitTop,
     MaxsimTop,
+    MinRelevance,
     Name,
     PerGroup,
     Query,
@@ -89,6 +90,7 @@ def explain(
     per_group: PerGroup = None,
     diversity: Diversity = None,
     duplicate_threshold: DuplicateThreshold = None,
+    min_relevance: MinRelevance = None,
     stages: Stages = None,
     keys: Keys = None,
     exact: Exact = False,
@@ -158,6 +160,9 @@ def _ranks(explanation: Explanation) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", expand=console.is_terminal)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("key", overflow="fold")
+    is_known = any(document["relevance"] is not None for document in explanation["documents"])
+    if is_known:
+        table.add_column("relevance", justify="right", no_wrap=True)
     for name in through.values():
         table.add_column(name, no_wrap=True, min_width=_STEP_WIDTH)
     has_signals = any(one["signals_score"] is not None for one in explanation["documents"])
@@ -168,11 +173,16 @@ def _ranks(explanation: Explanation) -> Table:
         table.add_row(
             str(document["rank"]),
             Text(document["key"]),
+            *([_relevance(document["relevance"])] if is_known else []),
             *(_step(step) for step in steps(document, through)),
             *([f"{document['signals_score']:.4f}"] if has_signals else []),
             Text(_harmless(" ".join(document["text"].split())[:_BEGINNING])),
         )
     return table
+
+
+def _relevance(value: float | None) -> Text:
+    return Text("–", "dim") if value is None else Text(f"{value:.2f}")
 
 
 def _step(step: Step) -> Text:

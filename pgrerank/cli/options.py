@@ -77,6 +77,10 @@ Instruction = Annotated[
 ListwiseTop = Annotated[
     int | None, typer.Option(help="Best so far that the language model orders.")
 ]
+MinRelevance = Annotated[
+    float | None,
+    typer.Option(help="Leave out what has less relevance, 0 to 1; 0: leave nothing out."),
+]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
@@ -135,7 +139,8 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
         *("timeout", "blend", "instruction", "listwise_top", "signals", "group_by", "per_group"),
-        *("diversity", "duplicate_threshold", "stages", "keys", "generation", "strict"),
+        *("diversity", "duplicate_threshold", "min_relevance", "stages", "keys", "generation"),
+        "strict",
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

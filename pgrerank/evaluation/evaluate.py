@@ -21,20 +21,30 @@ from pgrerank.evaluation.orders import (
     percentiles,
     warnings,
 )
+from pgrerank.evaluation.reliability import reliability_of_searches
 from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown, Tuning
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements, Run, missing_keys
 from pgrerank.stages import STAGES
 
-__all__ = ["Phase", "Searched", "evaluate", "possible_stages", "runs_of", "search_all", "silently"]
+__all__ = [
+    "Phase",
+    "Searched",
+    "evaluate",
+    "possible_stages",
+    "runs_of",
+    "search_all",
+    "settings_of",
+    "silently",
+]
 
 EF_SEARCH = (40, 100, 200, 400)
 _EF_QUERIES = 100
 _SHOWN = 5
 _SNIPPET = 300
 _SETTINGS = (
-    *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "blend"),
+    *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "min_relevance", "blend"),
     *("cross_encoder_model", "embedding_model", "late_interaction_model", "listwise_model"),
     *("listwise_top", "instruction"),
     *("token_precision", "token_dims", "token_pool"),
@@ -70,14 +80,15 @@ def search_all(
     judgements: Judgements,
     *,
     measures: Sequence[str] = MEASURES,
+    exact: bool = True,
     phase: Phase = silently,
 ) -> Searched:
-    """Ask a reranker every judged query, once models are loaded.
+    """Ask a reranker every judged query, once models are loaded; by `exact` recall too.
 
     Raises psycopg.Error where it can't be asked, and EvaluationError where the first search is
     degraded: then the worker would be measured, not the reranker.
     """
-    settings = _settings(connection, variant)
+    settings = settings_of(connection, variant)
     queries = judgements.queries
     reason = ask_one(connection, variant, next(iter(queries.values()))).reason
     if reason is not None:
@@ -85,15 +96,15 @@ def search_all(
             f"reranker {variant.reranker} can't be measured while searches are degraded: {reason};"
             " start a worker (pgrerank worker), or give searches more time (NAME:timeout=5 min)"
         )
-    exact: dict[str, Trace] = {}
-    if "dense" in possible_stages(settings, variant):
+    exactly: dict[str, Trace] = {}
+    if exact and "dense" in possible_stages(settings, variant):
         with phase("exact recall") as progress:
-            exact = ask(
+            exactly = ask(
                 connection, variant, queries, on_progress=progress, stages=["dense"], recall="exact"
             )
     with phase(f"searching {variant.reranker}") as progress:
         traces = ask(connection, variant, queries, on_progress=progress)
-    return Searched(variant, judgements, settings, traces, exact, tuple(measures))
+    return Searched(variant, judgements, settings, traces, exactly, tuple(measures))
 
 
 def possible_stages(settings: Mapping[str, Any], variant: Variant) -> list[str]:
@@ -121,8 +132,12 @@ def evaluate(
     """Measure the order after each stage, and HNSW against exact recall.
 
     `qrels` names the judgements, `command` what was run; `tuning` is what was found of the same
-    searches, to stand beside.
+    searches, to stand beside. Raises EvaluationError where no search found a document.
     """
+    if not any(trace.keys for trace in searched.traces.values()):
+        raise EvaluationError(
+            f"reranker {searched.variant.reranker} can't be measured: no search found a document"
+        )
     degraded = [trace.reason for trace in searched.traces.values() if trace.reason]
     orders, measured = measure_orders(
         searched.judgements.qrels, searched.traces, searched.exact, searched.measures
@@ -154,6 +169,7 @@ def evaluate(
         measures=list(searched.measures),
         orders=orders,
         hnsw=_hnsw(connection, searched, phase),
+        reliability=reliability_of_searches(searched.traces, searched.judgements.qrels),
         tuning=tuning,
         warnings=told + (tuning["warnings"] if tuning else []),
         per_query=_per_query(connection, searched, orders, measured),
@@ -170,7 +186,7 @@ def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
     return runs
 
 
-def _settings(connection: Connection, variant: Variant) -> dict[str, Any]:
+def settings_of(connection: Connection, variant: Variant) -> dict[str, Any]:
     """The settings of the measured searches: the reranker's own, replaced by the variant's."""
     reranker = read_reranker(connection, variant.reranker, variant.generation)
     own = {name: reranker.settings[name] for name in _SETTINGS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 __all__ = [
+    "Bin",
     "BlendFound",
     "DepthPoint",
     "EfPoint",
@@ -13,6 +14,7 @@ __all__ = [
     "Order",
     "QueryFound",
     "Recommendation",
+    "Reliability",
     "Shown",
     "Tuning",
     "tuning_of",
@@ -52,6 +54,32 @@ class EfPoint(TypedDict):
     ef_search: int
     recall: float
     ms: Milliseconds
+
+
+class Bin(TypedDict):
+    """Documents of a relevance from `low` to a tenth more.
+
+    `relevance` is its mean over them, `relevant` the share of them that is relevant.
+    """
+
+    low: float
+    documents: int
+    relevance: float
+    relevant: float
+
+
+class Reliability(TypedDict):
+    """How far relevance is right: of `documents` returned, `relevant` are.
+
+    `ece` is the expected calibration error, `brier` the mean squared error; bins without documents
+    are left out.
+    """
+
+    documents: int
+    relevant: int
+    ece: float
+    brier: float
+    bins: list[Bin]
 
 
 class DepthPoint(TypedDict):
@@ -127,8 +155,9 @@ class QueryFound(TypedDict):
 class Evaluation(TypedDict):
     """A reranker measured on one set of judgements.
 
-    The first of `measures` is the one that orders are compared by. `tuning` is None where only the
-    orders were measured. `qrels` names the set, `command` made it.
+    The first of `measures` is the one that orders are compared by. `reliability` is None where
+    relevance is not calibrated, `tuning` where only the orders were measured. `qrels` names the
+    set, `command` made it.
     """
 
     pgrerank: str
@@ -145,6 +174,7 @@ class Evaluation(TypedDict):
     measures: list[str]
     orders: list[Order]
     hnsw: list[EfPoint]
+    reliability: Reliability | None
     tuning: Tuning | None
     warnings: list[str]
     per_query: list[QueryFound]

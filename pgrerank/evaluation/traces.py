@@ -25,9 +25,10 @@ Progress = Callable[[int, int], None]
 class Trace:
     """One search: keys in the last order; scores (float64, NaN for none) and ranks by stage.
 
-    They are those of the whole pool; `candidates` is how many a search returns at most. `times` are
-    milliseconds by stage, with `encode_query` and `total`; `reason` says why it is degraded, if it
-    is.
+    They are those of the whole pool; `candidates` is how many a search returns at most.
+    `relevance` is parallel to the keys, NaN where it is not known; `units` are by what a stage's
+    scores are divided to be compared between queries, 1 where it has none. `times` are milliseconds
+    by stage, with `encode_query` and `total`; `reason` says why it is degraded, if it is.
     """
 
     candidates: int
@@ -35,6 +36,8 @@ class Trace:
     scores: Mapping[str, NDArray[np.float64]]
     ranks: Mapping[str, NDArray[np.float64]]
     times: Mapping[str, float]
+    relevance: NDArray[np.float64]
+    units: Mapping[str, float]
     reason: str | None = None
 
     @classmethod
@@ -47,6 +50,8 @@ class Trace:
             {stage: np.array(value["scores"].get(stage, nothing), np.float64) for stage in STAGES},
             {stage: np.array(value["ranks"].get(stage, nothing), np.float64) for stage in STAGES},
             {stage: float(spent) for stage, spent in value["times"].items()},
+            np.array(value["relevance"], np.float64),
+            value["units"],
             value["reason"],
         )
 

@@ -13,15 +13,16 @@ __all__ = ["Variant", "parse_variant"]
 
 _FORM = re.compile(r"(?P<name>[^@:]+)(?:@(?P<generation>\d+))?(?::(?P<settings>.+))?")
 _NUMBERS = ("candidates", "maxsim_bit_top", "maxsim_top")
-_NAMES = (*_NUMBERS, "early_exit", "stages", "blend", "timeout")
+_FRACTIONS = ("early_exit", "min_relevance")
+_NAMES = (*_NUMBERS, *_FRACTIONS, "stages", "blend", "timeout")
 
 
 @dataclass(frozen=True)
 class Variant:
     """A reranker as it is asked; None for what is as the reranker has it.
 
-    The cross-encoder reads the whole head unless `early_exit` is given: what is measured is then
-    every order that its scores make, and not a part of them.
+    The cross-encoder reads the whole head unless `early_exit` is given, and no document is left out
+    unless `min_relevance` is: what is measured is then every order, and not a part of it.
     """
 
     reranker: str
@@ -30,6 +31,7 @@ class Variant:
     maxsim_bit_top: int | None = None
     maxsim_top: int | None = None
     early_exit: float | None = 0.0
+    min_relevance: float | None = 0.0
     stages: list[str] | None = None
     blend: dict[str, float] | None = None
     timeout: str = "1 minute"
@@ -68,7 +70,7 @@ def _value(text: str, name: str, value: str) -> Any:
     try:
         if name in _NUMBERS:
             return int(value)
-        if name == "early_exit":
+        if name in _FRACTIONS:
             return float(value)
         if name == "blend":
             return dict(json.loads(value))

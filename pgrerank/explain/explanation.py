@@ -40,7 +40,7 @@ class ExplainedDocument(TypedDict):
     """A row of `explain_search` without what is the same in all rows; `text` is the document's.
 
     `scores` and `ranks` are by stage; None for a stage that left it out. `signals_score` is None
-    where there are no signals.
+    where there are no signals, `relevance` where that is not calibrated.
     """
 
     key: str
@@ -49,6 +49,7 @@ class ExplainedDocument(TypedDict):
     signals_score: float | None
     rank: int
     stage: str
+    relevance: float | None
     scores: dict[str, float | None]
     ranks: dict[str, int | None]
     alignment: Alignment | None
@@ -104,6 +105,7 @@ def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
         signals_score=row["signals_score"],
         rank=row["rank"],
         stage=row["stage"],
+        relevance=row["relevance"],
         scores={stage: row[f"{stage}_score"] for stage in STAGES},
         ranks={stage: row[f"{stage}_rank"] for stage in STAGES},
         alignment=row["alignment"],

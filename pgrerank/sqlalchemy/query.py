@@ -42,6 +42,7 @@ COLUMNS: dict[str, type[TypeEngine[Any]]] = {
     "reason": Text,
     "cross_encoder_model": Text,
     "signals_score": REAL,
+    "relevance": REAL,
     **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
 }
 """What NAME_search returns beside the key."""
@@ -61,6 +62,7 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "per_group": Integer(),
     "diversity": DOUBLE_PRECISION(),
     "duplicate_threshold": DOUBLE_PRECISION(),
+    "min_relevance": DOUBLE_PRECISION(),
     "stages": ARRAY(Text()),
     "key_scores": ARRAY(DOUBLE_PRECISION),
     "query_embedding": Vector(),
@@ -99,6 +101,11 @@ class Search(TableValuedAlias):
         return self.c.rank
 
     @property
+    def relevance(self) -> ColumnElement[float | None]:
+        """The probability that the document is relevant; NULL where that is not calibrated."""
+        return self.c.relevance
+
+    @property
     def stage(self) -> ColumnElement[str]:
         """The last stage that scored the document."""
         return self.c.stage
@@ -127,6 +134,7 @@ def search(
     per_group: int | None = None,
     diversity: float | None = None,
     duplicate_threshold: float | None = None,
+    min_relevance: float | None = None,
     stages: Sequence[str] | None = None,
     keys: Sequence[Any] | Select[Any] | None = None,
     key_scores: Sequence[float | None] | None = None,
@@ -165,6 +173,7 @@ def search(
         "per_group": per_group,
         "diversity": diversity,
         "duplicate_threshold": duplicate_threshold,
+        "min_relevance": min_relevance,
         "stages": None if stages is None else list(stages),
         "key_scores": None if key_scores is None else list(key_scores),
         "query_embedding": query_embedding,

@@ -23,15 +23,16 @@ def check(request: Request) -> None:
     """Refuse a request whose texts would take too much memory; raises RequestError."""
     if isinstance(request, MaxSim):
         return
-    query = request.text if isinstance(request, Encode) else request.query
-    if len(query) > QUERY:
+    queries = request.texts if isinstance(request, Encode) else [request.query]
+    if (longest := max(map(len, queries), default=0)) > QUERY:
         raise RequestError(
-            f"the query has {len(query)} characters, {QUERY} at most; shorten it", sqlstate="54000"
+            f"the query has {longest} characters, {QUERY} at most; shorten it", sqlstate="54000"
         )
-    documents = [] if isinstance(request, Encode) else request.documents
-    if (total := sum(map(len, documents))) > TEXTS:
+    texts = request.texts if isinstance(request, Encode) else request.documents
+    if (total := sum(map(len, texts))) > TEXTS:
+        what = "queries" if isinstance(request, Encode) else "documents"
         raise RequestError(
-            f"the documents have {total} characters, {TEXTS} at most; send fewer, or split them",
+            f"the {what} have {total} characters, {TEXTS} at most; send fewer, or split them",
             sqlstate="54000",
         )
 

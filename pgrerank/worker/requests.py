@@ -16,12 +16,12 @@ class _Call(msgspec.Struct, frozen=True, tag_field="call"):
 
 
 class Encode(_Call, frozen=True, tag="encode"):
-    """Encode a query by the models named, and reduce its token vectors by the projection.
+    """Encode queries by the models named, and reduce their token vectors by the projection.
 
     Models that take an instruction are given it.
     """
 
-    text: str
+    texts: list[str]
     embedding: str | None = None
     late_interaction: str | None = None
     projection: str | None = None

@@ -149,15 +149,15 @@ class Scorer:
         reduction = Reduction()
         if request.projection is not None:
             reduction = Reduction(matrix=await self._projections.get(request.projection))
-        [vectors] = await self._queries.get(
+        encoded = await self._queries.get(
             (
                 *((kind, id(encoder)) for kind, encoder in encoders.items()),
                 *(request.projection, request.instruction),
             ),
-            [(request.text,)],
+            [(text,) for text in request.texts],
             lambda texts: encode_texts(
                 self._engine,
-                "encode",
+                "encode" if len(texts) == 1 else "ingest",
                 encoders,
                 "query",
                 [text for (text,) in texts],
@@ -166,12 +166,7 @@ class Scorer:
                 timeout=timeout,
             ),
         )
-        answer: dict[str, Any] = {}
-        if vectors.embedding is not None:
-            answer["embedding"] = vectors.embedding.tolist()
-        if vectors.tokens is not None and len(vectors.tokens):
-            answer["tokens"] = pack(vectors.tokens, DType.FLOAT16).hex()
-        return answer
+        return {"queries": [_written(vectors) for vectors in encoded]}
 
     async def _order(self, request: Listwise, timeout: float) -> list[float]:
         judge = await self._models.judge(request.model)
@@ -221,6 +216,15 @@ class Scorer:
 
 def _size(vectors: Vectors) -> int:
     return sum(part.nbytes for part in vectors if part is not None)
+
+
+def _written(vectors: Vectors) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    if vectors.embedding is not None:
+        written["embedding"] = vectors.embedding.tolist()
+    if vectors.tokens is not None and len(vectors.tokens):
+        written["tokens"] = pack(vectors.tokens, DType.FLOAT16).hex()
+    return written
 
 
 def _row(column: str, value: str) -> Rows:

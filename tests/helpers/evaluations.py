@@ -39,6 +39,16 @@ def evaluation(**changed: Any) -> Evaluation:
         "measures": ["nDCG@10", "RR@10"],
         "orders": orders(),
         "hnsw": [{"ef_search": size, "recall": 1 - 4 / size, "ms": spread(1)} for size in (10, 40)],
+        "reliability": {
+            "documents": 60,
+            "relevant": 12,
+            "ece": 0.0212,
+            "brier": 0.1,
+            "bins": [
+                {"low": 0.0, "documents": 50, "relevance": 0.04, "relevant": 0.06},
+                {"low": 0.7, "documents": 10, "relevance": 0.76, "relevant": 0.9},
+            ],
+        },
         "tuning": {
             "depth": {
                 "candidates": [

@@ -1,0 +1,88 @@
+-- Many queries in one call: encoded together, then searched one after another as single calls are.
+
+-- How many queries are encoded by one request.
+CREATE OR REPLACE FUNCTION _encoded_together() RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT 100 $$;
+
+-- The calls that these queries make, with the vectors that all of them want. Where these can't be had, each call has
+-- its own say of that.
+CREATE OR REPLACE FUNCTION _calls_with_vectors(_reranker rerankers, _call search_call, _queries text[])
+RETURNS search_call[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    generation generations := _generation(_reranker.name, _reranker.generation);
+    calls search_call[];
+    stages record;
+BEGIN
+    FOR number IN 1..cardinality(_queries) LOOP
+        _call.query := _queries[number];
+        PERFORM _check_call(_reranker, generation, _call);
+        calls[number] := _call;
+    END LOOP;
+    stages := _stages_of_call(_reranker, generation, _call);
+    RETURN _with_vectors(generation, calls, 'dense' = ANY (stages.legs), stages.need_tokens, _reranker.instruction,
+        clock_timestamp() + cardinality(_queries) * _reranker.timeout);
+EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+    IF _call."strict" THEN
+        RAISE;
+    END IF;
+    RETURN calls;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _search_many(_name text, _queries text[], _call search_call)
+RETURNS TABLE (query_number int, document ranked)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    reranker rerankers := _locked_reranker(_name, _call);
+    calls search_call[];
+    done int := 0;
+    call search_call;
+BEGIN
+    WHILE done < cardinality(_queries) LOOP
+        calls := _calls_with_vectors(reranker, _call, _queries[done + 1:done + _encoded_together()]);
+        FOREACH call IN ARRAY calls LOOP
+            done := done + 1;
+            RETURN QUERY SELECT done, d FROM _answer_of(reranker, call) d;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+-- pgrerank.NAME_search_many(queries, ...): what NAME_search takes but what belongs to one query, and its columns.
+CREATE OR REPLACE FUNCTION _create_search_many(_reranker rerankers, _key_column text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    signature record := _call_signature(
+        _reranker.key_type::text, '{query,keys,key_scores,query_embedding,query_tokens}');
+    result record := _attributes('ranked');
+BEGIN
+    IF _key_column IN ('queries', 'query_number') THEN
+        _key_column := 'key';
+    END IF;
+    PERFORM _define_function(_reranker.name || '_search_many', 'queries text[], ' || signature.arguments,
+        format('TABLE (query_number int, %I %s, %s)',
+            _key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),
+        format($definition$
+            LANGUAGE sql VOLATILE ROWS 1000
+            SET search_path FROM CURRENT
+            AS $body$
+                SELECT s.query_number, (s.document).key::%s, %s
+                FROM pgrerank._search_many(%L, queries, %s) s
+            $body$
+            $definition$, _reranker.key_type, (
+                SELECT string_agg(format('(s.document).%I', c.name), ', ' ORDER BY c.place)
+                FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
+            _reranker.name, signature.call));
+    EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search_many',
+        format('Searches %s for many queries by reranker %s', _reranker.source, _reranker.name));
+END
+$$;

@@ -1,0 +1,108 @@
+"""Many queries in one call: the rows that single calls return, encoded by one request."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+
+from tests.helpers.sources import Source
+from tests.helpers.workers import asking, wait_for, worker
+
+WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
+
+
+@pytest.fixture(scope="module")
+def many_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
+    """Forty documents that a worker has encoded and stays up for."""
+    dsn = make_database(pgrerank_template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        source = Source(connection)
+        connection.execute(
+            "INSERT INTO documents (title, body, tenant) SELECT a.word, b.word, length(b.word)"
+            " FROM unnest(%s::text[]) a (word), unnest(%s::text[]) b (word) LIMIT 37",
+            (WORDS, WORDS),
+        )
+        source.models(**tiny_models)
+        source.create(timeout="20 s", candidates=20, maxsim_top=15)
+        with worker(dsn, tmp_path_factory.mktemp("worker")):
+            wait_for(connection, "pending = 0 AND encoded = source_rows")
+            yield dsn
+
+
+@pytest.fixture
+def many(many_dsn):
+    with psycopg.connect(many_dsn, autocommit=True) as connection:
+        yield connection
+
+
+def rows(connection, function: str, first: str, given: dict) -> list[tuple]:
+    named = "".join(f", {name} => %({name})s" for name in given)
+    return connection.execute(
+        f"SELECT * FROM pgrerank.{function}(%(first)s{named})", {"first": first, **given}
+    ).fetchall()
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    queries=st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), max_size=6),
+    top_k=st.integers(1, 12),
+    only=st.sampled_from([None, {"tenant": 4}]),
+    stages=st.sampled_from([None, ["dense"], ["lexical", "maxsim"]]),
+    early_exit=st.sampled_from([None, 0.0]),
+)
+def test_each_query_has_the_rows_of_a_call_of_its_own(
+    many, queries, top_k, only, stages, early_exit
+):
+    asked = {"top_k": top_k, "filter": only and Jsonb(only), "stages": stages}
+    asked = {name: value for name, value in asked.items() if value is not None} | {"strict": True}
+    if early_exit is not None:
+        asked["early_exit"] = early_exit
+    together = rows(many, "documents_search_many", queries, asked)
+    single = [
+        (number, *row)
+        for number, query in enumerate(queries, 1)
+        for row in rows(many, "documents_search", query, asked)
+    ]
+    assert together == single
+
+
+def test_queries_are_encoded_by_one_request_a_hundred(many):
+    def requests(ask) -> int:
+        return sum(
+            int(count) for lane, count, *_ in ask("SHOW status") if lane in ("encode", "ingest")
+        )
+
+    queries = [f"pool number {number}" for number in range(120)]
+    asked = {"stages": ["dense", "maxsim"], "top_k": 1}
+    with asking(many) as ask:
+        before = requests(ask)
+        assert len(rows(many, "documents_search_many", queries, asked)) == 120
+        assert requests(ask) == before + 2
+
+
+def test_no_queries_have_no_rows_and_an_empty_one_is_refused(many):
+    assert rows(many, "documents_search_many", [], {}) == []
+    assert rows(many, "documents_search_many", None, {}) == []
+    for wrong in (["cat", None], ["cat", " "]):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="nothing to search for"):
+            rows(many, "documents_search_many", wrong, {})
+
+
+def test_without_a_worker_each_is_answered_by_its_words(db, source):
+    source.create()
+    source.encode_by_hand()
+    found = db.execute(
+        "SELECT query_number, id, stage, degraded FROM pgrerank.documents_search_many(%s)",
+        (["cat", "bread"],),
+    ).fetchall()
+    assert found == [(1, 2, "lexical", True), (2, 3, "lexical", True)]
+    with pytest.raises(psycopg.Error) as raised:
+        db.execute("SELECT * FROM pgrerank.documents_search_many('{cat}', strict => true)")
+    assert raised.value.sqlstate == "PGR01"
+    db.execute("SELECT pgrerank.drop_reranker('documents')")
+    assert db.execute("SELECT to_regproc('pgrerank.documents_search_many')").fetchone() == (None,)

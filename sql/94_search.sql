@@ -51,6 +51,8 @@ BEGIN
         ('invalid_parameter_value',
             _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(btrim(_call.query), '') = '',
             'nothing to search for: give a query, keys or query_embedding'),
+        ('invalid_parameter_value', cardinality(_call.after) > most,
+            format('after has %s elements, expected up to %s', cardinality(_call.after), most)),
         ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
             format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
         ('invalid_parameter_value', cardinality(_call.keys) > most,
@@ -423,6 +425,33 @@ BEGIN
 END
 $$;
 
+-- The outcome without what pages before have had: those documents, and others of their groups. Of an order that has
+-- changed since, nothing comes twice, and nothing is passed over.
+CREATE OR REPLACE FUNCTION _page_after(_outcome search_outcome, _after text[], _top_k int) RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _after IS NULL OR _outcome.pool IS NULL THEN
+        RETURN _outcome;
+    END IF;
+    _outcome.before := cardinality(_after);
+    WITH document AS (
+        SELECT p.place, p.standing, c.key = ANY (_after) AS is_known, coalesce(g.number, p.place) AS number
+        FROM unnest(_outcome.pool[:_outcome.returned]) WITH ORDINALITY p (place, standing)
+        JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
+        LEFT JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)
+    ), fresh AS (
+        SELECT d.place, d.standing, min(d.standing) OVER (PARTITION BY d.number) AS first
+        FROM document d WHERE d.number NOT IN (SELECT k.number FROM document k WHERE k.is_known)
+    )
+    SELECT coalesce(array_agg(f.place ORDER BY f.standing), '{}'), count(*) FILTER (WHERE f.place_of_group <= _top_k)
+    INTO _outcome.pool, _outcome.returned
+    FROM (SELECT f.*, dense_rank() OVER (ORDER BY f.first) AS place_of_group FROM fresh f) f;
+    RETURN _outcome;
+END
+$$;
+
 -- All that a call does: one wave, or as many as it takes to find top_k groups, if recall finds more and there is time.
 CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
 LANGUAGE plpgsql
@@ -431,11 +460,16 @@ AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + _reranker.timeout;
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
+    page int := _call.top_k;
     wave record;
     outcome search_outcome;
     diverse search_outcome;
     ends int[];
 BEGIN
+    IF _call.after IS NOT NULL THEN
+        _call.top_k := page + cardinality(_call.after);
+        _reranker.candidates := greatest(_reranker.candidates, _call.top_k);
+    END IF;
     IF is_diverse THEN
         _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
     END IF;
@@ -459,7 +493,7 @@ BEGIN
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
     diverse.returned := _call.top_k;
-    RETURN _with_relevance(_reranker, _by_groups(diverse, _call.top_k));
+    RETURN _page_after(_with_relevance(_reranker, _by_groups(diverse, _call.top_k)), _call.after, page);
 END
 $$;
 

@@ -199,6 +199,7 @@ DECLARE
     raw text;
     numbers text;
     parts text;
+    moments text;
     known text;
     scores real[];
 BEGIN
@@ -207,17 +208,17 @@ BEGIN
             ELSE 'CASE WHEN abs(s.v%1$s) < 1e-30 THEN 0 WHEN abs(s.v%1$s) < 1e37 THEN s.v%1$s::real END AS v%1$s' END,
             s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN '%2$L::float8 * n.v%1$s'
-            ELSE 'coalesce(%2$L::float8 * (n.v%1$s - avg(n.v%1$s) OVER w) / nullif(stddev_pop(n.v%1$s) OVER w, 0), 0)'
-            END, s.place, s.weight), ' + ')
-    INTO raw, numbers, parts
+            ELSE 'coalesce(%2$L::float8 * (n.v%1$s - m.mean%1$s) / m.deviation%1$s, 0)' END, s.place, s.weight), ' + '),
+        string_agg(format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place), ', ')
+    INTO raw, numbers, parts, moments
     FROM _signals_sql(_reranker.source, _reranker.signals) s WHERE s.weight <> 0;
     IF parts IS NOT NULL THEN
-        known := format('SELECT k.place, %s FROM unnest($1::%s[]) WITH ORDINALITY k (key, place)', raw,
+        known := format('SELECT k.place, %s FROM unnest((SELECT $1)::%s[]) WITH ORDINALITY k (key, place)', raw,
             _reranker.key_type) || format(' LEFT JOIN %s d ON d.%I = k.key', _reranker.source, _reranker.key_column);
         EXECUTE format($sql$
-            SELECT array_agg(t.total::real ORDER BY t.place)
-            FROM (SELECT n.place, %s AS total FROM (SELECT s.place, %s FROM (%s) s) n WINDOW w AS ()) t
-            $sql$, parts, numbers, known)
+            WITH n AS MATERIALIZED (SELECT s.place, %s FROM (%s OFFSET 0) s)
+            SELECT array_agg((%s)::real ORDER BY n.place) FROM n, (SELECT %s FROM n) m
+            $sql$, numbers, known, parts, moments)
         INTO scores USING _candidates;
     END IF;
     RETURN scores;

@@ -254,8 +254,7 @@ BEGIN
 END
 $$;
 
--- Has recall make the pool, and signals order it; each candidate's group is known after. Of the caller's own keys all
--- are candidates.
+-- Has recall make the pool, and signals order it. Of the caller's own keys all are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -268,7 +267,7 @@ BEGIN
     ELSE
         _outcome := _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
     END IF;
-    RETURN _with_groups(_reranker, _with_signals(_reranker, _call, _legs, _outcome));
+    RETURN _with_signals(_reranker, _call, _legs, _outcome);
 END
 $$;
 
@@ -291,7 +290,7 @@ BEGIN
     PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
     IF declared.may_stop OR declared.reads_order THEN
-        _outcome := _best_of_groups(_outcome, _reranker.per_group);
+        _outcome := _best_of_groups(_reranker, _call, _outcome);
     END IF;
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
@@ -420,7 +419,7 @@ BEGIN
         END IF;
     END IF;
     outcome.call := _call;
-    outcome := _best_of_groups(outcome, _reranker.per_group);
+    outcome := _best_of_groups(_reranker, _call, outcome);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
 END
 $$;

@@ -12,7 +12,8 @@ AS $$
         UNION ALL
         VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
             ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
-            ('recall', 'text', $x$'auto'$x$), ('after', 'text[]', 'NULL'), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
+            ('recall', 'text', $x$'auto'$x$), ('after', 'text[]', 'NULL'), ('generation', 'int', 'NULL'),
+            ('strict', 'boolean', 'NULL')) a
 $$;
 
 -- For the functions made of them: their list as arguments but those left out, and the expression that makes a call of

@@ -62,19 +62,20 @@ $$;
 
 -- They come from a function that Postgres takes apart like a view, for it is of one query, without settings of its own.
 -- It reads with the rights of whoever reads it. Unlike a view it leaves the source free: columns change their types,
--- and tables are dropped.
+-- and tables are dropped. A table's expressions are immutable and read nothing, hence safe in parallel.
 CREATE OR REPLACE FUNCTION _create_documents(_reranker rerankers, _generation generations) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     documents text := _documents(_generation);
+    query text := _documents_sql(_reranker, _generation, _qualified(_reranker.source))
+        || format(' WHERE (SELECT pgrerank._is_current(%L))', _reranker.name);
 BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key %s, content text, config text, tenant %s) ',
             documents, _reranker.key_type, _stored_tenant_type(_reranker, _generation))
-        || format('LANGUAGE sql STABLE AS %L',
-            _documents_sql(_reranker, _generation, _qualified(_reranker.source))
-                || format(' WHERE (SELECT pgrerank._is_current(%L))', _reranker.name));
+        || format('LANGUAGE sql STABLE %s AS %L',
+            CASE WHEN _is_table(_reranker.source) THEN 'PARALLEL SAFE' END, query);
     EXECUTE format('COMMENT ON FUNCTION %s IS %L', documents,
         format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));
     EXECUTE format('ALTER FUNCTION %s OWNER TO %s', documents, _owner());

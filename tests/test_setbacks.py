@@ -284,6 +284,22 @@ def test_one_of_ten_that_is_broken_holds_up_neither_writes_nor_the_nine(ten: Ten
             assert writer.execute("DELETE FROM t0_rows").rowcount == DOCUMENTS + 10
 
 
+def test_what_failed_ten_times_in_a_row_is_stored_once_the_cause_is_gone(ten: Ten) -> None:
+    check = "a check that no row passes"
+    with ten.connect(ten.owner) as owner, ten.connect(ten.writer) as writer:
+        owner.execute(FAULTS[check])
+        write(writer, ["t0"])
+        assert work(owner) == {"t0": 1}
+        assert owner.execute(
+            "SELECT pending, failed, paused_until > now() FROM pgrerank.status"
+            " WHERE reranker = 't0'"
+        ).fetchone() == (DOCUMENTS, 0, True)
+        owner.execute("ALTER TABLE pgrerank.t0_1 DROP CONSTRAINT t0_1_key_check")
+        owner.execute("UPDATE pgrerank.setbacks SET until = now()")
+        work(owner)
+        assert indexed(owner, "t0") == {"t0": (DOCUMENTS + 10, 0, None)}
+
+
 HOLDS = {
     "the source is locked": "LOCK TABLE t0_rows",
     "the side table is locked": "LOCK TABLE pgrerank.t0_1",

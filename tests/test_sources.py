@@ -264,6 +264,11 @@ def test_documents_are_taken_apart_as_a_view_is(reader, docs) -> None:
     docs.execute(
         "INSERT INTO docs SELECT i, 't', 'b' FROM generate_series(3, 3000) i; ANALYZE docs"
     )
+    docs.execute("SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0")
+    docs.execute("SET parallel_tuple_cost = 0")
+    plan = docs.execute("EXPLAIN SELECT count(content) FROM pgrerank.docs_1_source()").fetchall()
+    assert "Gather" in str(plan)
+    docs.execute("RESET ALL")
     docs.execute("ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
     docs.execute("CREATE POLICY most ON docs USING (id <> 2)")
     settle(docs)

@@ -192,7 +192,7 @@ BEGIN
         RETURN format('%I::text', _text_columns[1]);
     END IF;
     RETURN (
-        SELECT format(E'concat_ws(E''\\n'', %s)', string_agg(quote_ident(c.name), ', ' ORDER BY c.place))
+        SELECT format(E'pg_catalog.concat_ws(E''\\n'', %s)', string_agg(quote_ident(c.name), ', ' ORDER BY c.place))
         FROM unnest(_text_columns) WITH ORDINALITY c (name, place));
 END
 $$;

@@ -60,7 +60,7 @@ BEGIN
             SET search_path FROM CURRENT
             AS $body$
                 SELECT s.key::%s, %s
-                FROM pgrerank._search(%L, %s) s
+                FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
             $body$
             $definition$, _reranker.key_type, (
                 SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)

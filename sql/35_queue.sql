@@ -17,6 +17,7 @@ CREATE TABLE IF NOT EXISTS pending (
     FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
 );
 CREATE INDEX IF NOT EXISTS pending_ticket ON pending (reranker, ticket) WHERE failed_at IS NULL;
+CREATE INDEX IF NOT EXISTS pending_claimed ON pending (claimed_by) WHERE failed_at IS NULL AND claimed_by IS NOT NULL;
 COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that failed';
 COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker finishes only what it saw';
 COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';

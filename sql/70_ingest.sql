@@ -47,7 +47,7 @@ BEGIN
         last_error = format('no worker survived encoding it, %s times', p.attempts)
     WHERE p.ctid = ANY (ARRAY(
         SELECT q.ctid FROM pending q
-        WHERE q.failed_at IS NULL AND q.attempts >= max_attempts
+        WHERE q.failed_at IS NULL AND q.claimed_by IS NOT NULL AND q.attempts >= max_attempts
           AND (q.claimed_by <> ALL (alive) OR q.claimed_until < now()) FOR UPDATE SKIP LOCKED));
 
     FOR target IN

@@ -144,6 +144,18 @@ def lexemes_of(db, key: int) -> list[str]:
     return lexemes
 
 
+def test_a_claim_does_not_read_the_whole_queue(two) -> None:
+    two.execute("INSERT INTO sound_rows SELECT i, 'two' FROM generate_series(2, 20000) i")
+    two.execute("ANALYZE pgrerank.pending")
+    with two.transaction():
+        two.execute("SELECT FROM pgrerank.claim(10)")
+        [read] = two.execute(
+            "SELECT seq_tup_read FROM pg_stat_xact_user_tables"
+            " WHERE relid = 'pgrerank.pending'::regclass"
+        ).fetchone()
+    assert read < 100
+
+
 OTHERS = [f"t{number}" for number in range(1, 10)]
 DOCUMENTS, CLAIMED = 200, 50
 

@@ -329,6 +329,16 @@ def test_what_is_renamed_is_followed(docs, reader, renaming: str, first: str) ->
     assert texts == [("ONE a word title",), ("TWO changed title",), ("THREE a word title",)]
 
 
+def test_who_follows_first_has_others_wait_until_they_commit(docs, reader, dsn) -> None:
+    docs.execute("ALTER TABLE docs RENAME TO papers")
+    with psycopg.connect(dsn) as first:
+        first.execute("INSERT INTO papers VALUES (3, 'three', 'a word')")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            found(reader, "word")
+        first.commit()
+    assert found(reader, "word") == ["1", "2"]
+
+
 def test_settings_follow_and_what_was_declared_anew_is_no_change(docs) -> None:
     docs.execute("ALTER TABLE docs RENAME body TO content")
     declared = (

@@ -81,6 +81,7 @@ DECLARE
     best int[];
 BEGIN
     IF _reranker.group_by IS NULL OR _outcome.pool IS NULL THEN
+        PERFORM _group_sql(_reranker);
         RETURN _outcome;
     END IF;
     LOOP

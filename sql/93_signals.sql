@@ -237,6 +237,9 @@ DECLARE
     weights jsonb := _weights_of(_reranker.blend, _legs);
     before scored[] := _outcome.said;
 BEGIN
+    IF _outcome.pool IS NULL THEN
+        PERFORM FROM _signals_sql(_reranker.source, _reranker.signals);
+    END IF;
     IF _outcome.pool IS NULL OR _reranker.signals = '{}' THEN
         RETURN _outcome;
     END IF;
@@ -259,16 +262,16 @@ $$;
 
 -- The weights by which a stage's totals are blended, given what is said before it. Where that has signals, the weights
 -- of stages add up to 1, so that signals count as much beside few stages as beside many; a stage that overrules those
--- before has all of it.
+-- before, or has none beside it with a weight, has all of it.
 CREATE OR REPLACE FUNCTION _weights_beside_signals(_said scored[], _stage text, _weights jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT CASE WHEN NOT 'signals' = ANY (l.stages) THEN _weights
-        ELSE jsonb_build_object('signals', 1, _stage, 1) || coalesce((
-            SELECT jsonb_object_agg(w.key, w.value::float8 / nullif(w.sum, 0))
+        ELSE jsonb_build_object('signals', 1) || coalesce((
+            SELECT jsonb_object_agg(w.key, w.value::float8 / w.sum) FILTER (WHERE w.sum > 0)
             FROM (
                 SELECT w.key, w.value, sum(w.value::float8) OVER () AS sum FROM jsonb_each(_weights) w
-                WHERE w.key = _stage OR w.key = ANY (l.stages)) w), '{}') END
+                WHERE w.key = _stage OR w.key = ANY (l.stages)) w), jsonb_build_object(_stage, 1)) END
     FROM (SELECT array_agg(s.stage) AS stages FROM unnest(_said) s) l
 $$;

@@ -48,6 +48,13 @@ def test_maxsim_side_by_side():
     assert all(1 <= ratio <= 1.05 for ratio in found["bytes_over_raw"].values())
 
 
+def test_the_last_word():
+    found = last_line("last_word.py", "--documents", 300, "--candidates", 60, "--rounds", 3)
+    for variant in ("plain", "signals", "groups", "diversity", "together"):
+        assert 0 < found[variant]["p50"] <= found[variant]["p95"] < math.inf
+    assert found["plain"]["more"] == 0
+
+
 def test_the_whole_call():
     found = last_line(
         "whole_call.py", "--documents", "120,240", "--seconds", 0.1, "--clients", "1,2"

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from tests.helpers.sources import Source
@@ -168,3 +169,30 @@ def test_a_reranker_has_groups_that_one_call_can_do_without(db, source):
                 db.execute(statement, [group_by])
     db.execute("SELECT pgrerank.alter_reranker('documents', group_by => '')")
     assert db.execute(search % "").fetchone() == (10,)
+
+
+def test_what_the_caller_may_not_see_is_in_no_group_and_no_signal(dsn, db, source, make_role):
+    db.execute(
+        "INSERT INTO documents (title, tenant, lang)"
+        " SELECT 'cat ' || i, i % 4, 'l' || i % 10 FROM generate_series(1, 40) i"
+    )
+    source.create()
+    source.encode_by_hand()
+    db.execute("ALTER TABLE documents ENABLE ROW LEVEL SECURITY")
+    db.execute("CREATE POLICY third ON documents USING (tenant = 3)")
+    reader = make_role()
+    db.execute(f"GRANT SELECT (id, title, body) ON documents TO {reader}")
+    search = (
+        "SELECT s.id FROM pgrerank.documents_search('cat', stages => '{lexical}',"
+        " candidates => 2, top_k => 10, %s) s"
+    )
+    arguments = """group_by => 'lang', signals => '{"tenant": {"weight": 1}}'"""
+    with psycopg.connect(make_conninfo(dsn, user=reader, password=reader)) as connection:
+        for refused in ("group_by => 'lang'", """signals => '{"tenant": {"weight": 1}}'"""):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(search % refused)
+        db.execute(f"GRANT SELECT ON documents TO {reader}")
+        seen = connection.execute(search % arguments).fetchall()
+        visible = connection.execute("SELECT count(DISTINCT lang) FROM documents").fetchone()
+    assert (len(seen),) == visible == (5,)
+    assert len(db.execute(search % arguments).fetchall()) == 10

@@ -27,8 +27,8 @@ LAST = {
     "duplicate_threshold": 0.9999,
 }
 EXPLAIN = """
-    SELECT d.id, d.tenant, e.score, e.signals_score, e.cross_encoder_score, e.degraded, e.reason,
-        e.scored, e.times
+    SELECT d.id, d.tenant, e.score, e.signals_score, e.dense_score, e.cross_encoder_score,
+        e.degraded, e.scored, e.times
     FROM pgrerank.explain_search('documents', 'the pool', alignments => false, {}) e
     JOIN documents d ON d.id::text = e.key ORDER BY e.rank"""
 
@@ -88,6 +88,19 @@ def test_signals_choose_what_the_cross_encoder_reads_and_count_after_it(asked, b
         scores = [row["cross_encoder_score"] for row in read]
         assert scores == sorted(scores, reverse=True)
         assert sum(row["score"] for row in read) == pytest.approx(0, abs=1e-4), "z-scores"
+
+
+def test_a_stage_without_a_weight_says_nothing_beside_signals(asked):
+    rows = asked(
+        blend={"dense": 1},
+        stages=["dense", "cross_encoder"],
+        signals={"tenant": {"weight": 0.5}},
+        top_k=TOP,
+    )
+    assert all(row["cross_encoder_score"] is not None for row in rows)
+    by_rest = sorted(rows, key=lambda row: row["score"] - row["signals_score"])
+    distances = [row["dense_score"] for row in by_rest]
+    assert distances == pytest.approx(sorted(distances), abs=1e-5)
 
 
 def test_the_cross_encoder_reads_the_best_of_each_group_and_no_more_than_its_share(asked):

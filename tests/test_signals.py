@@ -247,6 +247,7 @@ def test_signals_order_the_callers_candidates(news):
 def test_a_wrong_signal_is_named_by_a_search_and_by_a_reranker(news, signals, message):
     for statement in (
         "SELECT FROM pgrerank.documents_search('cat', stages => '{lexical}', signals => %s)",
+        "SELECT FROM pgrerank.documents_search('zebra', stages => '{lexical}', signals => %s)",
         "SELECT pgrerank.alter_reranker('documents', signals => %s)",
     ):
         with pytest.raises(psycopg.Error) as error:

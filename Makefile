@@ -1,6 +1,8 @@
 # Everything happens in .venv of this checkout.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, each with whole modules in the order that tests/conftest.py gives them.
+PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-lowest lint bench clean
 
@@ -8,14 +10,14 @@ demo: .venv/ready  ## the main job on real text, with real models
 	$(BIN)/pgrerank demo $(ARGS)
 
 test: .venv/ready  ## all tests; ARGS="-k search" for some
-	$(BIN)/pytest -n 2 --dist loadscope $(ARGS)
+	$(BIN)/$(PYTEST) $(ARGS)
 
 test-lowest:  ## all tests, with the lowest versions that pyproject.toml allows; Typer's own page differs
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
 		-c constraints.txt -e '.[dev]'
-	.venv-lowest/bin/pytest -n 2 --dist loadscope \
+	.venv-lowest/bin/$(PYTEST) \
 		--deselect tests/test_docs.py::test_the_cli_reference_is_what_the_commands_say $(ARGS)
 
 lint: .venv/ready  ## formatting, spelling, types, direction of imports

@@ -6,10 +6,13 @@ CREATE TABLE IF NOT EXISTS rerankers (
     key_column name NOT NULL,
     key_type text NOT NULL,
     generation int NOT NULL,
+    source_names jsonb,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
 COMMENT ON COLUMN rerankers.key_type IS 'The type of the source''s key, without a length; a domain''s own';
+COMMENT ON COLUMN rerankers.source_names IS
+    'Names of the source and, by their numbers, names and types of its columns when it was looked at last';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
 
 CREATE TABLE IF NOT EXISTS generations (

@@ -43,6 +43,18 @@ BEGIN
 END
 $$;
 
+-- What a source is called, and the names and types of its columns by their numbers; NULL where it has been dropped.
+CREATE OR REPLACE FUNCTION _names_of(_source regclass) RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT jsonb_build_object('oid', _source::oid::bigint, 'table', _qualified(_source),
+        'columns', jsonb_object_agg(a.attnum, a.attname),
+        'types', jsonb_object_agg(a.attnum, a.atttypid::regtype))
+    FROM pg_attribute a WHERE a.attrelid = _source AND a.attnum > 0 AND NOT a.attisdropped
+    HAVING count(*) > 0
+$$;
+
 -- The columns of a table's primary key.
 CREATE OR REPLACE FUNCTION _primary_key(_source regclass) RETURNS text[]
 LANGUAGE sql STABLE
@@ -180,8 +192,49 @@ BEGIN
         RETURN format('%I::text', _text_columns[1]);
     END IF;
     RETURN (
-        SELECT format(E'concat_ws(E''\\n'', %s)', string_agg(quote_ident(c.name), ', ' ORDER BY c.place))
+        SELECT format(E'pg_catalog.concat_ws(E''\\n'', %s)', string_agg(quote_ident(c.name), ', ' ORDER BY c.place))
         FROM unnest(_text_columns) WITH ORDINALITY c (name, place));
+END
+$$;
+
+-- An expression over columns as Postgres writes it, once some are renamed; NULL where it is more than an expression. It
+-- is written out in full, but for what pg_catalog has: it means the same whatever the search_path.
+CREATE OR REPLACE FUNCTION _deparsed(_columns text, _expression text, _renamed jsonb DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    columns text[];
+    renamed record;
+    deparsed text;
+BEGIN
+    IF _expression IS NULL THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (%s) ON COMMIT DROP', _columns);
+    SELECT array_agg(a.attname::text) INTO columns
+    FROM pg_attribute a WHERE a.attrelid = 'pg_temp.pgrerank_probe'::regclass AND a.attnum > 0;
+    EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
+        _expression);
+    FOR renamed IN
+        SELECT r.key AS old, format('pgrerank_%s', row_number() OVER ()) AS meanwhile
+        FROM jsonb_each_text(_renamed) r
+    LOOP
+        EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe RENAME %I TO %I', renamed.old, renamed.meanwhile);
+    END LOOP;
+    FOR renamed IN
+        SELECT format('pgrerank_%s', row_number() OVER ()) AS meanwhile, r.value AS new FROM jsonb_each_text(_renamed) r
+    LOOP
+        EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe RENAME %I TO %I', renamed.meanwhile, renamed.new);
+    END LOOP;
+    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    SELECT pg_get_expr(d.adbin, d.adrelid) INTO deparsed
+    FROM pg_attrdef d JOIN pg_attribute a ON (a.attrelid, a.attnum) = (d.adrelid, d.adnum)
+    WHERE d.adrelid = 'pg_temp.pgrerank_probe'::regclass AND a.attname = 'pgrerank_text'
+      AND cardinality(columns) + 1 = (
+        SELECT count(*) FROM pg_attribute b WHERE b.attrelid = d.adrelid AND b.attnum > 0 AND NOT b.attisdropped);
+    DROP TABLE pg_temp.pgrerank_probe;
+    RETURN deparsed;
 END
 $$;
 
@@ -192,23 +245,13 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    columns int := (
-        SELECT count(*) FROM pg_attribute a WHERE a.attrelid = _source AND a.attnum > 0 AND NOT a.attisdropped);
     checked text;
 BEGIN
     IF _expression ~ ';|--|/\*' THEN
         PERFORM _raise('syntax_error', format(
             '%s "%s" contains ";", "--" or "/*": expected an expression and nothing else', _setting, _expression));
     END IF;
-    EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (LIKE %s) ON COMMIT DROP', _source);
-    EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
-        _expression);
-    SELECT pg_get_expr(d.adbin, d.adrelid) INTO checked
-    FROM pg_attrdef d JOIN pg_attribute a ON (a.attrelid, a.attnum) = (d.adrelid, d.adnum)
-    WHERE d.adrelid = 'pg_temp.pgrerank_probe'::regclass AND a.attname = 'pgrerank_text'
-      AND columns + 1 = (
-        SELECT count(*) FROM pg_attribute b WHERE b.attrelid = d.adrelid AND b.attnum > 0 AND NOT b.attisdropped);
-    DROP TABLE pg_temp.pgrerank_probe;
+    checked := _deparsed(format('LIKE %s', _source), _expression);
     IF checked IS NULL THEN
         PERFORM _raise('syntax_error', format('%s "%s" is more than an expression', _setting, _expression));
     END IF;

@@ -52,8 +52,9 @@ BEGIN
     EXECUTE format('CREATE TABLE %s (lexeme text COLLATE "C" PRIMARY KEY, share real NOT NULL)', terms);
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', terms);
     EXECUTE format($sql$
-        CREATE POLICY visible_with_source ON %s FOR SELECT USING (has_any_column_privilege(%L::regclass, 'SELECT'))
-        $sql$, terms, _reranker.source);
+        CREATE POLICY visible_with_source ON %s FOR SELECT
+        USING ((SELECT has_any_column_privilege(s.oid, 'SELECT') FROM %s s))
+        $sql$, terms, _source_sql(_reranker));
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', terms);
     EXECUTE format('COMMENT ON TABLE %s IS %L', terms, format('The share of documents of reranker %s, generation '
         '%s, that have a word', _reranker.name, _generation.number));

@@ -1,5 +1,5 @@
 -- A generation's side tables: one with the embedding and content hash, one for each tier of token vectors, and those of
--- words (43_words.sql). Beside them stands a view of the source: its documents, as this generation reads them.
+-- words (43_words.sql). Beside them stands a function of the source's documents, as this generation reads them.
 
 -- A side table of a generation, quoted and with its schema: that of embeddings or, by kind, that of tokens, bits, words
 -- or terms.
@@ -13,29 +13,72 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT _side_table(_generation.reranker, _generation.number, _kind) $$;
 
--- The view of a generation's documents: their key, their text as content, the text search configuration by which it is
--- cut into words, and their tenant.
+-- The expression that yields a document's text search configuration.
+CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _generation.language_expression IS NULL THEN format('%L::text', _generation.text_search_config)
+        ELSE format('pgrerank._config_of((%s)::text, %L)',
+            _generation.language_expression, _generation.text_search_config) END
+$$;
+
+-- The expression that yields a document's tenant.
+CREATE OR REPLACE FUNCTION _tenant_sql(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT coalesce(quote_ident(_generation.tenant_column), 'NULL::text') $$;
+
+-- A generation's documents, to be read like a table: their key, their text as content, the text search configuration
+-- by which it is cut into words, and their tenant.
 CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT _side_table(_generation, 'source') $$;
+AS $$ SELECT _side_table(_generation, 'source') || '()' $$;
 
--- It reads with the rights of whoever reads it, and follows a renamed table or column.
-CREATE OR REPLACE FUNCTION _create_documents_view(_reranker rerankers, _generation generations) RETURNS void
+-- The query for them, over the source or, as a trigger has it, some rows of it.
+CREATE OR REPLACE FUNCTION _documents_sql(_reranker rerankers, _generation generations, _rows text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('SELECT s.%I::%s AS key, (%s)::text AS content, ', _reranker.key_column, _reranker.key_type,
+            _generation.text_expression)
+        || format('(%s)::text AS config, %s AS tenant FROM %s s', _config_sql(_generation), _tenant_sql(_generation),
+            _rows)
+$$;
+
+-- The type in which side tables have tenants: the column's, as it was when they were made.
+CREATE OR REPLACE FUNCTION _stored_tenant_type(_reranker rerankers, _generation generations) RETURNS regtype
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN coalesce((
+        SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = to_regclass(_side_table(_generation)) AND a.attname = 'tenant'),
+        _tenant_type(_reranker.source, _generation));
+END
+$$;
+
+-- They come from a function that Postgres takes apart like a view, for it is of one query, without settings of its own.
+-- It reads with the rights of whoever reads it. Unlike a view it leaves the source free: columns change their types,
+-- and tables are dropped. A table's expressions are immutable and read nothing, hence safe in parallel.
+CREATE OR REPLACE FUNCTION _create_documents(_reranker rerankers, _generation generations) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     documents text := _documents(_generation);
+    query text := _documents_sql(_reranker, _generation, _qualified(_reranker.source))
+        || format(' WHERE (SELECT pgrerank._is_current(%L))', _reranker.name);
 BEGIN
-    EXECUTE format('CREATE VIEW %s WITH (security_invoker = true) AS ', documents)
-        || format('SELECT s.%I AS key, (%s) AS content, (%s) AS config, ', _reranker.key_column,
-            _generation.text_expression, _config_sql(_generation))
-        || format('%s AS tenant FROM %s s', _tenant_sql(_generation), _reranker.source);
-    EXECUTE format('GRANT SELECT ON %s TO PUBLIC', documents);
-    EXECUTE format('COMMENT ON VIEW %s IS %L', documents,
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key %s, content text, config text, tenant %s) ',
+            documents, _reranker.key_type, _stored_tenant_type(_reranker, _generation))
+        || format('LANGUAGE sql STABLE %s AS %L',
+            CASE WHEN _is_table(_reranker.source) THEN 'PARALLEL SAFE' END, query);
+    EXECUTE format('COMMENT ON FUNCTION %s IS %L', documents,
         format('Documents of reranker %s, as generation %s reads them', _reranker.name, _generation.number));
-    EXECUTE format('ALTER VIEW %s OWNER TO %s', documents, _owner());
+    EXECUTE format('ALTER FUNCTION %s OWNER TO %s', documents, _owner());
 END
 $$;
 
@@ -49,16 +92,6 @@ AS $$
             _documents(_generation), _reranker.source, _reranker.key_column)
         || format('WHERE d.key = ANY ($1::%s[])', _reranker.key_type)
         || CASE WHEN _is_table(_reranker.source) THEN ' FOR KEY SHARE OF source SKIP LOCKED' ELSE '' END
-$$;
-
--- The expression that yields a document's text search configuration.
-CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT CASE WHEN _generation.language_expression IS NULL THEN format('%L::text', _generation.text_search_config)
-        ELSE format('pgrerank._config_of((%s)::text, %L)',
-            _generation.language_expression, _generation.text_search_config) END
 $$;
 
 -- The tiers in which a generation keeps token vectors.
@@ -96,7 +129,7 @@ BEGIN
     IF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NOT NULL THEN
         dims := (_model(_generation.embedding_model, 'embedding')).dims;
     END IF;
-    PERFORM _create_documents_view(_reranker, _generation);
+    PERFORM _create_documents(_reranker, _generation);
     EXECUTE format($sql$
         CREATE TABLE %s (
             key %s PRIMARY KEY,
@@ -139,10 +172,19 @@ BEGIN
 END
 $$;
 
+-- The source, for a policy: by its number, which doesn't depend on it, and no row once it has been dropped.
+CREATE OR REPLACE FUNCTION _source_sql(_reranker rerankers) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('(SELECT c.oid FROM pg_class c JOIN pgrerank.rerankers r ON r.source = c.oid WHERE r.name = %L)',
+        _reranker.name)
+$$;
+
 -- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
 -- Whom no row-level security restricts there is spared the look-up of each row, but for views and foreign tables, which
--- may hide rows by other means; naming the documents at all has the grants checked. OFFSET 0 keeps the planner from hashing the whole source, and has it look up the keys that a search
--- reads.
+-- may hide rows by other means; naming the documents at all has the grants checked. OFFSET 0 keeps the planner from
+-- hashing the whole source, and has it look up the keys that a search reads.
 CREATE OR REPLACE FUNCTION _protect(_table text, _reranker rerankers, _generation generations, _comment text)
 RETURNS void
 LANGUAGE plpgsql
@@ -154,7 +196,7 @@ BEGIN
         CREATE POLICY visible_with_source ON %1$s FOR SELECT
         USING (%3$s EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
         $sql$, _table, _documents(_generation), CASE WHEN _is_table(_reranker.source)
-            THEN format('(SELECT NOT row_security_active(%L::regclass)) OR', _reranker.source) ELSE '' END);
+            THEN format('(SELECT NOT row_security_active(s.oid) FROM %s s) OR', _source_sql(_reranker)) ELSE '' END);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());
@@ -176,8 +218,8 @@ EXCEPTION WHEN undefined_table THEN
 END
 $$;
 
--- Has a reranker's source, if it is a table, and side tables to itself. Others lock them in either order, so all are taken soon, or none
--- and all again.
+-- Has a reranker's side tables and its source, if that is a table, to itself. Others lock them in either order, so all
+-- are taken soon, or none and all again.
 CREATE OR REPLACE FUNCTION _have_alone(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET lock_timeout = '100ms'
@@ -204,8 +246,8 @@ BEGIN
 END
 $$;
 
--- Drops the side tables that no generation has, that of the embeddings first, and then the views that their policies
--- read.
+-- Drops the side tables that no generation has, that of the embeddings first, and then the functions that their
+-- policies call.
 CREATE OR REPLACE FUNCTION _drop_stale_side_tables(_reranker text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -214,15 +256,18 @@ DECLARE
     stale record;
 BEGIN
     FOR stale IN
-        SELECT CASE c.relkind WHEN 'r' THEN 'TABLE' ELSE 'VIEW' END AS kind, c.oid::regclass AS name FROM pg_class c
-        WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind IN ('r', 'v')
-          AND c.relname ~ ('^' || _reranker || '_\d+(_tokens|_bits|_words|_terms|_source)?$')
+        SELECT o.kind, o.name FROM (
+            SELECT 1 AS place, 'TABLE' AS kind, c.relname AS name FROM pg_class c
+            WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'
+            UNION ALL
+            SELECT 2, 'FUNCTION', p.proname FROM pg_proc p WHERE p.pronamespace = 'pgrerank'::regnamespace) o
+        WHERE o.name ~ ('^' || _reranker || '_\d+(_tokens|_bits|_words|_terms|_source)?$')
           AND NOT EXISTS (
             SELECT FROM generations g
-            WHERE g.reranker || '_' || g.number = regexp_replace(c.relname, '_(tokens|bits|words|terms|source)$', ''))
-        ORDER BY kind, c.relname
+            WHERE g.reranker || '_' || g.number = regexp_replace(o.name, '_(tokens|bits|words|terms|source)$', ''))
+        ORDER BY o.place, o.name
     LOOP
-        EXECUTE format('DROP %s IF EXISTS %s', stale.kind, stale.name);
+        EXECUTE format('DROP %s IF EXISTS pgrerank.%I', stale.kind, stale.name);
     END LOOP;
 END
 $$;

@@ -20,12 +20,6 @@ BEGIN
 END
 $$;
 
--- The expression that yields a document's tenant.
-CREATE OR REPLACE FUNCTION _tenant_sql(_generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT coalesce(quote_ident(_generation.tenant_column), 'NULL::text') $$;
-
 -- Writes the tenants of documents that have changed theirs and nothing else.
 CREATE OR REPLACE FUNCTION _store_tenants(_reranker rerankers, _generation generations, _keys text[]) RETURNS void
 LANGUAGE plpgsql

@@ -47,6 +47,7 @@ BEGIN
     SELECT k.key_column, k.key_type INTO reranker.key_column, reranker.key_type
     FROM _source_key(_source, reranker.key_column) k;
     reranker.generation := 1;
+    reranker.source_names := _names_of(_source);
     reranker.created_at := now();
     generation.reranker := _name;
     generation.number := 1;
@@ -60,7 +61,10 @@ BEGIN
     INSERT INTO rerankers SELECT reranker.*;
     INSERT INTO generations SELECT generation.*;
     PERFORM _create_side_tables(reranker, generation);
-    PERFORM _create_triggers(reranker);
+    IF _is_table(_source) THEN
+        PERFORM _create_triggers(reranker, _source);
+        PERFORM _complete_triggers(reranker);
+    END IF;
     PERFORM _create_search(reranker);
     PERFORM enqueue(_name);
     PERFORM _warn_of_a_small_sample(generation);
@@ -94,7 +98,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     changes jsonb := _overlay(_values);
-    reranker rerankers := jsonb_populate_record(_reranker(_name), changes);
+    reranker rerankers := jsonb_populate_record(_followed(_name), changes);
     present generations := _newest_generation(_name);
     changed generations := jsonb_populate_record(present, changes - '{text_columns,text_expression}'::text[]);
 BEGIN
@@ -226,7 +230,7 @@ DECLARE
     target rerankers := _reranker(reranker);
 BEGIN
     PERFORM _have_alone(target);
-    PERFORM _drop_triggers(target);
+    PERFORM _drop_triggers(target, t.part) FROM _triggered(target) t (part);
     PERFORM _drop_functions(target.name || '_search');
     PERFORM _drop_functions(target.name || '_search_many');
     DELETE FROM rerankers r WHERE r.name = target.name;

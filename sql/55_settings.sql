@@ -53,7 +53,8 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    stored jsonb := settings(reranker);
+    target rerankers := _followed(reranker);
+    stored jsonb := settings(target.name);
     source_table regclass := declared ->> 'source';
     values jsonb := to_jsonb(jsonb_populate_record(NULL::rerankers, declared))
         || to_jsonb(jsonb_populate_record(NULL::generations, declared)) || _presets(declared);

@@ -5,76 +5,157 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank_%s_%s', _reranker, _event) $$;
 
-CREATE OR REPLACE FUNCTION _create_triggers(_reranker rerankers) RETURNS void
+-- A table and all below it: partitions, which fire triggers of their own where they are written to by name, and tables
+-- that inherit from it.
+CREATE OR REPLACE FUNCTION _tables_of(_source regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    WITH RECURSIVE tree AS (
+        SELECT _source::oid AS relid
+        UNION SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relid)
+    SELECT t.relid::regclass FROM tree t WHERE _is_table(t.relid)
+$$;
+
+-- What a source's triggers see of each statement, by event.
+CREATE OR REPLACE FUNCTION _events() RETURNS TABLE (event text, tables text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    VALUES ('insert', 'REFERENCING NEW TABLE AS new_rows'),
+        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
+        ('delete', 'REFERENCING OLD TABLE AS old_rows'),
+        ('truncate', '')
+$$;
+
+CREATE OR REPLACE FUNCTION _create_triggers(_reranker rerankers, _table regclass) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    event record;
+    missing record;
 BEGIN
-    FOR event IN SELECT * FROM (VALUES
-        ('insert', 'REFERENCING NEW TABLE AS new_rows'),
-        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
-        ('delete', 'REFERENCING OLD TABLE AS old_rows'),
-        ('truncate', '')) e (name, tables)
-        WHERE _is_table(_reranker.source)
+    FOR missing IN
+        SELECT e.* FROM _events() e
+        WHERE NOT EXISTS (
+            SELECT FROM pg_trigger t
+            WHERE t.tgrelid = _table AND t.tgname = _trigger_name(_reranker.name, e.event))
     LOOP
-        EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s ', _trigger_name(_reranker.name, event.name), event.name,
-                _reranker.source)
-            || format('%s FOR EACH STATEMENT EXECUTE FUNCTION pgrerank._sync(%L)', event.tables, _reranker.name);
+        EXECUTE format('CREATE TRIGGER %I AFTER %s ON %s ', _trigger_name(_reranker.name, missing.event),
+                missing.event, _table)
+            || format('%s FOR EACH STATEMENT EXECUTE FUNCTION pgrerank._sync(%L)', missing.tables, _reranker.name);
     END LOOP;
 END
 $$;
 
--- Where the source has been dropped, its triggers have gone with it.
-CREATE OR REPLACE FUNCTION _drop_triggers(_reranker rerankers) RETURNS void
+-- Gives triggers to the partitions that have none yet, as far as the role may and nobody has them locked, and takes
+-- them from those that were detached.
+CREATE OR REPLACE FUNCTION _complete_triggers(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT SET lock_timeout = '100ms'
+AS $$
+DECLARE
+    part regclass;
+BEGIN
+    FOR part IN
+        SELECT p.part FROM _tables_of(_reranker.source) p (part) WHERE has_table_privilege(p.part, 'TRIGGER')
+    LOOP
+        BEGIN
+            PERFORM _create_triggers(_reranker, part);
+        EXCEPTION WHEN lock_not_available THEN
+            CONTINUE;
+        END;
+    END LOOP;
+    FOR part IN
+        SELECT t.part FROM _triggered(_reranker) t (part)
+        WHERE t.part NOT IN (SELECT p.part FROM _tables_of(_reranker.source) p (part))
+    LOOP
+        BEGIN
+            PERFORM _drop_triggers(_reranker, part);
+        EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN
+            CONTINUE;
+        END;
+    END LOOP;
+END
+$$;
+
+-- The tables that have a reranker's triggers.
+CREATE OR REPLACE FUNCTION _triggered(_reranker rerankers) RETURNS SETOF regclass
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT DISTINCT t.tgrelid::regclass FROM pg_trigger t JOIN _events() e
+        ON t.tgname = _trigger_name(_reranker.name, e.event)
+    WHERE t.tgfoid = to_regproc('pgrerank._sync')
+$$;
+
+CREATE OR REPLACE FUNCTION _drop_triggers(_reranker rerankers, _table regclass) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    trigger_name text;
+    event text;
 BEGIN
-    FOR trigger_name IN
-        SELECT t.tgname FROM pg_trigger t JOIN unnest('{insert,update,delete,truncate}'::text[]) e (event)
-            ON t.tgname = _trigger_name(_reranker.name, e.event)
-        WHERE t.tgrelid = _reranker.source AND t.tgparentid = 0
-    LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', trigger_name, _reranker.source);
+    FOR event IN SELECT e.event FROM _events() e LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', _trigger_name(_reranker.name, event), _table);
     END LOOP;
 END
+$$;
+
+-- Whether a table is below another.
+CREATE OR REPLACE FUNCTION _is_below(_table regclass, _source regclass) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    WITH RECURSIVE above AS (
+        SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = _table
+        UNION SELECT i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.inhparent)
+    SELECT EXISTS (SELECT FROM above a WHERE a.inhparent = _source)
 $$;
 
 -- SECURITY DEFINER: who writes documents needs no right on the queue. It reads transition tables and our own tables
--- only. Keys are written alike whatever the session's settings. Whatever goes wrong, a column that has another name since, say, or a side table that is locked, the write goes
--- on: a worker looks for what was missed.
+-- only, of the source or of a partition that was written to by name; what a TRUNCATE of one of these took is left for
+-- reconciliation to find. Keys are written alike whatever the session's settings. Whatever goes wrong, a side table
+-- that is locked, say, the write goes on: a worker looks for what was missed.
 CREATE OR REPLACE FUNCTION _sync() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '1s' SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     reranker rerankers;
-    key_column name;
     generation generations;
 BEGIN
-    reranker := _reranker(TG_ARGV[0]);
-    key_column := reranker.key_column;
+    reranker := _followed(TG_ARGV[0]);
+    IF TG_RELID <> reranker.source AND NOT _is_below(TG_RELID, reranker.source) THEN
+        RETURN NULL;
+    END IF;
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = reranker.name ORDER BY g.number LOOP
-        CASE TG_OP
-        WHEN 'INSERT' THEN
-            EXECUTE _enqueue_sql(reranker.name, generation.number,
-                format('SELECT n.%I::text AS key FROM new_rows n', key_column));
-        WHEN 'UPDATE' THEN
-            EXECUTE _enqueue_sql(reranker.name, generation.number, _changed_keys_sql(reranker, generation));
-            EXECUTE _forget_sql(generation, format($sql$
-                SELECT o.%1$I AS key FROM old_rows o
-                WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.%1$I = o.%1$I)
-                $sql$, key_column));
-        WHEN 'DELETE' THEN
-            EXECUTE _forget_sql(generation, format('SELECT o.%I AS key FROM old_rows o', key_column));
-        WHEN 'TRUNCATE' THEN
-            EXECUTE 'TRUNCATE ' || array_to_string(_keyed_tables(generation), ', ');
-            DELETE FROM pending p WHERE (p.reranker, p.generation) = (reranker.name, generation.number);
-        END CASE;
+        BEGIN
+            CASE TG_OP
+            WHEN 'INSERT' THEN
+                EXECUTE _enqueue_sql(reranker.name, generation.number,
+                    format('SELECT n.%I::text AS key FROM new_rows n', reranker.key_column));
+            WHEN 'UPDATE' THEN
+                EXECUTE _enqueue_sql(reranker.name, generation.number, _changed_keys_sql(reranker, generation));
+                EXECUTE _forget_sql(generation, format($sql$
+                    SELECT o.%1$I AS key FROM old_rows o
+                    WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.%1$I = o.%1$I)
+                    $sql$, reranker.key_column));
+            WHEN 'DELETE' THEN
+                EXECUTE _forget_sql(generation, format('SELECT o.%I AS key FROM old_rows o', reranker.key_column));
+            WHEN 'TRUNCATE' THEN
+                IF TG_RELID <> reranker.source THEN
+                    UPDATE reconciliations c SET after_key = NULL, whole_at = NULL
+                    WHERE (c.reranker, c.generation) = (reranker.name, generation.number);
+                    CONTINUE;
+                END IF;
+                EXECUTE 'TRUNCATE ' || array_to_string(_keyed_tables(generation), ', ');
+                DELETE FROM pending p WHERE (p.reranker, p.generation) = (reranker.name, generation.number);
+            END CASE;
+        EXCEPTION WHEN OTHERS THEN
+            PERFORM _set_back(reranker.name, generation.number,
+                format('after %s of %s: %s', lower(TG_OP), TG_RELID::regclass, SQLERRM), true);
+        END;
     END LOOP;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
@@ -84,68 +165,48 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- The generation's view as a query over other rows of the source: Postgres keeps a view's columns by number, so that it
--- follows those that have another name since.
-CREATE OR REPLACE FUNCTION _documents_among(_reranker rerankers, _generation generations, _rows text) RETURNS text
-LANGUAGE sql STABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT left(pg_get_viewdef(_documents(_generation)::regclass), -length(format('%s s;', _reranker.source)))
-        || _rows || ' s'
-$$;
-
 -- A query for the keys of updated rows that are new or have another text, its language or its tenant than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql STABLE
+LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         SELECT n.key::text
         FROM (%s) n LEFT JOIN (%s) o USING (key)
         WHERE o.key IS NULL OR (n.content, n.config, n.tenant) IS DISTINCT FROM (o.content, o.config, o.tenant)
-        $sql$, _documents_among(_reranker, _generation, 'new_rows'),
-        _documents_among(_reranker, _generation, 'old_rows'))
+        $sql$, _documents_sql(_reranker, _generation, 'new_rows'),
+        _documents_sql(_reranker, _generation, 'old_rows'))
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
 -- gone, and returns how many wait. With retry_failed, documents that failed get their tries again. To a role that
--- row-level security hides documents from, they would seem gone: row_security = off makes that an error.
+-- row-level security hides documents from, they would seem gone: row_security = off makes that an error. An error of an
+-- older generation, which can't be read any more, is kept for that one.
 CREATE OR REPLACE FUNCTION enqueue(reranker text, retry_failed boolean DEFAULT false) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
-    target rerankers := _reranker(reranker);
+    target rerankers := _followed(reranker);
+    newest int := (_newest_generation(target.name)).number;
     generation generations;
 BEGIN
-    target.key_column := _follow_key(target);
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
-        EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));
-        EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(generation, retry_failed));
+        BEGIN
+            EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));
+            EXECUTE _enqueue_sql(target.name, generation.number, _stale_keys_sql(generation, retry_failed));
+        EXCEPTION WHEN OTHERS THEN
+            IF generation.number = newest THEN
+                RAISE;
+            END IF;
+            PERFORM _set_back(target.name, generation.number, SQLERRM);
+        END;
     END LOOP;
     RETURN (SELECT count(*) FROM pending p WHERE p.reranker = target.name AND p.failed_at IS NULL);
 END
 $$;
 COMMENT ON FUNCTION enqueue IS
     'Enqueues whatever is not encoded or out of date; returns how many documents wait';
-
--- The key's name in the source, which may be another since, and is kept.
-CREATE OR REPLACE FUNCTION _follow_key(_reranker rerankers) RETURNS name
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    present name := _reranker.key_column;
-BEGIN
-    IF NOT EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = _reranker.source AND a.attname = _reranker.key_column AND NOT a.attisdropped) THEN
-        present := (_source_key(_reranker.source, NULL)).key_column;
-        UPDATE rerankers r SET key_column = present WHERE r.name = _reranker.name;
-    END IF;
-    RETURN present;
-END
-$$;
 
 -- A query for the keys of stored vectors whose document is gone.
 CREATE OR REPLACE FUNCTION _orphaned_keys_sql(_reranker rerankers, _generation generations) RETURNS text

@@ -56,6 +56,7 @@ BEGIN
         first := _first_pending(target.name, alive, claim.reranker IS NOT NULL);
         CONTINUE WHEN first IS NULL;
         BEGIN
+            PERFORM _followed(target.name);
             RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
@@ -230,7 +231,7 @@ BEGIN
     IF stored.number IS NULL OR NOT _hold(stored) THEN
         RETURN;
     END IF;
-    target := _reranker(reranker);
+    target := _followed(reranker);
     PERFORM _postpone_locked(target, stored, keys, tickets);
     stored_keys := _store_documents(target, stored, keys, hashes, embedding_keys, embeddings);
     PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, token_parts, tokens);
@@ -355,7 +356,7 @@ DECLARE
     target rerankers;
 BEGIN
     IF finished.number IS NOT NULL AND _hold(finished) THEN
-        target := _reranker(reranker);
+        target := _followed(reranker);
         PERFORM _postpone_locked(target, finished, keys, tickets);
         PERFORM _finish(target, finished, keys, tickets);
     END IF;

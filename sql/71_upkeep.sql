@@ -13,6 +13,7 @@ BEGIN
     IF known.until > clock_timestamp() THEN
         RETURN;
     END IF;
+    PERFORM _followed(_reranker.name);
     IF known.missed_writes THEN
         PERFORM enqueue(_reranker.name);
     ELSIF clock_timestamp() < now() + interval '0.1 s' AND EXISTS (

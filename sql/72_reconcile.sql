@@ -21,7 +21,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
-    target rerankers := _reranker(reranker);
+    target rerankers := _followed(reranker);
     page reconciliations;
     left_over int := (SELECT count(*) FROM generations g WHERE g.reranker = target.name);
 BEGIN
@@ -30,7 +30,10 @@ BEGIN
     WHERE g.reranker = target.name AND NOT EXISTS (
         SELECT FROM reconciliations c WHERE (c.reranker, c.generation) = (g.reranker, g.number))
     ON CONFLICT DO NOTHING;
-    target.key_column := _follow_key(target);
+    IF _is_table(target.source) AND EXISTS (
+        SELECT FROM reconciliations c WHERE c.reranker = target.name AND c.after_key IS NULL) THEN
+        PERFORM _complete_triggers(target);
+    END IF;
     FOR page IN
         SELECT * FROM reconciliations c WHERE c.reranker = target.name ORDER BY c.generation FOR UPDATE SKIP LOCKED
     LOOP

@@ -10,7 +10,8 @@ BEGIN
     IF to_regtype('pgrerank.search_call') IS NULL THEN
         CREATE TYPE search_call AS (
             query text, top_k int, filter jsonb, stages text[], keys text[], key_scores double precision[],
-            query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, settings jsonb);
+            query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, after text[],
+            settings jsonb);
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
         CREATE TYPE search_scope AS (
@@ -20,7 +21,7 @@ BEGIN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
             fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
-            left_out int);
+            left_out int, before int);
     END IF;
 END
 $do$;
@@ -57,7 +58,7 @@ COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
     'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
     'of the order are returned, how many are left out as near-duplicates, the call with its query''s vectors, '
-    'relevance in the candidates'' places, how many min_relevance has left out';
+    'relevance in the candidates'' places, how many min_relevance has left out, how many pages before have had';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -248,7 +249,7 @@ BEGIN
         LANGUAGE sql STABLE ROWS 10
         SET search_path FROM CURRENT
         AS $body$
-            SELECT d.key, d.score, d.standing, d.stage, _outcome.reason IS NOT NULL,
+            SELECT d.key, d.score, d.standing + coalesce(_outcome.before, 0), d.stage, _outcome.reason IS NOT NULL,
                 coalesce(_outcome.reason, _outcome.fallback),
                 CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, d.signals_score,
                 _outcome.relevances[_outcome.pool[d.standing]], %s

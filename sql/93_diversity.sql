@@ -71,16 +71,6 @@ AS $$
     FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
 $$;
 
--- The likeness of documents after one of them has been chosen.
-CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors vector[], _chosen int) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> _chosen
-        THEN greatest(d.likeness, nullif(1 - (d.vector <=> _vectors[_chosen]), 'NaN')) END ORDER BY d.standing)
-    FROM unnest(_likeness, _vectors) WITH ORDINALITY d (likeness, vector, standing)
-$$;
-
 -- Chooses documents of one wave, after those chosen of the waves before, until there are as many as wanted, one of each
 -- group. It chooses among the first hundred, later among three times as many as are chosen; never among more because
 -- more are wanted, so that the order of the first ones is always the same. Left out is what is more alike to one of the
@@ -121,7 +111,10 @@ BEGIN
         END IF;
         _chosen := _chosen || _places[next];
         _vectors := _vectors || vectors[next];
-        likeness := _likeness_with(likeness, vectors, next);
+        likeness := (
+            SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> next
+                THEN greatest(d.likeness, nullif(1 - (d.vector <=> vectors[next]), 'NaN')) END ORDER BY d.standing)
+            FROM unnest(likeness, vectors) WITH ORDINALITY d (likeness, vector, standing));
         IF _outcome.groups IS NOT NULL THEN
             SELECT _left_out || array_agg(m.place) FILTER (WHERE m.likeness > threshold),
                 array_agg(CASE WHEN NOT m.is_of_group THEN m.likeness END ORDER BY m.standing)

@@ -18,57 +18,87 @@ BEGIN
 END
 $$;
 
--- The groups of candidates, as numbers in their places. One without a value is a group of its own.
-CREATE OR REPLACE FUNCTION _groups_of(_reranker rerankers, _candidates text[]) RETURNS int[]
+-- A query for the groups of documents, as numbers in their order, given what yields their places and values. One
+-- without a value is a group of its own.
+CREATE OR REPLACE FUNCTION _numbers_sql(_places text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format($sql$
+        SELECT array_agg(CASE WHEN g.value IS NULL THEN p.place ELSE g.number END ORDER BY p.place)
+        FROM (
+            SELECT k.value, min(k.place) AS number, array_agg(k.place) AS places FROM %s k GROUP BY k.value) g,
+            unnest(g.places) p (place)
+        $sql$, _places)
+$$;
+
+-- A query for documents by their keys, which are its $1: their places there, and these columns of the source d.
+CREATE OR REPLACE FUNCTION _known_sql(_reranker rerankers, _columns text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('SELECT k.place, %s FROM unnest((SELECT $1)::%s[]) WITH ORDINALITY k (key, place)',
+            _columns, _reranker.key_type)
+        || format(' LEFT JOIN %s d ON d.%I = k.key OFFSET 0', _reranker.source, _reranker.key_column)
+$$;
+
+-- The groups of the first candidates of a pool, in the places of all.
+CREATE OR REPLACE FUNCTION _groups_of_first(_reranker rerankers, _outcome search_outcome, _size int) RETURNS int[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
+    places int[] := _outcome.pool[:_size];
     groups int[];
 BEGIN
-    EXECUTE format($sql$
-        SELECT array_agg(CASE WHEN g.value IS NULL THEN -g.place ELSE g.number END ORDER BY g.place)
-        FROM (
-            SELECT k.place, v.value, dense_rank() OVER (ORDER BY v.value) AS number
-            FROM unnest($1::%s[]) WITH ORDINALITY k (key, place) LEFT JOIN %s d ON d.%I = k.key
-            CROSS JOIN LATERAL (SELECT %s) v (value)) g
-        $sql$, _reranker.key_type, _reranker.source, _reranker.key_column, _group_sql(_reranker))
-    INTO groups USING _candidates;
-    RETURN groups;
+    EXECUTE _numbers_sql('(' || _known_sql(_reranker, _group_sql(_reranker) || ' AS value') || ')')
+    INTO groups USING ARRAY(
+        SELECT _outcome.candidates[p.place] FROM unnest(places) WITH ORDINALITY p (place, standing)
+        ORDER BY p.standing);
+    RETURN (
+        SELECT array_agg(p.number ORDER BY c.place)
+        FROM generate_subscripts(_outcome.candidates, 1) c (place)
+        LEFT JOIN unnest(places, groups) p (place, number) USING (place));
 END
 $$;
 
--- The outcome with the groups of its candidates, where there are to be any.
-CREATE OR REPLACE FUNCTION _with_groups(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
+-- The outcome with no more than the best of each group in its pool, and these groups by number, unless signals have
+-- read them already. Where each may have one document only, and none is chosen from these after, it is enough to look
+-- as far as there are as many as whatever follows asks for.
+CREATE OR REPLACE FUNCTION _best_of_groups(_reranker rerankers, _call search_call, _outcome search_outcome)
+RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
+    all_of_it int := cardinality(_outcome.pool);
+    is_diverse boolean := _reranker.diversity > 0 OR _reranker.duplicate_threshold < 1;
+    enough int := CASE WHEN _reranker.per_group > 1 OR is_diverse THEN all_of_it
+        ELSE greatest(_reranker.maxsim_top, _call.top_k) END;
+    is_known boolean := _outcome.groups IS NOT NULL;
+    size int := CASE WHEN is_known THEN all_of_it ELSE least(4 * enough, all_of_it) END;
+    best int[];
 BEGIN
-    IF _reranker.group_by IS NOT NULL AND _outcome.pool IS NOT NULL THEN
-        _outcome.groups := _groups_of(_reranker, _outcome.candidates);
-        _outcome.times := _outcome.times || jsonb_build_object('groups', _milliseconds(started));
+    IF _reranker.group_by IS NULL OR _outcome.pool IS NULL THEN
+        RETURN _outcome;
     END IF;
-    RETURN _outcome;
-END
-$$;
-
--- The outcome with no more than the best of each group in its pool.
-CREATE OR REPLACE FUNCTION _best_of_groups(_outcome search_outcome, _per_group int) RETURNS search_outcome
-LANGUAGE plpgsql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-BEGIN
-    IF _outcome.groups IS NOT NULL THEN
-        _outcome.pool := ARRAY(
+    LOOP
+        IF NOT is_known THEN
+            _outcome.groups := _groups_of_first(_reranker, _outcome, size);
+        END IF;
+        best := ARRAY(
             SELECT g.place
             FROM (
-                SELECT p.place, p.standing, row_number() OVER (PARTITION BY g.number ORDER BY p.standing) AS number
-                FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
-                JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)) g
-            WHERE g.number <= _per_group ORDER BY g.standing);
-    END IF;
+                SELECT p.*, row_number() OVER (PARTITION BY _outcome.groups[p.place] ORDER BY p.standing) AS nth
+                FROM unnest(_outcome.pool[:size]) WITH ORDINALITY p (place, standing)) g
+            WHERE g.nth <= _reranker.per_group ORDER BY g.standing);
+        EXIT WHEN size = all_of_it OR cardinality(best) >= enough;
+        size := least(4 * size, all_of_it);
+    END LOOP;
+    _outcome.pool := best;
+    _outcome.times := _outcome.times || jsonb_build_object('groups',
+        coalesce((_outcome.times ->> 'groups')::numeric, 0) + _milliseconds(started));
     RETURN _outcome;
 END
 $$;
@@ -205,9 +235,9 @@ BEGIN
         joined.pool := _first.pool || ARRAY(
             SELECT size + p.place FROM unnest(_second.pool) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
         joined.groups := _first.groups || ARRAY(
-            SELECT g.number + sign(g.number) * m.greatest
+            SELECT g.number + m.greatest
             FROM unnest(_second.groups) WITH ORDINALITY g (number, place), (
-                SELECT max(abs(f.number)) AS greatest FROM unnest(_first.groups) f (number)) m
+                SELECT max(f.number) AS greatest FROM unnest(_first.groups) f (number)) m
             ORDER BY g.place)::int[];
     END IF;
     RETURN joined;

@@ -190,37 +190,37 @@ $$;
 
 -- What signals add to the score of each candidate, in their places; NULL where none has a weight. Of a value it is how
 -- far it lies from the mean of all candidates, in units of its standard deviation there, as stages are blended; of a
--- condition that holds, the boost. In type real equal values deviate by 0; what is beyond its range is no value.
-CREATE OR REPLACE FUNCTION _signals_of(_reranker rerankers, _candidates text[]) RETURNS real[]
+-- condition that holds, the boost. In type real equal values deviate by 0; what is beyond its range is no value. The
+-- groups of candidates, where there are to be any, are read with them.
+CREATE OR REPLACE FUNCTION _signals_of(
+    _reranker rerankers, _candidates text[], OUT scores real[], OUT groups int[])
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    raw text;
+    group_sql text := _group_sql(_reranker);
+    known text;
     numbers text;
     parts text;
-    known text;
-    scores real[];
+    moments text;
 BEGIN
     SELECT string_agg(format('%s AS v%s', s.expression, s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN 'CASE WHEN s.v%1$s THEN 1 ELSE 0 END AS v%1$s'
             ELSE 'CASE WHEN abs(s.v%1$s) < 1e-30 THEN 0 WHEN abs(s.v%1$s) < 1e37 THEN s.v%1$s::real END AS v%1$s' END,
             s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN '%2$L::float8 * n.v%1$s'
-            ELSE 'coalesce(%2$L::float8 * (n.v%1$s - avg(n.v%1$s) OVER w) / nullif(stddev_pop(n.v%1$s) OVER w, 0), 0)'
-            END, s.place, s.weight), ' + ')
-    INTO raw, numbers, parts
+            ELSE 'coalesce(%2$L::float8 * (n.v%1$s - m.mean%1$s) / m.deviation%1$s, 0)' END, s.place, s.weight), ' + '),
+        string_agg(format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place), ', ')
+    INTO known, numbers, parts, moments
     FROM _signals_sql(_reranker.source, _reranker.signals) s WHERE s.weight <> 0;
     IF parts IS NOT NULL THEN
-        known := format('SELECT k.place, %s FROM unnest($1::%s[]) WITH ORDINALITY k (key, place)', raw,
-            _reranker.key_type) || format(' LEFT JOIN %s d ON d.%I = k.key', _reranker.source, _reranker.key_column);
-        EXECUTE format($sql$
-            SELECT array_agg(t.total::real ORDER BY t.place)
-            FROM (SELECT n.place, %s AS total FROM (SELECT s.place, %s FROM (%s) s) n WINDOW w AS ()) t
-            $sql$, parts, numbers, known)
-        INTO scores USING _candidates;
+        known := _known_sql(_reranker, format('%s, %s AS value', known, coalesce(group_sql, 'NULL::int')));
+        EXECUTE format('WITH n AS MATERIALIZED (SELECT s.place, s.value, %s FROM (%s) s) ', numbers, known)
+            || format('SELECT (SELECT array_agg((%s)::real ORDER BY n.place) FROM n, (SELECT %s FROM n) m), ',
+                parts, moments)
+            || CASE WHEN group_sql IS NULL THEN 'NULL' ELSE format('(%s)', _numbers_sql('n')) END
+        INTO scores, groups USING _candidates;
     END IF;
-    RETURN scores;
 END
 $$;
 
@@ -240,7 +240,7 @@ BEGIN
     IF _outcome.pool IS NULL OR _reranker.signals = '{}' THEN
         RETURN _outcome;
     END IF;
-    signals.scores := _signals_of(_reranker, _outcome.candidates);
+    SELECT s.scores, s.groups INTO signals.scores, _outcome.groups FROM _signals_of(_reranker, _outcome.candidates) s;
     IF signals.scores IS NULL THEN
         RETURN _outcome;
     ELSIF _call.keys IS NOT NULL OR (weights IS NULL AND cardinality(_legs) > 1) THEN

@@ -62,7 +62,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     signature record := _call_signature(
-        _reranker.key_type::text, '{query,keys,key_scores,query_embedding,query_tokens}');
+        _reranker.key_type::text, '{query,keys,key_scores,query_embedding,query_tokens,after}');
     result record := _attributes('ranked');
 BEGIN
     IF _key_column IN ('queries', 'query_number') THEN

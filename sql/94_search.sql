@@ -51,6 +51,8 @@ BEGIN
         ('invalid_parameter_value',
             _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(btrim(_call.query), '') = '',
             'nothing to search for: give a query, keys or query_embedding'),
+        ('invalid_parameter_value', cardinality(_call.after) > most,
+            format('after has %s elements, expected up to %s', cardinality(_call.after), most)),
         ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
             format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
         ('invalid_parameter_value', cardinality(_call.keys) > most,
@@ -252,8 +254,7 @@ BEGIN
 END
 $$;
 
--- Has recall make the pool, and signals order it; each candidate's group is known after. Of the caller's own keys all
--- are candidates.
+-- Has recall make the pool, and signals order it. Of the caller's own keys all are candidates.
 CREATE OR REPLACE FUNCTION _run_recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -266,7 +267,7 @@ BEGIN
     ELSE
         _outcome := _recall_given(_reranker, _generation, _call, _legs, _scope, _outcome);
     END IF;
-    RETURN _with_groups(_reranker, _with_signals(_reranker, _call, _legs, _outcome));
+    RETURN _with_signals(_reranker, _call, _legs, _outcome);
 END
 $$;
 
@@ -289,7 +290,7 @@ BEGIN
     PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
     IF declared.may_stop OR declared.reads_order THEN
-        _outcome := _best_of_groups(_outcome, _reranker.per_group);
+        _outcome := _best_of_groups(_reranker, _call, _outcome);
     END IF;
     IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
         size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
@@ -418,8 +419,35 @@ BEGIN
         END IF;
     END IF;
     outcome.call := _call;
-    outcome := _best_of_groups(outcome, _reranker.per_group);
+    outcome := _best_of_groups(_reranker, _call, outcome);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
+END
+$$;
+
+-- The outcome without what pages before have had: those documents, and others of their groups. Of an order that has
+-- changed since, nothing comes twice, and nothing is passed over.
+CREATE OR REPLACE FUNCTION _page_after(_outcome search_outcome, _after text[], _top_k int) RETURNS search_outcome
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _after IS NULL OR _outcome.pool IS NULL THEN
+        RETURN _outcome;
+    END IF;
+    _outcome.before := cardinality(_after);
+    WITH document AS (
+        SELECT p.place, p.standing, c.key = ANY (_after) AS is_known, coalesce(g.number, p.place) AS number
+        FROM unnest(_outcome.pool[:_outcome.returned]) WITH ORDINALITY p (place, standing)
+        JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
+        LEFT JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)
+    ), fresh AS (
+        SELECT d.place, d.standing, min(d.standing) OVER (PARTITION BY d.number) AS first
+        FROM document d WHERE d.number NOT IN (SELECT k.number FROM document k WHERE k.is_known)
+    )
+    SELECT coalesce(array_agg(f.place ORDER BY f.standing), '{}'), count(*) FILTER (WHERE f.place_of_group <= _top_k)
+    INTO _outcome.pool, _outcome.returned
+    FROM (SELECT f.*, dense_rank() OVER (ORDER BY f.first) AS place_of_group FROM fresh f) f;
+    RETURN _outcome;
 END
 $$;
 
@@ -431,11 +459,16 @@ AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + _reranker.timeout;
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
+    page int := _call.top_k;
     wave record;
     outcome search_outcome;
     diverse search_outcome;
     ends int[];
 BEGIN
+    IF _call.after IS NOT NULL THEN
+        _call.top_k := page + cardinality(_call.after);
+        _reranker.candidates := greatest(_reranker.candidates, _call.top_k);
+    END IF;
     IF is_diverse THEN
         _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
     END IF;
@@ -459,7 +492,7 @@ BEGIN
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
     diverse.returned := _call.top_k;
-    RETURN _with_relevance(_reranker, _by_groups(diverse, _call.top_k));
+    RETURN _page_after(_with_relevance(_reranker, _by_groups(diverse, _call.top_k)), _call.after, page);
 END
 $$;
 

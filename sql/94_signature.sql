@@ -12,7 +12,8 @@ AS $$
         UNION ALL
         VALUES ('stages', 'text[]', 'NULL'), ('keys', 'text[]', 'NULL'), ('key_scores', 'double precision[]', 'NULL'),
             ('query_embedding', 'vector', 'NULL'), ('query_tokens', 'bytea', 'NULL'),
-            ('recall', 'text', $x$'auto'$x$), ('generation', 'int', 'NULL'), ('strict', 'boolean', 'NULL')) a
+            ('recall', 'text', $x$'auto'$x$), ('after', 'text[]', 'NULL'), ('generation', 'int', 'NULL'),
+            ('strict', 'boolean', 'NULL')) a
 $$;
 
 -- For the functions made of them: their list as arguments but those left out, and the expression that makes a call of
@@ -24,7 +25,7 @@ SET search_path FROM CURRENT
 AS $$
     SELECT
         (SELECT string_agg(concat_ws(' ', a.argument,
-            CASE a.argument WHEN 'keys' THEN _key_type || '[]' ELSE a.type END, 'DEFAULT ' || a.preset),
+            CASE WHEN a.argument IN ('keys', 'after') THEN _key_type || '[]' ELSE a.type END, 'DEFAULT ' || a.preset),
             ', ' ORDER BY a.place) FROM _call_arguments() a WHERE a.argument <> ALL (_left_out)),
         format('ROW(%s)::pgrerank.search_call', (
             SELECT string_agg(CASE
@@ -33,7 +34,7 @@ AS $$
                     SELECT format('jsonb_build_object(%s)',
                         string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))
                     FROM _settings() s WHERE s.per_call)
-                WHEN c.name = 'keys' THEN 'keys::text[]'
+                WHEN c.name IN ('keys', 'after') THEN c.name || '::text[]'
                 ELSE c.name END, ', ' ORDER BY c.place)
             FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
 $$;
@@ -59,7 +60,7 @@ BEGIN
             SET search_path FROM CURRENT
             AS $body$
                 SELECT s.key::%s, %s
-                FROM pgrerank._search(%L, %s) s
+                FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
             $body$
             $definition$, _reranker.key_type, (
                 SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)

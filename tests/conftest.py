@@ -17,6 +17,17 @@ from tests.helpers.wire_served import Served, serving
 
 Connection = psycopg.Connection[tuple]
 _numbers = itertools.count(1)
+_LONG = (
+    *("docs", "training", "benchmarks", "optimise", "cli", "demo", "tenants", "upgrade", "worker"),
+    *("smaller_tokens", "http", "early_exit", "embedded", "native_install", "evaluate", "alembic"),
+    *("sqlalchemy", "mteb", "search", "lexical", "compose", "package"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take longest first: else one process ends with them, the other idle."""
+    places = {f"test_{name}": place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,8 @@ EXPRESSION = f"""
 
 
 LETTERS = """
+    from sqlalchemy import String
+
     class Letter(Base):
         __tablename__ = "letters"
         year: Mapped[int] = mapped_column(primary_key=True)
@@ -115,6 +117,10 @@ LETTERS = """
         content: Mapped[str]
 
     Reranker("letters", Letter, text=Letter.content, key=Letter.KEY)
+"""
+CHANGED = """\
+    op.alter_column("letters", "content", type_=sa.String(99))
+    op.alter_column("letters", "content", new_column_name="text")
 """
 SHOWN = """
     op.execute("CREATE VIEW shown AS SELECT code, content FROM letters")
@@ -204,6 +210,22 @@ def test_a_declared_key_is_kept_and_another_makes_the_reranker_anew(project):
     assert "key_column='code'" in downgrade
     project.alembic("upgrade", "head")
     assert "No new upgrade operations detected" in project.alembic("check")
+
+
+def test_a_migration_changes_and_renames_a_column_and_the_reranker_follows(project):
+    project.models(LETTERS.replace("KEY", "code"))
+    project.revise("add")
+    project.alembic("revision", "--rev-id", "changed", "-m", "changed")
+    [path] = (project.folder / "versions").glob("changed_*.py")
+    path.write_text(path.read_text("utf-8").replace("    pass\n", CHANGED, 1))
+    project.alembic("upgrade", "head")
+    project.models(
+        LETTERS.replace("KEY", "code").replace(
+            "content: Mapped[str]", 'content: Mapped[str] = mapped_column("text", String(99))'
+        )
+    )
+    assert "No new upgrade operations detected" in project.alembic("check")
+    assert project.settings()["text_columns"] == ["text"]
 
 
 def test_a_migration_makes_a_reranker_over_a_view(project):

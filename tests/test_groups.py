@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from tests.helpers.sources import Source
-from tests.helpers.workers import wait_for, worker
 
 PROPERTY = settings(
     max_examples=40,
@@ -169,34 +168,3 @@ def test_a_reranker_has_groups_that_one_call_can_do_without(db, source):
                 db.execute(statement, [group_by])
     db.execute("SELECT pgrerank.alter_reranker('documents', group_by => '')")
     assert db.execute(search % "").fetchone() == (10,)
-
-
-def test_the_cross_encoder_reads_the_best_of_each_group_and_no_more_than_its_share(
-    dsn, db, source, tiny_models, tmp_path
-):
-    db.execute(
-        "INSERT INTO documents (title, tenant) SELECT 'cat ' || i, greatest(i - 20, 2)"
-        " FROM generate_series(1, 30) i"
-    )
-    source.models(**tiny_models)
-    source.create(timeout="20 s", candidates=12, maxsim_top=6, early_exit=0)
-    explain = (
-        "SELECT key, tenant, cross_encoder_score, scored, degraded, times, rank"
-        " FROM pgrerank.explain_search('documents', 'cat', alignments => false, {})"
-        " JOIN documents d ON d.id::text = key ORDER BY rank"
-    )
-    with worker(dsn, tmp_path):
-        wait_for(db, "s.pending = 0")
-        for top_k in (1, 4, 8):
-            rows = db.execute(explain.format(f"top_k => {top_k}, group_by => 'tenant'")).fetchall()
-            assert len({row[1] for row in rows}) == len(rows) == top_k
-            assert rows[0][3]["cross_encoder"] <= 6
-            assert not rows[0][4]
-            assert rows[0][5]["groups"] > 0
-        assert rows[0][3]["dense"] > 12, "more waves than one"
-        half = db.execute(explain.format("top_k => 8, group_by => 'tenant', per_group => 2"))
-        assert len({row[1] for row in half.fetchall()}) == 8
-    db.execute("SELECT pgrerank.set_worker('127.0.0.1', 1, 'none')")
-    rows = db.execute(explain.format("top_k => 8, group_by => 'tenant'")).fetchall()
-    assert len(rows) == 8
-    assert {row[4] for row in rows} == {True}

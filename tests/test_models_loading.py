@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +76,8 @@ def test_a_package_is_found_without_running_its_code_and_onnx_needs_no_torch() -
 def test_loading_prints_nothing_and_leaves_loggers_threads_and_modules_alone() -> None:
     done = _python(
         "import logging, sys, torch; from transformers.utils import logging as theirs;"
-        "import pgrerank.models as m; theirs.get_logger(); threads = torch.get_num_threads();"
+        "torch.set_num_threads(2); threads = torch.get_num_threads();"
+        "import pgrerank.models as m; theirs.get_logger();"
         "state = lambda: [(l.handlers, l.propagate, l.level) for l in"
         " map(logging.getLogger, ['', 'transformers', 'sentence_transformers'])];"
         "before = state();"
@@ -254,9 +256,18 @@ def test_the_public_names_are_those_of_all() -> None:
     assert public == set(pgrerank.models.__all__)
 
 
-def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path) -> None:
-    spec = ModelSpec("m", "cross_encoder", "cross_encoder", str(tiny.save_cross_encoder(tmp_path)))
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As without OMP_NUM_THREADS, which is 1 in tests."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(device, "_THREADS", 2)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path, two_threads: None) -> None:
+    spec = ModelSpec("m", "cross_encoder", "cross_encoder", str(tiny.save_cross_encoder(tmp_path)))
     seen = []
 
     def run(number: int) -> None:
@@ -269,5 +280,5 @@ def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(run, 0).result()
-    assert seen == [1, before]
-    assert torch.get_num_threads() == before
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == 2

@@ -32,13 +32,10 @@ def pgrerank(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(open_folder, monkeypatch) -> Path:
     """A cache of its own, in a folder that the server's user can read."""
-    folder = tmp_path / "cache"
+    folder = open_folder / "cache"
     monkeypatch.setattr("pgrerank.embedded.extensions.cache_folder", lambda: folder)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent != Path("/tmp") and os.access(parent, os.W_OK) and parent.is_relative_to("/tmp"):
-            parent.chmod(0o755)
     return folder
 
 

@@ -38,7 +38,7 @@ def reconcile(db) -> int:
 
 
 UNSEEN = {
-    "a partition by its name": ["INSERT INTO low VALUES (5, 'new'), (7, 'new')"],
+    "a partition emptied": ["TRUNCATE low"],
     "detached": ["ALTER TABLE docs DETACH PARTITION high"],
     "attached": [
         "CREATE TABLE more (id int PRIMARY KEY, body text)",
@@ -91,7 +91,53 @@ def test_keys_may_hold_any_letters(db, source) -> None:
     assert sorted(key for (key,) in enqueued) == sorted(keys)
 
 
+def pending(db) -> set[str]:
+    return {key for (key,) in db.execute("SELECT key FROM pgrerank.pending")}
+
+
+def test_what_is_written_to_a_partition_by_its_name_is_seen(parts) -> None:
+    parts.execute("INSERT INTO low VALUES (5, 'new'), (7, 'new')")
+    parts.execute("UPDATE low SET body = 'changed' WHERE id = 10")
+    parts.execute("UPDATE low SET body = body WHERE id = 20")
+    parts.execute("DELETE FROM low WHERE id = 30")
+    assert pending(parts) == {"5", "7", "10"}
+    assert parts.execute("SELECT count(*) FROM pgrerank.parts_1").fetchone() == (19,)
+    parts.execute("INSERT INTO docs VALUES (8, 'through the parent, seen once')")
+    assert pending(parts) == {"5", "7", "8", "10"}
+
+
+def test_a_partition_gets_triggers_once_attached_and_loses_them_once_detached(parts) -> None:
+    parts.execute("CREATE TABLE more (body text, id int PRIMARY KEY)")
+    parts.execute("ALTER TABLE docs ATTACH PARTITION more FOR VALUES FROM (200) TO (300)")
+    parts.execute("ALTER TABLE docs DETACH PARTITION high")
+    parts.execute("DELETE FROM high WHERE id = 120")
+    parts.execute("INSERT INTO docs SELECT id + 100, body FROM high")
+    settle(parts)
+    assert parts.execute("SELECT count(*) FROM pgrerank.parts_1").fetchone() == (29,)
+    reconcile(parts)
+    assert parts.execute("SELECT count(*) FROM pgrerank.parts_1").fetchone() == (19,)
+    parts.execute("INSERT INTO more VALUES ('new', 205)")
+    assert pending(parts) == {"205"}
+    triggers = "SELECT count(*) FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal"
+    assert [parts.execute(triggers, (t,)).fetchone() for t in ("more", "low", "high")] == [
+        (4,),
+        (4,),
+        (0,),
+    ]
+    parts.execute("SELECT pgrerank.drop_reranker('parts')")
+    assert parts.execute(triggers, ("low",)).fetchone() == (0,)
+
+
+def test_a_child_of_an_inherited_table_is_seen_by_its_name(db) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("CREATE TABLE letters (sender text, PRIMARY KEY (id)) INHERITS (docs)")
+    db.execute("SELECT pgrerank.create_reranker('parts', 'docs', '{body}')")
+    db.execute("INSERT INTO letters VALUES (1, 'a word', 'she')")
+    assert pending(db) == {"1"}
+
+
 def test_an_idle_worker_looks_for_it(parts) -> None:
+    parts.execute("ALTER TABLE low DISABLE TRIGGER USER")
     parts.execute("INSERT INTO low VALUES (5, 'new')")
     parts.execute("UPDATE pgrerank.reconciliations SET whole_at = now() - interval '11 minutes'")
     settle(parts)
@@ -109,6 +155,7 @@ def test_what_another_session_compares_is_left_to_it(parts, dsn) -> None:
 
 def test_the_command_compares_all_and_says_what_it_found(parts, dsn) -> None:
     parts.execute("SELECT pgrerank.reconcile('parts', 3)")
+    parts.execute("ALTER TABLE low DISABLE TRIGGER USER")
     parts.execute("INSERT INTO low VALUES (1, 'before where it stands'), (7, 'new')")
     done = CliRunner().invoke(app, ["reconcile", "parts", "--dsn", dsn, "--page", "5", "--json"])
     assert done.exit_code == 0, done.output

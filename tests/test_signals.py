@@ -9,11 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
-from typer.testing import CliRunner
 
-from pgrerank.cli import app
 from tests.helpers.sources import Source
-from tests.helpers.workers import wait_for, worker
 
 NUMBER = 40
 PROPERTY = settings(
@@ -313,44 +310,3 @@ def test_growing_top_k_extends_and_never_reorders(news, signals, stages, blend, 
         for size in sorted(sizes)
     )
     assert more[: len(less)] == less
-
-
-def test_signals_choose_what_the_cross_encoder_reads_and_count_after_it(
-    dsn, db, source, tiny_models, tmp_path
-):
-    db.execute(
-        "INSERT INTO documents (title, tenant) SELECT 'cat ' || i, i FROM generate_series(1, 30) i"
-    )
-    source.models(**tiny_models)
-    source.create(timeout="20 s", maxsim_top=6)
-    search = (
-        "SELECT tenant, score, signals_score, cross_encoder_score, degraded, scored, times"
-        " FROM pgrerank.explain_search('documents', 'the pool', top_k => 33, early_exit => %s,"
-        " blend => %s, signals => %s, alignments => false) JOIN documents d ON d.id::text = key"
-        " ORDER BY rank"
-    )
-    with worker(dsn, tmp_path):
-        wait_for(db, "s.pending = 0")
-        for blend in (None, Jsonb({})):
-            for early_exit in (0, 0.5):
-                given_ = [early_exit, blend, Jsonb({"tenant": {"weight": 50}})]
-                rows = db.execute(search, given_).fetchall()
-                assert {row[0] for row in rows if row[3] is not None} == {*range(25, 31)}
-                assert [row[0] for row in rows[:6]] == [*range(30, 24, -1)]
-                assert {row[4] for row in rows} == {False}
-                assert rows[0][5]["signals"] == 33
-                assert rows[0][6]["signals"] > 0
-        given_ = [0, Jsonb({}), Jsonb({"tenant": {"weight": 1e-6}})]
-        read = [row for row in db.execute(search, given_).fetchall() if row[3] is not None]
-        assert [row[3] for row in read] == sorted((row[3] for row in read), reverse=True)
-        assert sum(row[1] for row in read) == pytest.approx(0, abs=1e-4), "z-scores, not logits"
-        explained = CliRunner().invoke(
-            app,
-            [
-                *("explain", "documents", "the pool", "--dsn", dsn, "--aligned", "0"),
-                *("--signals", '{"tenant": {"equals": 7, "boost": 0.125}}'),
-            ],
-        )
-    assert explained.exit_code == 0, explained.output
-    assert "signals" in explained.stdout
-    assert "0.0000" in explained.stdout

@@ -233,3 +233,204 @@ def test_inherited_rows_are_documents(db) -> None:
     assert found(db, "changed") == ["1"]
     db.execute("DELETE FROM docs WHERE id = 1")
     assert state(db) == (1, 0, None)
+
+
+@pytest.fixture
+def docs(db):
+    """The table `docs` of two documents, and a reranker by words alone, with nothing pending."""
+    db.execute(
+        "CREATE TABLE docs (gone int, id int PRIMARY KEY, title text, body text);"
+        "ALTER TABLE docs DROP COLUMN gone;"
+        "INSERT INTO docs VALUES (1, 'one', 'a word'), (2, 'two', 'a word');"
+        "GRANT SELECT ON docs TO PUBLIC"
+    )
+    db.execute(
+        "SELECT pgrerank.create_reranker('docs', 'docs', text_expression =>"
+        " 'upper(title) || '' '' || body || '' title''')"
+    )
+    settle(db)
+    return db
+
+
+@pytest.fixture
+def reader(db, dsn, make_role):
+    """A role with no other rights than all have."""
+    role = make_role()
+    with psycopg.connect(make_conninfo(dsn, user=role, password=role), autocommit=True) as reader:
+        yield reader
+
+
+def test_documents_are_taken_apart_as_a_view_is(reader, docs) -> None:
+    docs.execute(
+        "INSERT INTO docs SELECT i, 't', 'b' FROM generate_series(3, 3000) i; ANALYZE docs"
+    )
+    docs.execute("SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0")
+    docs.execute("SET parallel_tuple_cost = 0")
+    plan = docs.execute("EXPLAIN SELECT count(content) FROM pgrerank.docs_1_source()").fetchall()
+    assert "Gather" in str(plan)
+    docs.execute("RESET ALL")
+    docs.execute("ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
+    docs.execute("CREATE POLICY most ON docs USING (id <> 2)")
+    settle(docs)
+    plan = "\n".join(
+        line
+        for (line,) in reader.execute("EXPLAIN SELECT FROM pgrerank.docs_1 WHERE key IN (1, 2)")
+    )
+    assert "Function Scan" not in plan
+    assert "Index Scan using docs_pkey" in plan or "Index Only Scan using docs_pkey" in plan
+    assert reader.execute("SELECT key FROM pgrerank.docs_1 WHERE key IN (1, 2)").fetchall() == [
+        (1,)
+    ]
+
+
+RENAMINGS = {
+    "a text column": "ALTER TABLE docs RENAME body TO content",
+    "two columns, each as the other": """
+        ALTER TABLE docs RENAME title TO x; ALTER TABLE docs RENAME body TO title;
+        ALTER TABLE docs RENAME x TO body""",
+    "the key": 'ALTER TABLE docs RENAME id TO "the Key"',
+    "the table": "ALTER TABLE docs RENAME TO papers",
+    "the schema": """
+        CREATE SCHEMA elsewhere; GRANT USAGE ON SCHEMA elsewhere TO PUBLIC;
+        ALTER TABLE docs SET SCHEMA elsewhere""",
+    "the table, and another has its name": """
+        ALTER TABLE docs RENAME TO papers;
+        CREATE TABLE docs (id int PRIMARY KEY, title text, body text);
+        INSERT INTO docs VALUES (1, 'wrong', 'other'), (7, 'wrong', 'word')""",
+    "all of it": """
+        ALTER TABLE docs RENAME TO papers; ALTER TABLE papers RENAME id TO body_id;
+        ALTER TABLE papers RENAME body TO id; ALTER TABLE papers RENAME title TO body""",
+}
+
+
+@pytest.mark.parametrize("first", ["a search", "a write", "a worker"])
+@pytest.mark.parametrize("renaming", RENAMINGS)
+def test_what_is_renamed_is_followed(docs, reader, renaming: str, first: str) -> None:
+    [source] = docs.execute("SELECT source::oid FROM pgrerank.rerankers").fetchone()
+    docs.execute(RENAMINGS[renaming])
+    [table] = docs.execute("SELECT %s::regclass::text", (source,)).fetchone()
+    if first == "a search":
+        assert found(reader, "one") == ["1"]
+    elif first == "a worker":
+        settle(docs)
+        assert state(docs) == (2, 0, None)
+    docs.execute(f"INSERT INTO {table} VALUES (3, 'three', 'a word')")
+    [last] = docs.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s ORDER BY attnum DESC LIMIT 1",
+        (source,),
+    ).fetchone()
+    docs.execute(f"UPDATE {table} SET {last} = 'changed' WHERE {last} <> '' AND ctid = '(0,2)'")
+    assert state(docs)[1:] == (2, None)
+    settle(docs)
+    assert state(docs) == (3, 0, None)
+    assert found(reader, "changed") == ["2"]
+    assert found(reader, "title") == ["1", "2", "3"]
+    texts = docs.execute("SELECT content FROM pgrerank.texts('docs')").fetchall()
+    assert texts == [("ONE a word title",), ("TWO changed title",), ("THREE a word title",)]
+
+
+def test_settings_follow_and_what_was_declared_anew_is_no_change(docs) -> None:
+    docs.execute("ALTER TABLE docs RENAME body TO content")
+    declared = (
+        '{"source": "docs", "text_expression": "upper(title) || \' \' || content || \' title\'"}'
+    )
+    changes = "SELECT * FROM pgrerank.setting_changes('docs', %s)"
+    assert docs.execute(changes, (declared,)).fetchall() == []
+    [settings] = docs.execute("SELECT pgrerank.settings('docs')").fetchone()
+    assert "content" in settings["text_expression"]
+
+
+TYPES = ["varchar(99)", "char(20)", 'text COLLATE "C"', "citext"]
+
+
+@pytest.mark.parametrize("of_type", TYPES)
+def test_a_text_column_s_type_is_changed_as_without_pgrerank(docs, reader, of_type: str) -> None:
+    if of_type == "citext":
+        try:
+            docs.execute("CREATE EXTENSION citext")
+        except psycopg.errors.FeatureNotSupported:
+            pytest.skip("extension citext is not available on this server")
+    docs.execute(f"ALTER TABLE docs ALTER COLUMN body TYPE {of_type}")
+    docs.execute("INSERT INTO docs VALUES (3, 'three', 'a word')")
+    docs.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    settle(docs)
+    assert state(docs) == (3, 0, None)
+    assert found(reader, "changed") == ["1"]
+    assert found(reader, "word") == ["2", "3"]
+
+
+def test_a_tenant_s_type_is_changed_as_without_pgrerank(db, source) -> None:
+    source.create(tenant_column="tenant")
+    db.execute("ALTER TABLE documents ALTER COLUMN tenant TYPE bigint")
+    db.execute("ALTER TABLE documents RENAME tenant TO customer")
+    db.execute("UPDATE documents SET customer = 5 WHERE id = 1")
+    source.encode_by_hand()
+    assert state(db, "documents") == (3, 0, None)
+    tenants = "SELECT tenant FROM pgrerank.documents_1 ORDER BY key"
+    assert db.execute(tenants).fetchall() == [(5,), (1,), (1,)]
+    assert db.execute("SELECT tenant_column FROM pgrerank.generations").fetchone() == ("customer",)
+
+
+ENDS = {
+    "its type can't serve": "ALTER TABLE docs ALTER COLUMN title TYPE int USING 1",
+    "it is gone": "ALTER TABLE docs DROP COLUMN title",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_text_column_that_can_t_be_read_is_told_and_altered(docs, reader, end: str) -> None:
+    docs.execute(ENDS[end])
+    docs.execute("INSERT INTO docs (id, body) VALUES (3, 'a word')")
+    docs.execute("UPDATE docs SET body = 'changed' WHERE id = 1")
+    settle(docs)
+    assert "upper(integer)" in state(docs)[2] or 'column "title"' in state(docs)[2]
+    with pytest.raises((psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction)):
+        docs.execute("SELECT * FROM pgrerank.texts('docs')")
+    docs.execute("REVOKE SELECT ON docs FROM PUBLIC")
+    with pytest.raises(psycopg.Error, match=r"permission denied|upper\(integer\)"):
+        reader.execute("SELECT * FROM pgrerank.docs_1")
+    docs.execute("GRANT SELECT ON docs TO PUBLIC")
+    docs.execute("SELECT pgrerank.alter_reranker('docs', text_columns => '{body}')")
+    settle(docs)
+    assert docs.execute("SELECT generation FROM pgrerank.rerankers").fetchone() == (2,)
+    assert found(reader, "changed") == ["1"]
+    assert found(reader, "word") == ["2", "3"]
+    docs.execute("UPDATE docs SET body = 'last' WHERE id = 2")
+    settle(docs)
+    assert found(reader, "last") == ["2"]
+
+
+def test_a_key_of_another_type_is_told(docs) -> None:
+    docs.execute("ALTER TABLE docs ALTER COLUMN id TYPE bigint")
+    docs.execute("UPDATE docs SET body = 'changed'")
+    settle(docs)
+    assert state(docs)[:2] == (2, 2)
+    assert "key id is of type bigint, and was of integer" in state(docs)[2]
+    docs.execute("ALTER TABLE docs ALTER COLUMN id TYPE int")
+    docs.execute("UPDATE pgrerank.setbacks SET until = now()")
+    settle(docs)
+    settle(docs)
+    assert state(docs) == (2, 0, None)
+    assert found(docs, "changed") == ["1", "2"]
+
+
+def test_a_table_is_dropped_as_without_pgrerank_and_what_was_stored_shows_to_nobody(
+    docs, reader
+) -> None:
+    assert reader.execute("SELECT count(*) FROM pgrerank.docs_1").fetchone() == (2,)
+    docs.execute("DROP TABLE docs")
+    settle(docs)
+    assert "has been dropped: call pgrerank.drop_reranker('docs')" in state(docs)[2]
+    with pytest.raises(psycopg.errors.UndefinedTable, match="has been dropped"):
+        found(docs, "word")
+    docs.execute("CREATE TABLE docs (id int PRIMARY KEY, title text, body text)")
+    docs.execute("INSERT INTO docs VALUES (1, 'another', 'table')")
+    docs.execute("GRANT SELECT ON docs TO PUBLIC")
+    with pytest.raises(
+        psycopg.errors.ObjectNotInPrerequisiteState, match="renamed, altered or dro"
+    ):
+        reader.execute("SELECT * FROM pgrerank.docs_1")
+    docs.execute("SELECT pgrerank.drop_reranker('docs')")
+    docs.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}')")
+    settle(docs)
+    assert found(reader, "table") == ["1"]

@@ -329,7 +329,7 @@ def test_the_functions_arguments_and_columns_are_those_of_the_database(db, sourc
         "SELECT proargnames, proargmodes::text[] FROM pg_proc WHERE proname = 'documents_search'"
     ).fetchall()
     taken = {name for name, mode in zip(names, modes, strict=True) if mode == "i"}
-    assert taken == {*ARGUMENTS, "keys"}
+    assert taken == {*ARGUMENTS, "keys", "after"}
     returned = [name for name, mode in zip(names, modes, strict=True) if mode == "t"]
     assert returned == ["id", *COLUMNS]
 

@@ -115,7 +115,6 @@ def test_enqueue_finds_what_triggers_missed(db, encoded):
 
 
 def test_a_renamed_column_and_table_are_followed(db, encoded):
-    """What is stored, searched and enqueued reads the text through a view."""
     db.execute("ALTER TABLE documents RENAME COLUMN body TO content")
     db.execute("ALTER TABLE documents RENAME TO papers")
     db.execute("INSERT INTO papers (title, content) VALUES ('New', 'of late')")
@@ -125,8 +124,8 @@ def test_a_renamed_column_and_table_are_followed(db, encoded):
     texts = db.execute("SELECT content FROM pgrerank.texts('documents', '{4}')").fetchall()
     assert texts == [("New\nof late",)]
     db.execute("SELECT pgrerank.drop_reranker('documents')")
-    views = "SELECT count(*) FROM pg_class WHERE relname = 'documents_1_source'"
-    assert db.execute(views).fetchone() == (0,)
+    left = "SELECT count(*) FROM pg_proc WHERE proname = 'documents_1_source'"
+    assert db.execute(left).fetchone() == (0,)
 
 
 def test_null_text_is_stored_without_vectors(db, source):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 import pgrerank
 from pgrerank import embedded
@@ -344,6 +346,44 @@ def test_dump_and_restore_into_a_new_server_keeps_everything(
                     "SELECT stage, degraded FROM pgrerank.documents_search('pool', strict => true)"
                 ).fetchall()
                 assert found[0] == ("cross_encoder", False)
+
+
+def _plain_owner(dsn: str, role: str) -> str:
+    """How a role connects that may install pgrerank into a database, and is no superuser."""
+    with connect(dsn) as admin:
+        admin.execute("CREATE EXTENSION vector; CREATE EXTENSION dblink")
+        admin.execute(f"GRANT CREATE ON DATABASE {admin.info.dbname} TO {role}")
+        admin.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+    return make_conninfo(dsn, user=role, password=role)
+
+
+def test_a_dump_is_restored_under_another_owner_and_followed_on(make_database, make_role):
+    before = _plain_owner(make_database(), make_role())
+    after = _plain_owner(make_database(), make_role())
+
+    def settle(connection) -> list[tuple]:
+        while connection.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+            pass
+        return connection.execute(
+            "SELECT reranker, encoded, pending, last_error FROM pgrerank.status"
+        ).fetchall()
+
+    with connect(before) as connection:
+        schema.install(connection)
+        connection.execute("CREATE TABLE docs (gone int, body text, id int PRIMARY KEY)")
+        connection.execute("ALTER TABLE docs DROP COLUMN gone")
+        connection.execute("INSERT INTO docs VALUES ('some words', 1), ('other words', 2)")
+        connection.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}')")
+        assert settle(connection) == [("docs", 2, 0, None)]
+    extensions = re.compile(r"^(CREATE|COMMENT ON) EXTENSION .*\n", re.MULTILINE)
+    restore(extensions.sub("", dump(before, "--no-owner")), after)
+    with connect(after) as connection:
+        assert settle(connection) == [("docs", 2, 0, None)]
+        connection.execute("ALTER TABLE docs RENAME body TO content")
+        connection.execute("INSERT INTO docs VALUES ('more words', 3)")
+        assert settle(connection) == [("docs", 3, 0, None)]
+        found = connection.execute("SELECT count(*) FROM pgrerank.docs_search('words')")
+        assert found.fetchone() == (3,)
 
 
 def test_uninstall_removes_the_extension_too(extended, empty_dsn):

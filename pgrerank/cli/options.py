@@ -119,6 +119,9 @@ Stages = Annotated[
 Keys = Annotated[
     Words | None, _list("--keys", help="Candidates in place of recall's, by their keys.")
 ]
+After = Annotated[
+    Words | None, _list("--after", help="The next page: the keys of all pages before.")
+]
 Exact = Annotated[bool, typer.Option("--exact", help="Exact dense recall, never HNSW.")]
 Generation = Annotated[int | None, typer.Option(help="Another generation than the one in use.")]
 Strict = Annotated[
@@ -140,7 +143,7 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
         *("timeout", "blend", "instruction", "listwise_top", "signals", "group_by", "per_group"),
         *("diversity", "duplicate_threshold", "min_relevance", "stages", "keys", "generation"),
-        "strict",
+        *("strict", "after"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

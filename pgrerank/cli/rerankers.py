@@ -11,6 +11,7 @@ from psycopg import sql
 
 from pgrerank.catalog import call, call_statement, fetch_one, read_reranker
 from pgrerank.cli.options import (
+    After,
     Blend,
     Candidates,
     Diversity,
@@ -322,6 +323,7 @@ def search(
     min_relevance: MinRelevance = None,
     stages: Stages = None,
     keys: Keys = None,
+    after: After = None,
     exact: Exact = False,
     generation: Generation = None,
     blend: Blend = None,

@@ -20,9 +20,17 @@ from pgrerank.evaluation.traces import Progress, Trace
 from pgrerank.evaluation.variant import Variant
 from pgrerank.stages import LEGS, STAGES
 
-__all__ = ["Pool", "Sizes", "blended", "complete", "pool_of"]
+__all__ = ["STAGES_ALONE", "Pool", "Sizes", "blended", "complete", "pool_of"]
 
 Scores = NDArray[np.float64]
+STAGES_ALONE: dict[str, Any] = {
+    "signals": {},
+    "group_by": "",
+    "diversity": 0.0,
+    "duplicate_threshold": 1.0,
+}
+"""Arguments of a search that leave its order to the stages: what is put together here is that."""
+
 _NOISE = 1e-12
 """The share of the largest score below which a deviation counts as 0.
 
@@ -242,6 +250,7 @@ def _score(
         "timeout": variant.timeout,
         "strict": True,
         "alignments": False,
+        **STAGES_ALONE,
     }
     statement, values = call_statement(
         "explain_search", arguments, select="key, cross_encoder_score"

@@ -20,7 +20,7 @@ from pgrerank.evaluation.depth import (
     time_by_size,
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
-from pgrerank.evaluation.pools import Pool, Sizes, complete, pool_of
+from pgrerank.evaluation.pools import STAGES_ALONE, Pool, Sizes, complete, pool_of
 from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Recommendation, Tuning
 from pgrerank.evaluation.significance import is_worth_it
 from pgrerank.evaluation.traces import Trace, ask
@@ -122,6 +122,7 @@ class _Tuner:
                 # Of fewer candidates, other ones are the best by bits: MaxSim scores them all.
                 maxsim_bit_top=None if self.present.maxsim_bit_top is None else candidates,
                 stages=[stage for stage in self.stages if stage != "cross_encoder"],
+                **STAGES_ALONE,
             )
         pools = {
             query: pool_of(trace, self.searched.traces[query]) for query, trace in wide.items()

@@ -141,6 +141,7 @@ def search(
     query_embedding: Sequence[float] | SQLColumnExpression[Any] | None = None,
     query_tokens: bytes | None = None,
     recall: str | None = None,
+    after: Sequence[Any] | None = None,
     timeout: timedelta | None = None,
     blend: Mapping[str, float] | None = None,
     generation: int | None = None,
@@ -150,7 +151,8 @@ def search(
 
     The arguments are those of pgrerank.NAME_search; what is left out is the reranker's own. `keys`
     are the candidates in the order of an earlier stage, best first: a sequence, or a select of the
-    key column; `key_scores` are their scores there, for a blend. `query` and `query_embedding` may
+    key column; `key_scores` are their scores there, for a blend.
+    `after` are the keys of all pages before this one. `query` and `query_embedding` may
     be columns of another FROM element (a lateral join). Values are bound, and the statement is
     cached.
 
@@ -191,11 +193,13 @@ def search(
     }
     if keys is not None:
         arguments["keys"] = _keys(keys, key)
+    if after is not None:
+        arguments["after"] = _keys(after, key)
     return _rows(declared, key, arguments)
 
 
 def _rows(reranker: Reranker, key: Column[Any], arguments: Mapping[str, Any]) -> Search:
-    taken = {*ARGUMENTS, "keys", *COLUMNS}
+    taken = {*ARGUMENTS, "keys", "after", *COLUMNS}
     function = getattr(func.pgrerank, f"{reranker.name}_search")(
         *(literal_column(name).op("=>")(value) for name, value in arguments.items())
     )

@@ -1,0 +1,162 @@
+-- Names and types that change: of the source, its schema, its columns. Nothing of pgrerank's depends on a source in a
+-- way that would have Postgres refuse to change or drop it; so statements name it, and what they are made of is renamed
+-- after it, by columns' numbers.
+
+-- Whether a source and its columns are called as they were when the function of documents was written, or an error. It
+-- guards that function: another table that has taken the name isn't read in the source's place.
+CREATE OR REPLACE FUNCTION _is_current(_reranker text) RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    stored rerankers := _reranker(_reranker);
+BEGIN
+    IF stored.source_names - 'oid' IS DISTINCT FROM _names_of(stored.source) - 'oid' THEN
+        PERFORM _raise('object_not_in_prerequisite_state',
+            format('the source of reranker "%s" has been renamed, altered or dropped since it was read', _reranker),
+            'A worker, a search or a write follows, as does pgrerank.enqueue.');
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- Those columns that have another name since, as an object of old and new names; none where the source is another
+-- table, that of a restored dump, whose numbers may differ.
+CREATE OR REPLACE FUNCTION _renamed(_then jsonb, _now jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT coalesce(jsonb_object_agg(o.value #>> '{}', n.value), '{}')
+    FROM jsonb_each(_then -> 'columns') o JOIN jsonb_each(_now -> 'columns') n USING (key)
+    WHERE _then -> 'oid' = _now -> 'oid' AND o.value <> n.value
+$$;
+
+-- A name as it is now.
+CREATE OR REPLACE FUNCTION _name_now(_renamed jsonb, _name text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT coalesce(_renamed ->> _name, _name) $$;
+
+-- An expression as it is now: Postgres renames the columns in it.
+CREATE OR REPLACE FUNCTION _expression_now(_source regclass, _renamed jsonb, _expression text) RETURNS text
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    columns text := (
+        SELECT string_agg(format('%I %s', coalesce(o.name, a.attname), format_type(a.atttypid, a.atttypmod)), ', ')
+        FROM pg_attribute a LEFT JOIN jsonb_each_text(_renamed) o (name, new_name) ON o.new_name = a.attname
+        WHERE a.attrelid = _source AND a.attnum > 0 AND NOT a.attisdropped);
+BEGIN
+    RETURN _deparsed(columns, _expression, _renamed);
+END
+$$;
+
+-- What a generation is made of, as it is called now.
+CREATE OR REPLACE FUNCTION _generation_now(_source regclass, _renamed jsonb, _generation generations)
+RETURNS generations
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF _renamed = '{}' THEN
+        RETURN _generation;
+    END IF;
+    _generation.text_columns := (
+        SELECT array_agg(_name_now(_renamed, c.name) ORDER BY c.place)
+        FROM unnest(_generation.text_columns) WITH ORDINALITY c (name, place));
+    _generation.text_expression := CASE WHEN _generation.text_columns IS NULL
+        THEN _expression_now(_source, _renamed, _generation.text_expression)
+        ELSE _text_expression(_source, _generation.text_columns, NULL) END;
+    _generation.language_expression := _expression_now(_source, _renamed, _generation.language_expression);
+    _generation.tenant_column := _name_now(_renamed, _generation.tenant_column);
+    RETURN _generation;
+END
+$$;
+
+-- The reranker of that name, once it has followed what was renamed. SECURITY DEFINER: whoever searches or writes
+-- documents first after that need not own the function of documents. It takes nothing from its caller but a name.
+CREATE OR REPLACE FUNCTION _followed(_name text) RETURNS rerankers
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT SET lock_timeout = '1s'
+AS $$
+DECLARE
+    stored rerankers := _reranker(_name);
+BEGIN
+    IF stored.source_names IS DISTINCT FROM _names_of(stored.source) THEN
+        SELECT * INTO stored FROM rerankers r WHERE r.name = _name FOR NO KEY UPDATE;
+        PERFORM _follow(stored, _names_of(stored.source));
+        stored := _reranker(_name);
+    END IF;
+    RETURN stored;
+END
+$$;
+
+-- Has a reranker call its source and columns as they are called now. One that has been dropped leaves it as it is. A
+-- generation that can't be read any more says so to whoever reads it; alter_reranker makes another.
+CREATE OR REPLACE FUNCTION _follow(_reranker rerankers, _now jsonb) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    renamed jsonb := _renamed(_reranker.source_names, _now);
+    generation generations;
+BEGIN
+    IF _now IS NULL OR _now = _reranker.source_names THEN
+        RETURN;
+    END IF;
+    UPDATE rerankers r
+    SET source_names = _now, key_column = _name_now(renamed, r.key_column),
+        embedding_column = _name_now(renamed, r.embedding_column)
+    WHERE r.name = _reranker.name RETURNING * INTO _reranker;
+    FOR generation IN SELECT * FROM generations g WHERE g.reranker = _reranker.name LOOP
+        BEGIN
+            PERFORM _check_key_type(_reranker);
+            generation := _generation_now(_reranker.source, renamed, generation);
+            UPDATE generations g
+            SET (text_columns, text_expression, language_expression, tenant_column) = (generation.text_columns,
+                generation.text_expression, generation.language_expression, generation.tenant_column)
+            WHERE (g.reranker, g.number) = (generation.reranker, generation.number);
+            PERFORM _create_documents(_reranker, generation);
+        EXCEPTION WHEN OTHERS THEN
+            PERFORM _create_unreadable(_reranker, generation, SQLSTATE, SQLERRM);
+        END;
+    END LOOP;
+END
+$$;
+
+-- Raises an error where the key has another type than side tables have.
+CREATE OR REPLACE FUNCTION _check_key_type(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    present text := _key_type(_reranker.source, _reranker.key_column);
+BEGIN
+    IF present <> _reranker.key_type THEN
+        PERFORM _raise('datatype_mismatch', format('key %I is of type %s, and was of %s: drop the reranker, and create '
+            'it again', _reranker.key_column, present, _reranker.key_type));
+    END IF;
+END
+$$;
+
+-- In place of the function of documents, one that raises an error, whatever is asked of it: its columns must not be
+-- constants, by which the planner might know that nothing is wanted. It names all of the source, to have the grants
+-- checked.
+CREATE OR REPLACE FUNCTION _create_unreadable(_reranker rerankers, _generation generations, _code text, _error text)
+RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    tenant_type regtype := _stored_tenant_type(_reranker, _generation);
+    message text := format('reranker "%s" can''t read %s: %s', _reranker.name, _reranker.source, _error);
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key %s, content text, config text, tenant %s) ',
+            _documents(_generation), _reranker.key_type, tenant_type)
+        || format('LANGUAGE sql STABLE AS %L',
+            format('SELECT (s::text)::%s, s::text, s::text, (s::text)::%s FROM %s s ',
+                _reranker.key_type, tenant_type, _qualified(_reranker.source))
+            || format('WHERE (SELECT pgrerank._raise(%L, %L)) IS NULL', _code, message));
+END
+$$;

@@ -1,0 +1,88 @@
+"""Page after page: nothing comes twice, nothing is passed over, and together they are the whole."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from tests.helpers.sources import Source
+
+ROWS = 60
+
+
+@pytest.fixture
+def search(db):
+    """Searches sixty documents of twelve tenants, by words and made-up embeddings."""
+    source = Source(db)
+    db.execute(
+        "DELETE FROM documents;"
+        "INSERT INTO documents (title, body, tenant)"
+        " SELECT 'cat ' || i, repeat('pool ', i % 7) || 'number ' || i, i % 12"
+        f" FROM generate_series(1, {ROWS}) i"
+    )
+    source.create(timeout="20 s")
+    source.encode_by_hand()
+
+    def call(**arguments):
+        given = {
+            "query": "cat pool",
+            "stages": ["dense", "lexical"],
+            "query_embedding": str([1.0] * 16 + [0.5] * 16),
+        } | arguments
+        named = ", ".join(f"{name} => %({name})s" for name in given)
+        cursor = db.cursor(row_factory=dict_row)
+        return cursor.execute(f"SELECT * FROM pgrerank.documents_search({named})", given).fetchall()
+
+    return call
+
+
+def pages(search, **arguments):
+    """All pages, until one is empty."""
+    known, found = [], []
+    while rows := search(after=known, **arguments):
+        known += [row["id"] for row in rows]
+        found.append(rows)
+    return found
+
+
+@pytest.mark.parametrize("top_k", [1, 7, 60])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"diversity": 0.4},
+        {"group_by": "tenant"},
+        {"group_by": "tenant", "per_group": 3, "diversity": 0.2},
+        {"filter": '{"tenant": [1, 2, 3]}'},
+    ],
+    ids=str,
+)
+def test_pages_are_the_whole_cut(search, top_k, settings):
+    whole = search(top_k=ROWS, **settings)
+    found = pages(search, top_k=top_k, **settings)
+    rows = [row for page in found for row in page]
+    assert [row["id"] for row in rows] == [row["id"] for row in whole]
+    assert [row["rank"] for row in rows] == list(range(1, len(whole) + 1))
+    if "per_group" not in settings:
+        assert {len(page) for page in found[:-1]} <= {top_k}
+
+
+def test_what_goes_or_comes_between_pages_repeats_nothing(search, db):
+    first = [row["id"] for row in search(top_k=10)]
+    rest = [row["id"] for row in search(top_k=ROWS)][10:]
+    db.execute("DELETE FROM documents WHERE id = ANY (%s)", ([*first[:3], rest[0]],))
+    second = [row["id"] for row in search(top_k=10, after=first)]
+    assert second == rest[1:11]
+
+
+def test_own_candidates_have_pages_too(search):
+    whole = [row["id"] for row in search(top_k=20)]
+    first = [row["id"] for row in search(top_k=5, keys=whole)]
+    second = [row["id"] for row in search(top_k=5, keys=whole, after=first)]
+    assert len({*first, *second}) == 10
+
+
+def test_more_than_can_be_known(search):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="after has 100001 elements"):
+        search(after=list(range(100_001)))

@@ -127,8 +127,8 @@ $$;
 
 -- The outcome with those alone of what would be returned that have min_relevance. None moves up for one that is left
 -- out: it stands lower, and further down the same scores are of documents less relevant. For one that no stage has
--- scored nothing speaks; where one was scored, and its relevance is not known, neither to keep nor to leave it out would
--- be right.
+-- scored nothing speaks; where one was scored, and its relevance is not known, neither to keep nor to leave it out
+-- would be right.
 CREATE OR REPLACE FUNCTION _relevant(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -40,7 +40,7 @@ _SEARCH = sql.SQL("""
 SELECT h.key::text, concat_ws(E'\n', {content}), to_jsonb(d) - %(_left_out)s::text[]
   || jsonb_build_object('score', h.score, 'rank', h.rank, 'stage', h.stage, 'degraded', h.degraded,
     'relevance', h.relevance)
-FROM ({search}) h (key, score, rank, stage, degraded, reason, relevance)
+FROM ({search}) h (key)
 JOIN {source} d ON d.{key} = h.key ORDER BY h.rank""")
 
 

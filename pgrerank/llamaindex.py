@@ -31,7 +31,7 @@ _OPERATORS = {
 }
 _WORDS = {FilterOperator.TEXT_MATCH: "like", FilterOperator.TEXT_MATCH_INSENSITIVE: "ilike"}
 
-_SEARCH = sql.SQL("SELECT h.key::text, h.score FROM ({}) h (key, score, rank) ORDER BY h.rank")
+_SEARCH = sql.SQL("SELECT h.key::text, h.score FROM ({}) h (key) ORDER BY h.rank")
 
 
 class PgrerankPostprocessor(BaseNodePostprocessor):

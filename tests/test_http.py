@@ -269,7 +269,7 @@ def gone(connection: socket.socket) -> bool:
 
 def test_what_a_client_waited_for_is_dropped_when_it_leaves(endpoint):
     body = json.dumps({"query": "x", "texts": [f"{n} one two three" * 50 for n in range(3000)]})
-    for _ in range(2):
+    for _ in range(5):
         with endpoint.connect() as raw:
             raw.sendall(head(endpoint, f"Content-Length: {len(body)}") + body.encode())
             time.sleep(0.3)

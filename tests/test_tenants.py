@@ -14,12 +14,15 @@ from psycopg.types.json import Jsonb
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
+from pgrerank.install import schema
 from pgrerank.worker.indexes import change_indexes
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
 LARGE, SMALL = 3200, 40
 """Documents of tenant 7, more than are compared one by one, and of tenant 8."""
+WITHOUT_SORT = "SET enable_sort = off"
+"""So few short vectors Postgres would rather sort than read by an index."""
 TITLE = "made up"
 TITLE_HASH = hashlib.sha256(TITLE.encode()).digest()
 INDEXES = (
@@ -45,7 +48,7 @@ def add(db, tenant: object, count: int) -> None:
                 vector = [round(generator.gauss(0, 1), 3) for _ in range(32)]
                 copy.write_row((key, str(vector), TITLE_HASH, tenant))
     db.execute("ANALYZE documents, pgrerank.documents_1")
-    db.execute("SET enable_sort = off")  # so few short vectors Postgres would rather sort
+    db.execute(WITHOUT_SORT)
 
 
 def found(db, filter_: dict, **arguments) -> list[int]:
@@ -70,13 +73,31 @@ def scans(db) -> int:
     ).fetchone()[0]
 
 
+@pytest.fixture(scope="module")
+def with_tenants(make_database) -> str:
+    """A database to be copied: a reranker with a large tenant and a small one."""
+    dsn = make_database()
+    with psycopg.connect(dsn, autocommit=True) as db:
+        schema.install(db)
+        source = Source(db)
+        source.create(tenant_column="tenant")
+        source.encode_by_hand()
+        add(db, 7, LARGE)
+        add(db, 8, SMALL)
+    return dsn
+
+
 @pytest.fixture
-def tenants(db, source) -> Source:
-    source.create(tenant_column="tenant")
-    source.encode_by_hand()
-    add(db, 7, LARGE)
-    add(db, 8, SMALL)
-    return source
+def pgrerank_template(request, pgrerank_template: str) -> str:
+    if "tenants" in request.fixturenames:
+        return request.getfixturevalue("with_tenants")
+    return pgrerank_template
+
+
+@pytest.fixture
+def tenants(db) -> Source:
+    db.execute(WITHOUT_SORT)
+    return Source.of(db)
 
 
 def test_a_large_tenant_has_an_index_while_it_is_large(dsn, db, tenants):

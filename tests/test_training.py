@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from pgrerank.training.losses import LOSSES, Logit
 from pgrerank.training.rows import groups, pairs
 from pgrerank.training.run import Settings
 from tests.helpers import models_fixtures
+from tests.helpers.workers import forked
 
 NUMBERS = ["one", "two", "three", "four"]
 THINGS = ["cat", "pool", "bread", "day", "water", "salt", "flour", "time"]
@@ -212,22 +211,25 @@ def test_a_run_is_the_same_twice_and_its_folder_is_not_taken_for_another(tiny_mo
 def test_a_killed_run_goes_on_from_its_checkpoint(tiny_models, tmp_path):
     data = tmp_path / "t.jsonl"
     write_triples(data, TRIPLES)
-    command = [
-        *(sys.executable, "-m", "pgrerank", "train", "late-interaction", str(data)),
+    arguments = [
+        *("train", "late-interaction", str(data)),
         *("--base", tiny_models["embedding"], "--loader", "sentence_transformer"),
         *("--loss", "bce", "--epochs", "2", "--batch-size", "4", "--patience", "1000"),
         *("--output", str(tmp_path / "run"), "--json"),
     ]
     checkpoints = tmp_path / "run" / "checkpoints"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 90
-        while not list(checkpoints.glob("checkpoint-*/pgrerank.pt")):
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+    log = tmp_path / "log"
+    process = forked(arguments, log)
+    deadline = time.monotonic() + 90
+    while not list(checkpoints.glob("checkpoint-*/pgrerank.pt")):
+        assert process.is_alive(), log.read_text("utf-8")
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     (checkpoints / "checkpoint-9999").mkdir()  # one that was being written
     kept = {p.name for p in checkpoints.glob("checkpoint-*") if (p / "pgrerank.pt").exists()}
+    command = [sys.executable, "-m", "pgrerank", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
     report = json.loads(done.stdout)

@@ -33,6 +33,14 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     app(arguments, prog_name="pgrerank")
 
 
+def forked(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Any:
+    """`pgrerank ARGUMENTS` as a started process, its standard error kept in `log`."""
+    wanted = {**os.environ, **(environment or {})}
+    process = _SERVER.Process(target=_run, args=(arguments, str(log), wanted))
+    process.start()
+    return process
+
+
 class WorkerProcess:
     """`pgrerank worker`, its standard error kept in a file."""
 
@@ -41,10 +49,7 @@ class WorkerProcess:
     ) -> None:
         self.log = folder / "worker.log"
         self.log.write_bytes(b"")  # one before may have been ready
-        arguments = ["worker", "--dsn", dsn, *options]
-        wanted = {**os.environ, **environment}
-        self.process = _SERVER.Process(target=_run, args=(arguments, str(self.log), wanted))
-        self.process.start()
+        self.process = forked(["worker", "--dsn", dsn, *options], self.log, environment)
 
     def wait_until_ready(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds

@@ -92,7 +92,12 @@ def calibrate(
             f" {LEAST_QUERIES} or more"
         )
     settings = settings_of(connection, variant)
-    whole = replace(variant, stages=possible_stages(settings, variant))
+    stages = [
+        stage
+        for stage in possible_stages(settings, variant)
+        if STAGES[stage].is_blended or stage == "maxsim_bit"
+    ]
+    whole = replace(variant, stages=stages)
     return fit(search_all(connection, whole, judgements, exact=False, phase=phase))
 
 

@@ -8,6 +8,7 @@ CREATE TABLE IF NOT EXISTS calibrations (
     generation int NOT NULL,
     stages text[] NOT NULL CHECK (stages <> '{}'),
     cross_encoder_model text,
+    instruction text,
     intercept double precision NOT NULL CHECK (intercept > '-Infinity' AND intercept < 'Infinity'),
     slopes jsonb NOT NULL CHECK (jsonb_typeof(slopes) = 'object' AND slopes ?& stages),
     qrels_set text NOT NULL,
@@ -24,6 +25,7 @@ COMMENT ON TABLE calibrations IS 'What makes a relevance of the scores of a set 
 COMMENT ON COLUMN calibrations.stages IS 'The stages that have scored a document, in their order';
 COMMENT ON COLUMN calibrations.cross_encoder_model IS
     'The cross-encoder of whose scores it is; NULL where that is no stage of it';
+COMMENT ON COLUMN calibrations.instruction IS 'The reranker''s instruction then, by which its models scored';
 COMMENT ON COLUMN calibrations.intercept IS 'The log odds of relevance where all scores are 0';
 COMMENT ON COLUMN calibrations.slopes IS
     'By stage, what one more adds to the log odds: MaxSim by token vector of the query, BM25 by the IDF of its words';
@@ -37,13 +39,15 @@ COMMENT ON COLUMN calibrations.ece IS
 COMMENT ON COLUMN calibrations.brier IS 'The mean square of relevance less 1 where relevant, else 0, on the same';
 GRANT SELECT ON calibrations TO PUBLIC;
 
--- When the generation was calibrated; NULL where it was not, or not with the reranker's present cross-encoder.
+-- When the generation was calibrated; NULL where it was not, or not with the reranker's present cross-encoder and
+-- instruction.
 CREATE OR REPLACE FUNCTION _calibrated_at(_reranker rerankers) RETURNS timestamptz
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT min(c.fitted_at) FROM calibrations c
     WHERE (c.reranker, c.generation) = (_reranker.name, _reranker.generation)
+      AND c.instruction IS NOT DISTINCT FROM _reranker.instruction
     HAVING bool_or(c.cross_encoder_model IS NOT DISTINCT FROM _reranker.cross_encoder_model)
 $$;
 
@@ -73,6 +77,7 @@ DECLARE
     calibrated text := format($sql$
         SELECT k.intercept, %s FROM calibrations k
         WHERE (k.reranker, k.generation) = (_reranker.name, _reranker.generation)
+          AND k.instruction IS NOT DISTINCT FROM _reranker.instruction
           AND (NOT k.slopes ? 'cross_encoder' OR k.cross_encoder_model = _reranker.cross_encoder_model)
         $sql$, (
         SELECT string_agg(format('(k.slopes ->> %1$L)::float8 / coalesce((_units ->> %1$L)::float8, 1) AS %1$I',

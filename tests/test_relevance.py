@@ -40,7 +40,7 @@ def calibrate_by_hand(db, generation: int = 1, model: str | None = "reranker") -
         for stages in itertools.combinations(SLOPES, size):
             db.execute(
                 "INSERT INTO pgrerank.calibrations VALUES"
-                " ('documents', %s, %s, %s, %s, %s, 'by hand', 20, 600, 30, 0.02, 0.05)",
+                " ('documents', %s, %s, %s, NULL, %s, %s, 'by hand', 20, 600, 30, 0.02, 0.05)",
                 (
                     *(generation, list(stages)),
                     model if "cross_encoder" in stages else None,
@@ -149,6 +149,9 @@ def test_without_a_calibration_that_holds_relevance_is_null(db, calibrated, sour
     assert {relevance for _, relevance in search(db)} == {None}
     db.execute("SELECT pgrerank.alter_reranker('documents', cross_encoder_model => 'reranker')")
     assert calibrated_at() is not None
+    db.execute("UPDATE pgrerank.models SET takes_instruction = true")
+    assert {relevance for _, relevance in search(db, instruction="find cats")} == {None}
+    assert None not in {relevance for _, relevance in search(db)}
     db.execute("SELECT pgrerank.alter_reranker('documents', text_columns => '{body}')")
     source.encode_by_hand()
     assert db.execute("SELECT generation FROM pgrerank.rerankers").fetchone() == (2,)

@@ -137,13 +137,13 @@ def save(
         )
         cursor.executemany(
             "INSERT INTO pgrerank.calibrations (reranker, generation, stages, cross_encoder_model,"
-            " intercept, slopes, qrels_set, queries, documents, relevant, ece, brier)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " instruction, intercept, slopes, qrels_set, queries, documents, relevant, ece, brier)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 (
                     *(*own, list(one.stages)),
                     settings["cross_encoder_model"] if "cross_encoder" in one.stages else None,
-                    *(one.intercept, Jsonb(dict(one.slopes)), qrels),
+                    *(settings["instruction"], one.intercept, Jsonb(dict(one.slopes)), qrels),
                     *(one.queries, one.documents, one.relevant, one.ece, one.brier),
                 )
                 for one in calibrations

@@ -214,7 +214,7 @@ def test_tuning_measures_the_stages_that_the_reranker_runs(asked_with_bits):
     """Bits choose what MaxSim scores, in the curves as in the search itself."""
     asked = asked_with_bits
     searched = search_all(asked, Variant("documents"), judged())
-    assert searched.traces["q0"].stages == list(STAGES)
+    assert searched.traces["q0"].stages == [stage for stage in STAGES if stage != "listwise"]
     tuning = tune(asked, searched, max_candidates=40, max_maxsim_top=20)
     evaluation = evaluate(asked, searched, qrels="dev", tuning=tuning)
     quality = {order["name"]: order["measures"]["nDCG@10"] for order in evaluation["orders"]}

@@ -17,9 +17,12 @@ import openai
 import psycopg
 import pytest
 
-from pgrerank.errors import SettingsError
+from pgrerank.errors import EndpointError, SettingsError
+from pgrerank.models import ModelSpec, load_reranker
+from pgrerank.models.http import endpoint as remote
 from pgrerank.worker.http import gatekeeper, serving, shapes
 from pgrerank.worker.settings import worker_settings
+from tests.helpers.certificates import certificate
 from tests.helpers.sources import Source
 from tests.helpers.workers import WorkerProcess, asking, worker
 
@@ -312,3 +315,26 @@ def test_other_machines_need_a_key():
     assert worker_settings("", "127.0.0.1:0", "p", http="[::1]:80").http == ("::1", 80)
     open_to_all = worker_settings("", "127.0.0.1:0", "p", http="0.0.0.0:80", http_key="k")
     assert open_to_all.http_key == "k"
+
+
+def test_over_tls_our_own_loader_asks_it_too(endpoint, tmp_path, monkeypatch):
+    """Both ports have the certificate; a client that does not know it is not answered."""
+    cert, key = certificate(tmp_path)
+    options = ("--http", "127.0.0.1:0", "--no-ingest", "--tls-cert", str(cert))
+    environment = {"PGRERANK_HTTP_KEY": KEY}
+    monkeypatch.setenv("PGRERANK_KEY_OURS", KEY)
+    expected = wire_scores(endpoint, QUERY, DOCUMENTS)
+    with worker(endpoint.dsn, tmp_path, *options, "--tls-key", str(key),
+                environment=environment) as process:  # fmt: skip
+        url = Endpoint(process, endpoint.dsn).url.replace("http://", "https://") + "/rerank"
+        spec = ModelSpec("ours", "cross_encoder", "http", url, options={
+            "dialect": "tei", "key": "OURS", "model": "reranker"})  # fmt: skip
+        with pytest.raises(EndpointError, match="CERTIFICATE_VERIFY_FAILED"):
+            load_reranker(spec).score([(QUERY, text) for text in DOCUMENTS])
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        remote._tls.cache_clear()
+        try:
+            scores = load_reranker(spec).score([(QUERY, text) for text in DOCUMENTS])
+        finally:
+            remote._tls.cache_clear()
+    assert scores == pytest.approx(expected, abs=1e-5)

@@ -125,9 +125,9 @@ def ready(make_database, provider, tmp_path_factory):
         options = {"model": "m", "prices": {"read": 10, "written": 100}}
         register_model(connection, "judge", "listwise", url, options=options)
         connection.execute(
-            "CREATE TABLE documents (id int PRIMARY KEY, body text);"
+            "CREATE TABLE documents (id int PRIMARY KEY, body text, part int);"
             "INSERT INTO documents SELECT i, 'bread number ' || i || repeat(' flour', i % 3)"
-            " || CASE WHEN i % 7 = 0 THEN ' with water and salt' ELSE '' END"
+            " || CASE WHEN i % 7 = 0 THEN ' with water and salt' ELSE '' END, i % 6"
             " FROM generate_series(1, 30) i;"
             "SELECT pgrerank.create_reranker('documents', 'documents', text_columns => '{body}',"
             " listwise_model => 'judge', listwise_top => 12, timeout => '2 s')"
@@ -163,6 +163,15 @@ def test_the_best_by_words_are_put_in_the_models_order(search, provider):
     assert [row["id"] for row in after[12:]] == [row["id"] for row in before[12:]]
     assert not any(row["degraded"] for row in after)
     assert {row["stage"] for row in after[:12]} == {"listwise"}
+
+
+def test_it_reads_the_best_of_each_group_and_the_whole_only_once(search, provider):
+    provider.asked = []
+    rows = search(query="bread flour", group_by="part", top_k=5)
+    assert len(rows) == 5
+    [asked] = [json.loads(body["messages"][1]["content"]) for _, body, _ in provider.asked]
+    parts = [int(one["text"].split()[2]) % 6 for one in asked["documents"]]
+    assert len(set(parts)) == len(parts)
 
 
 def test_a_search_and_its_repetition_ask_once(search, provider):

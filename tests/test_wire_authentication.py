@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
 import struct
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from scramp import ScramClient
 
 from pgrerank.wire.scram import PasswordUnusableError
 from pgrerank.wire.server import RequestError, Rows, Session, WireServer, WireServerError
+from tests.helpers.certificates import certificate as made
 from tests.helpers.wire_served import (
     GSS_REQUEST,
     HELLO,
@@ -87,14 +86,7 @@ def test_trust_takes_only_its_user() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl binary to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
-    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True, timeout=20)
+    cert, key = made(tmp_path_factory.mktemp("tls"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     return cert, context

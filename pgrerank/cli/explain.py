@@ -132,7 +132,10 @@ def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
         connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
         rows = call(connection, "explain_search", arguments).fetchall()
         return explanation(
-            connection, arguments["reranker"], arguments["query"], arguments["generation"], rows
+            connection,
+            *(arguments["reranker"], arguments["query"], arguments["generation"]),
+            rows,
+            arguments["instruction"],
         )
 
 
@@ -141,6 +144,8 @@ def _print(explanation: Explanation, aligned: int) -> None:
     if parts:
         total = shown_time(explanation["times"].get("total", 0))
         console.print(Text(" + ".join(parts) + " = " + total))
+    if explanation["instruction"]:
+        console.print(Text(f"instruction: {_harmless(explanation['instruction'])}"))
     if explanation["reason"]:
         what = "degraded" if explanation["degraded"] else "fallback"
         console.print(Text(f"{what}: {explanation['reason']}", "bold red"))

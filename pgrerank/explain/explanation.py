@@ -67,6 +67,7 @@ class Explanation(TypedDict):
     degraded: bool
     reason: str | None
     cross_encoder_model: str | None
+    instruction: str | None
     documents: list[ExplainedDocument]
 
 
@@ -76,15 +77,19 @@ def explanation(
     query: str,
     generation: int | None,
     rows: Sequence[Mapping[str, Any]],
+    instruction: str | None = None,
 ) -> Explanation:
     """Make an explanation of the rows of `explain_search`, reading texts as the caller may.
 
-    For texts to be those that were aligned, call it in the same REPEATABLE READ transaction.
+    For texts to be those that were aligned, call it in the same REPEATABLE READ transaction. An
+    `instruction` of None is the reranker's own.
     """
     first: Mapping[str, Any] = rows[0] if rows else {}
     keys = [row["key"] for row in rows]
-    number = read_reranker(connection, reranker, generation).generation
+    described = read_reranker(connection, reranker, generation)
+    number = described.generation
     texts = read_texts(connection, reranker, keys, number)
+    read_by = [row["cross_encoder_model"] for row in rows if row["cross_encoder_model"]]
     return Explanation(
         reranker=reranker,
         generation=number,
@@ -92,7 +97,8 @@ def explanation(
         times=first.get("times", {}),
         degraded=first.get("degraded", False),
         reason=first.get("reason"),
-        cross_encoder_model=first.get("cross_encoder_model"),
+        cross_encoder_model=read_by[0] if read_by else None,
+        instruction=instruction or described.settings["instruction"],
         documents=[_document(row, texts.get(row["key"], "")) for row in rows],
     )
 

@@ -334,3 +334,30 @@ def test_what_is_too_late_before_it_is_prepared_is_not_prepared():
 
     asyncio.run(main())
     engine.close()
+
+
+def test_what_nobody_waits_for_is_not_tokenised_to_the_end(engine):
+    """Half a second of tokenising is cut short by a deadline, and by the end of the engine."""
+    prepared = []
+
+    class Slow(Whole):
+        def prepare(self, items):
+            time.sleep(0.01 * len(items) / 128)
+            prepared.extend(items)
+            return super().prepare(items)
+
+    async def main():
+        items = ["text"] * 128 * 50
+        with pytest.raises(RequestError, match="deadline"):
+            await engine.submit("encode", Slow(list), items, timeout=0.05)
+        task = asyncio.create_task(engine.submit("ingest", Slow(list), items))
+        await asyncio.sleep(0.05)
+        engine.close()
+        with pytest.raises(RequestError, match="stopping"):
+            await task
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    before = len(prepared)
+    time.sleep(0.1)
+    assert before == len(prepared) < 128 * 60

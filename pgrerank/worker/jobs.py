@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from pgrerank.errors import RequestError
 from pgrerank.models.steps import Input, Prepared, Steps
 
+PREPARED_AT_ONCE = 128
+"""Items that are tokenised before a look whether they are wanted still."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -30,11 +33,13 @@ class Job:
     has_begun: bool = False
 
     def prepare(self) -> list[Part]:
-        """Tokenise the items, if a caller still waits; raises what the model raises."""
-        self.expire()
-        if not self.wanted:
-            return []
-        self.prepared = self.steps.prepare(self.items)
+        """Tokenise the items, as long as a caller waits; raises what the model raises."""
+        self.prepared = []
+        for begin in range(0, len(self.items), PREPARED_AT_ONCE):
+            self.expire()
+            if not self.wanted:
+                return []
+            self.prepared += self.steps.prepare(self.items[begin : begin + PREPARED_AT_ONCE])
         parts = [
             Part(self, item, place, one)
             for item, prepared in enumerate(self.prepared)

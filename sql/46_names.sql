@@ -92,6 +92,19 @@ BEGIN
 END
 $$;
 
+-- Ends what wants a source that is there.
+CREATE OR REPLACE FUNCTION _check_source(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _reranker.source) THEN
+        PERFORM _raise('undefined_table', format('the source table of reranker "%s" has been dropped', _reranker.name),
+            format('Call pgrerank.drop_reranker(%L).', _reranker.name));
+    END IF;
+END
+$$;
+
 -- Has a reranker call its source and columns as they are called now. One that has been dropped leaves it as it is. A
 -- generation that can't be read any more says so to whoever reads it; alter_reranker makes another.
 CREATE OR REPLACE FUNCTION _follow(_reranker rerankers, _now jsonb) RETURNS void

@@ -102,6 +102,7 @@ DECLARE
     present generations := _newest_generation(_name);
     changed generations := jsonb_populate_record(present, changes - '{text_columns,text_expression}'::text[]);
 BEGIN
+    PERFORM _check_source(reranker);
     changed.token_bits := reranker.maxsim_bit_top IS NOT NULL;
     PERFORM _check_settings(reranker, changed);
     PERFORM _check_models(reranker, changed);

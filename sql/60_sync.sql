@@ -191,6 +191,7 @@ DECLARE
     newest int := (_newest_generation(target.name)).number;
     generation generations;
 BEGIN
+    PERFORM _check_source(target);
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
         BEGIN
             EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));

@@ -25,6 +25,7 @@ DECLARE
     page reconciliations;
     left_over int := (SELECT count(*) FROM generations g WHERE g.reranker = target.name);
 BEGIN
+    PERFORM _check_source(target);
     INSERT INTO reconciliations (reranker, generation)
     SELECT g.reranker, g.number FROM generations g
     WHERE g.reranker = target.name AND NOT EXISTS (

@@ -63,6 +63,7 @@ END
 $$;
 
 -- A value as a literal of the target's type. A JSON array is one of an array type, too.
+-- A value as a literal of the target's type, by the name that has no length: character means character(1).
 CREATE OR REPLACE FUNCTION _filter_literal(_target filter_target, _value jsonb) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -78,7 +79,9 @@ BEGIN
     ELSIF jsonb_typeof(_value) IN ('object', 'array') THEN
         RAISE data_exception;
     END IF;
-    literal := format('%L::%s', value, _target.type);
+    literal := format('%L::%s', value, (
+        SELECT format('%I.%I', n.nspname, t.typname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+        WHERE t.oid = _target.type));
     EXECUTE 'SELECT ' || literal;
     RETURN literal;
 EXCEPTION WHEN data_exception THEN

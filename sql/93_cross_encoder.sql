@@ -24,6 +24,7 @@ AS $$
 DECLARE
     target rerankers := _reranker(reranker);
 BEGIN
+    PERFORM _check_source(target);
     RETURN QUERY SELECT * FROM _texts(
         target, _known_generation(target.name, coalesce(generation, target.generation)), keys);
 END

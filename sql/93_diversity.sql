@@ -77,7 +77,7 @@ $$;
 -- chosen than the threshold allows.
 CREATE OR REPLACE FUNCTION _choose(
     _reranker rerankers, _outcome search_outcome, _places int[], _wanted int,
-    INOUT _chosen int[], INOUT _vectors vector[], INOUT _left_out int[])
+    INOUT _chosen int[], INOUT _vectors vector[], INOUT _left_out int[], _deadline timestamptz)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -91,7 +91,7 @@ DECLARE
     likeness float8[] := '{}';
     next int;
 BEGIN
-    WHILE cardinality(_chosen) < _wanted LOOP
+    WHILE cardinality(_chosen) < _wanted AND clock_timestamp() < _deadline LOOP
         size := least(greatest(size, 100, 3 * (cardinality(_chosen) - before + 1)), cardinality(_places));
         IF size > cardinality(vectors) THEN
             relevance := _relevance(_outcome, _places[:size]);
@@ -131,8 +131,9 @@ END
 $$;
 
 -- The outcome with its pool in the order in which documents are chosen, wave by wave, which end in the pool at _ends.
--- Those not chosen follow as they stood.
-CREATE OR REPLACE FUNCTION _diversified(_reranker rerankers, _outcome search_outcome, _ends int[], _top_k int)
+-- Those not chosen follow as they stood, as do all that are not chosen by the deadline.
+CREATE OR REPLACE FUNCTION _diversified(
+    _reranker rerankers, _outcome search_outcome, _ends int[], _top_k int, _deadline timestamptz)
 RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -146,7 +147,7 @@ BEGIN
     FOR wave IN 1..coalesce(cardinality(_ends), 0) LOOP
         SELECT c.* INTO chosen, vectors, left_out
         FROM _choose(_reranker, _outcome, _outcome.pool[coalesce(_ends[wave - 1], 0) + 1:_ends[wave]], _top_k, chosen,
-            vectors, left_out) c;
+            vectors, left_out, _deadline) c;
     END LOOP;
     _outcome.pool := chosen || ARRAY(
         SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)

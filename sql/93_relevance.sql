@@ -106,8 +106,8 @@ BEGIN
 END
 $do$;
 
--- The outcome with the relevance of its candidates, by the cross-encoder that has read them; where there is a
--- min_relevance, with those alone that are returned. A caller's own key_scores may be anything, and tell of none.
+-- The outcome with the relevance of its candidates; where there is a min_relevance, with those alone that are returned.
+-- A caller's own key_scores may be anything, and tell of none, nor does a fallback, which is not what was calibrated.
 CREATE OR REPLACE FUNCTION _with_relevance(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -116,11 +116,11 @@ DECLARE
     generation generations := _generation(_reranker.name, _reranker.generation);
     telling scored[];
 BEGIN
-    _reranker.cross_encoder_model := coalesce(_outcome.cross_encoder_model, _reranker.cross_encoder_model);
     IF _calibrated_at(_reranker) IS NOT NULL THEN
         telling := ARRAY(
             SELECT s::scored FROM unnest(_outcome.said) s
-            WHERE s.stage <> 'dense' OR (_outcome.call).key_scores IS NULL);
+            WHERE (s.stage <> 'dense' OR (_outcome.call).key_scores IS NULL)
+              AND (s.stage <> 'cross_encoder' OR _outcome.cross_encoder_model = _reranker.cross_encoder_model));
         _outcome.relevances := _relevances(_reranker, telling, _score_units(generation, _outcome.call));
     END IF;
     IF _reranker.min_relevance IS NULL OR _outcome.pool IS NULL THEN

@@ -45,6 +45,7 @@ DECLARE
     done int := 0;
     call search_call;
 BEGIN
+    _queries := ARRAY(SELECT q.query FROM unnest(_queries) q (query));  -- whatever its dimensions and bounds
     WHILE done < cardinality(_queries) LOOP
         calls := _calls_with_vectors(reranker, _call, _queries[done + 1:done + _encoded_together()]);
         FOREACH call IN ARRAY calls LOOP

@@ -39,10 +39,8 @@ DECLARE
     embedding_dims int;
     broken record;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _reranker.source) THEN
-        PERFORM _raise('undefined_table', format('the source table of reranker "%s" has been dropped', _reranker.name),
-            format('Call pgrerank.drop_reranker(%L).', _reranker.name));
-    ELSIF _call.query_embedding IS NOT NULL THEN
+    PERFORM _check_source(_reranker);
+    IF _call.query_embedding IS NOT NULL THEN
         embedding_dims := CASE WHEN _reranker.embedding_column IS NOT NULL
             THEN (_embedding_column(_reranker.source, _reranker.embedding_column)).dims
             ELSE (SELECT m.dims FROM models m WHERE m.name = _generation.embedding_model) END;
@@ -434,15 +432,16 @@ BEGIN
     IF _after IS NULL OR _outcome.pool IS NULL THEN
         RETURN _outcome;
     END IF;
-    _outcome.before := cardinality(_after);
+    _outcome.before := (SELECT count(DISTINCT a.key) FROM unnest(_after) a (key));
     WITH document AS (
-        SELECT p.place, p.standing, c.key = ANY (_after) AS is_known, coalesce(g.number, p.place) AS number
-        FROM unnest(_outcome.pool[:_outcome.returned]) WITH ORDINALITY p (place, standing)
-        JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
+        SELECT c.place, c.key = ANY (_after) AS is_known, coalesce(g.number, c.place) AS number
+        FROM unnest(_outcome.candidates) WITH ORDINALITY c (key, place)
         LEFT JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)
     ), fresh AS (
-        SELECT d.place, d.standing, min(d.standing) OVER (PARTITION BY d.number) AS first
-        FROM document d WHERE d.number NOT IN (SELECT k.number FROM document k WHERE k.is_known)
+        SELECT d.place, p.standing, min(p.standing) OVER (PARTITION BY d.number) AS first
+        FROM unnest(_outcome.pool[:_outcome.returned]) WITH ORDINALITY p (place, standing)
+        JOIN document d USING (place)
+        WHERE d.number NOT IN (SELECT k.number FROM document k WHERE k.is_known)
     )
     SELECT coalesce(array_agg(f.place ORDER BY f.standing), '{}'), count(*) FILTER (WHERE f.place_of_group <= _top_k)
     INTO _outcome.pool, _outcome.returned
@@ -459,6 +458,7 @@ AS $$
 DECLARE
     deadline timestamptz := clock_timestamp() + _reranker.timeout;
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
+    asked rerankers := _reranker;
     page int := _call.top_k;
     wave record;
     outcome search_outcome;
@@ -474,25 +474,34 @@ BEGIN
     END IF;
     wave := _run_wave(_reranker, _with_rows(_reranker, _call, is_diverse));
     outcome := wave.outcome;
+    IF outcome.fallback IS NOT NULL THEN
+        _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
+    END IF;
+    _reranker.cross_encoder_fallback := NULL;  -- scores of two models don't compare
     LOOP
         ends := ends || cardinality(outcome.pool);
         diverse := CASE WHEN is_diverse AND outcome.pool IS NOT NULL
-            THEN _diversified(_reranker, outcome, ends, _call.top_k) ELSE outcome END;
+            THEN _diversified(_reranker, outcome, ends, _call.top_k, deadline) ELSE outcome END;
+        IF is_diverse AND clock_timestamp() >= deadline THEN
+            diverse.reason := coalesce(diverse.reason, 'the deadline passed before all was chosen for diversity');
+        END IF;
         EXIT WHEN outcome.groups IS NULL OR _call.keys IS NOT NULL
             OR (cardinality((wave.outcome).candidates) >= _reranker.candidates) IS NOT TRUE
             OR _count_groups(diverse) >= _call.top_k;
         _reranker.timeout := deadline - clock_timestamp();
         IF _reranker.timeout <= '0' THEN
             diverse.reason := coalesce(diverse.reason, 'the deadline passed before top_k groups were found');
-            EXIT WHEN _call."strict" IS NOT TRUE;
-            PERFORM _raise('PGR02', diverse.reason);
+            EXIT;
         END IF;
         _reranker.maxsim_top := _unread(_reranker, wave.outcome);
         wave := _run_wave(_reranker, _call_beyond(_reranker, wave._call, wave.outcome));
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
+    IF _call."strict" AND diverse.reason IS NOT NULL AND outcome.reason IS NULL THEN
+        PERFORM _raise('PGR02', diverse.reason);
+    END IF;
     diverse.returned := _call.top_k;
-    RETURN _page_after(_with_relevance(_reranker, _by_groups(diverse, _call.top_k)), _call.after, page);
+    RETURN _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page);
 END
 $$;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import psycopg
@@ -238,3 +239,25 @@ def test_a_call_needs_embeddings_and_numbers_in_range(db, source):
                 db.execute(statement)
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="top_k is NULL"):
         db.execute("SELECT FROM pgrerank.documents_search('cat', NULL)")
+
+
+def test_the_deadline_holds_and_what_is_not_chosen_stands_as_it_stood(db):
+    db.execute(
+        "CREATE TABLE many (id int PRIMARY KEY, body text, e vector(16));"
+        "INSERT INTO many SELECT i, 'x', ARRAY(SELECT sin(i * j) FROM generate_series(1, 16) j)"
+        " FROM generate_series(1, 3000) i;"
+        "SELECT pgrerank.create_reranker('many', 'many', '{body}', embedding_column => 'e')"
+    )
+    search = (
+        "SELECT id, degraded, reason FROM pgrerank.many_search(NULL, query_embedding =>"
+        " (SELECT e FROM many WHERE id = 7), stages => '{dense}', top_k => 2000,"
+        " diversity => 0.3, timeout => '400 ms'"
+    )
+    begun = time.monotonic()
+    rows = db.execute(search + ")").fetchall()
+    assert time.monotonic() - begun < 2
+    assert len({key for key, _, _ in rows}) == 2000
+    assert rows[0][:2] == (7, True)
+    assert "deadline passed before all was chosen for diversity" in rows[0][2]
+    with pytest.raises(psycopg.Error, match="chosen for diversity"):
+        db.execute(search + ", strict => true)")

@@ -158,6 +158,28 @@ def test_scores_of_two_models_never_meet(search, provider):
     check_scores(search, query, rows)
 
 
+def test_relevance_of_a_fallback_is_that_of_the_other_stages(search, provider):
+    """What is calibrated is the first model's scores, and those of the stages before."""
+    execute = search.connection.execute
+    for stages, model in (
+        ("{dense,lexical,maxsim}", None),
+        ("{dense,lexical,maxsim,cross_encoder}", "first"),
+    ):
+        execute(
+            "INSERT INTO pgrerank.calibrations SELECT 'documents', 1, %s::text[], %s, NULL, 0,"
+            " jsonb_object_agg(s, 1), 'by hand', 20, 600, 30, 0, 0 FROM unnest(%s::text[]) s",
+            (stages, model, stages),
+        )
+    try:
+        _, known = search(min_relevance=0.01)
+        provider.always = failing
+        _, rows = search(min_relevance=0.01)
+        assert models_of(rows) == {"second"}
+        assert None not in {row["relevance"] for row in (*known, *rows)}
+    finally:
+        execute("DELETE FROM pgrerank.calibrations")
+
+
 def test_without_any_the_stage_before_stands(search, provider):
     def no_reranker(handler):
         if "rerank" in handler.path:

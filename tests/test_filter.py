@@ -164,3 +164,24 @@ def test_indexes_on_json_serve_it(notes) -> None:
         line for (line,) in notes.execute(f"EXPLAIN SELECT FROM notes d WHERE {predicate}")
     )
     assert ("notes_meta_idx" in plan or "notes_expr_idx" in plan) == bool(indexes)
+
+
+def test_types_whose_names_have_a_length_of_one_are_compared_whole(db):
+    db.execute(
+        "CREATE TABLE fixed (id int PRIMARY KEY, g char(5), b bit(3), s char(3)[], body text);"
+        "INSERT INTO fixed SELECT i, 'c' || i % 4, (i % 4)::bit(3), ARRAY['s' || i % 2], 'bread'"
+        " FROM generate_series(1, 12) i;"
+        "SELECT pgrerank.create_reranker('fixed', 'fixed', '{body}')"
+    )
+    db.execute("SELECT pgrerank.finish('fixed', 1, c.keys, c.tickets) FROM pgrerank.claim(100) c")
+    for given, count in (
+        ('{"g": "c1"}', 3),
+        ('{"g": {"!=": "c1"}}', 9),
+        ('{"g": {"not in": ["c1", "c2"]}}', 6),
+        ('{"b": "001"}', 3),
+        ('{"s": {"@>": ["s1"]}}', 6),
+    ):
+        rows = db.execute(
+            "SELECT id FROM pgrerank.fixed_search('bread', top_k => 100, filter => %s)", (given,)
+        ).fetchall()
+        assert len(rows) == count, given

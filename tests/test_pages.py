@@ -76,6 +76,19 @@ def test_what_goes_or_comes_between_pages_repeats_nothing(search, db):
     assert second == rest[1:11]
 
 
+def test_a_group_does_not_come_again_when_another_of_it_is_better_now(search, db):
+    first = [row["id"] for row in search(top_k=3, group_by="tenant")]
+    [(tenant,)] = db.execute("SELECT tenant FROM documents WHERE id = %s", (first[0],))
+    better = "UPDATE documents SET body = repeat('pool ', 40) WHERE tenant = %s AND id <> %s"
+    db.execute(better, (tenant, first[0]))
+    Source.of(db).encode_by_hand()
+    second = [row["id"] for row in search(top_k=20, group_by="tenant", after=first)]
+    found = db.execute("SELECT count(*) FROM documents WHERE id = ANY (%s) AND tenant = %s",
+                       (second, tenant)).fetchone()  # fmt: skip
+    assert found == (0,)
+    assert len(second) == 9
+
+
 def test_own_candidates_have_pages_too(search):
     whole = [row["id"] for row in search(top_k=20)]
     first = [row["id"] for row in search(top_k=5, keys=whole)]

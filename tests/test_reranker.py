@@ -243,3 +243,16 @@ def test_the_user_s_embedding_column_must_fit_the_model(db, source):
         source.create(embedding_column="vec")
     with pytest.raises(psycopg.errors.DatatypeMismatch, match="vector without dimensions"):
         source.create(embedding_column="loose")
+
+
+def test_what_wants_a_source_that_has_been_dropped_says_so(db, source):
+    source.create()
+    db.execute("DROP TABLE documents CASCADE")
+    for statement in (
+        "SELECT pgrerank.alter_reranker('documents', candidates => 5)",
+        "SELECT pgrerank.enqueue('documents')",
+        "SELECT pgrerank.reconcile('documents')",
+        "SELECT * FROM pgrerank.texts('documents')",
+    ):
+        with pytest.raises(psycopg.errors.UndefinedTable, match="source table of reranker"):
+            db.execute(statement)

@@ -125,6 +125,7 @@ def worker(
     from pgrerank.worker.settings import worker_settings
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
+    logging.getLogger("httpx").setLevel("WARNING")  # it would log each request, and its whole URL
     with report_errors():
         settings = worker_settings(
             dsn,

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pgrerank.errors import ModelError
 
@@ -15,6 +15,9 @@ HOSTS = "PGRERANK_HTTP_HOSTS"
 KEY_PREFIX = "PGRERANK_KEY_"
 """What the name of an environment variable with a key begins with: whoever may register models
 must not have other secrets of the worker sent to an address of their own."""
+
+
+_SECRET = re.compile("key|token|secret|password|signature", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,20 @@ class Address:
 
 def address(model: str, source: str, key_name: str | None) -> Address:
     """Check a URL and find its key; raises ModelError for what may not be asked, or has no key."""
-    parts = urlsplit(source)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+    parts = _parts(source)
+    if parts is None:
         raise ModelError(
             f"model {model}: source {source!r} is no URL of an endpoint, such as"
             " https://api.cohere.com/v2/rerank"
         )
-    if parts.username or parts.password:
+    names = [name for name, _ in parse_qsl(parts.query) if _SECRET.search(name)]
+    if parts.username or parts.password or names:
+        what = names[0] if names else "user or password"
         raise ModelError(
-            f"model {model}: the URL of its source has a user or password, which all may read in"
-            f' the registry; name an environment variable {KEY_PREFIX}NAME by the option "key"'
+            f"model {model}: the URL of its source has a {what}, which all may read in the"
+            f' registry; name an environment variable {KEY_PREFIX}NAME by the option "key"'
         )
+    assert parts.hostname is not None
     _check_host(model, parts.hostname)
     key = None if key_name is None else _key(model, key_name)
     if key and parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -51,6 +57,17 @@ def address(model: str, source: str, key_name: str | None) -> Address:
             " on the way: use https"
         )
     return Address(source, _shown(parts), key)
+
+
+def _parts(source: str) -> SplitResult | None:
+    """A URL in its parts; None for what is none."""
+    try:
+        parts = urlsplit(source)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and not parts.fragment
+        is_one = is_one and parts.port != 0 and source.isprintable() and " " not in source
+    except ValueError:
+        return None
+    return parts if is_one else None
 
 
 def _shown(parts: SplitResult) -> str:

@@ -215,26 +215,32 @@ COMMENT ON FUNCTION heartbeat IS
 
 -- A session that connects to a worker says by a lock until when it may. Nothing in it can end what has begun, for
 -- libpq waits without limit. Whoever comes by cancels it once that time is over: workers with each heartbeat, and
--- sessions that wait for a worker themselves. Only a session that is still connecting must be hit: it looks, once it
--- has connected, that no lock of this kind is about it any more.
+-- sessions that wait for a worker themselves. Only a session that is still connecting must be hit, and once: so one at
+-- a time cancels, by a lock that the other looks for, and holds it until the other has heeded that. Locks are those of
+-- a subtransaction which is rolled back, so that none is left behind, whenever it is that somebody cancels this
+-- session.
 CREATE OR REPLACE FUNCTION _cancel_overdue(_pid int) RETURNS void
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET client_min_messages = error
+SET search_path FROM CURRENT
 AS $$
-DECLARE
-    class int := _lock_class('cancelling', 0);
 BEGIN
-    PERFORM pg_advisory_lock_shared(class, _pid);
-    PERFORM pg_cancel_backend(_pid)
-    WHERE EXISTS (SELECT FROM _times_of('connecting') t WHERE t.pid = _pid AND t.age > 0);
-    PERFORM pg_advisory_unlock_shared(class, _pid);
-EXCEPTION WHEN OTHERS OR query_canceled THEN
-    PERFORM pg_advisory_unlock_shared(class, _pid);
-    IF SQLSTATE <> '42501' THEN  -- docs/reference/limits.md tells what a lack of rights costs
-        RAISE;
+    IF pg_try_advisory_xact_lock(_lock_class('cancelling', 0), _pid) AND _is_overdue(_pid) THEN
+        PERFORM pg_cancel_backend(_pid);
+        FOR wait IN 1..20 LOOP
+            EXIT WHEN NOT _is_overdue(_pid);
+            PERFORM pg_sleep(0.001);
+        END LOOP;
     END IF;
+    PERFORM _raise('PGR00', 'done');
+EXCEPTION WHEN SQLSTATE 'PGR00' OR insufficient_privilege THEN
+    NULL;  -- docs/reference/limits.md tells what a lack of rights costs
 END
 $$;
+
+CREATE OR REPLACE FUNCTION _is_overdue(_pid int) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT EXISTS (SELECT FROM _times_of('connecting') t WHERE t.pid = _pid AND t.age > 0) $$;
 
 CREATE OR REPLACE FUNCTION _cancel_overdue() RETURNS void
 LANGUAGE sql VOLATILE

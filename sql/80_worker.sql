@@ -18,39 +18,33 @@ $$;
 
 -- Connects to a worker; false where it can't be reached, or not until then. What waits longer is cancelled by others
 -- (see _cancel_overdue), which is an error of the same kind as the user's own cancel. The latter is passed on while
--- there is time; so is the statement's timeout always. Afterwards nothing ends the call later than its deadline.
+-- there is time; so is the statement's timeout always. Afterwards nothing ends the call later than its deadline. A
+-- cancel may arrive when it has connected already: it is waited for, as long as somebody is about to send one.
 CREATE OR REPLACE FUNCTION _connect_until(_worker int, _until timestamptz) RETURNS boolean
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET client_min_messages = error
+SET search_path FROM CURRENT
 AS $$
 DECLARE
-    class int := _lock_class('connecting', _worker);
-    tick int := _tick(_until);
-    is_connecting boolean := true;
-    is_cancelled boolean := true;
     code text;
     message text;
 BEGIN
-    PERFORM pg_advisory_lock_shared(class, tick);
     BEGIN
-        PERFORM _connect(_worker);
-    EXCEPTION WHEN OTHERS OR query_canceled THEN
-        code := SQLSTATE;
-        message := SQLERRM;
-    END;
-    -- Several may cancel, and a cancel may arrive at any statement until nobody is about to do it.
-    WHILE is_cancelled LOOP
         BEGIN
-            is_connecting := is_connecting AND NOT pg_advisory_unlock_shared(class, tick);
-            is_cancelled := EXISTS (SELECT FROM _being_cancelled())
-                AND clock_timestamp() < _until + interval '1 second';
-            PERFORM pg_sleep(CASE WHEN is_cancelled THEN 0.001 ELSE 0 END);
-        EXCEPTION WHEN query_canceled THEN
+            PERFORM pg_advisory_xact_lock_shared(_lock_class('connecting', _worker), _tick(_until));
+            PERFORM _connect(_worker);
+            PERFORM _raise('PGR00', 'connected');
+        EXCEPTION WHEN OTHERS OR query_canceled THEN
             code := SQLSTATE;
             message := SQLERRM;
         END;
-    END LOOP;
-    IF code IS NULL THEN
+        WHILE EXISTS (SELECT FROM _being_cancelled()) AND clock_timestamp() < _until + interval '1 second' LOOP
+            PERFORM pg_sleep(0.001);
+        END LOOP;
+    EXCEPTION WHEN query_canceled THEN
+        code := SQLSTATE;
+        message := SQLERRM;
+    END;
+    IF code = 'PGR00' THEN
         RETURN true;
     END IF;
     PERFORM _disconnect();

@@ -63,6 +63,51 @@ AS $$
         cardinality(_documents))
 $$;
 
+-- Has the cross-encoder score, or its fallback: where the first fails, or leaves no more than a third of the time that
+-- there was. Then the fallback reads the whole head, as scores of two models don't compare. Without a worker there is
+-- neither.
+CREATE OR REPLACE FUNCTION _run_cross_encoder(
+    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
+RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    before search_outcome := _outcome;
+    has_fallback boolean := _reranker.cross_encoder_fallback <> _reranker.cross_encoder_model;
+    has interval := _deadline - clock_timestamp();
+    until timestamptz := CASE WHEN has_fallback THEN _deadline - has / 3 ELSE _deadline END;
+BEGIN
+    BEGIN
+        _outcome := _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, until);
+    EXCEPTION WHEN SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+        IF has_fallback IS NOT TRUE THEN
+            RAISE;
+        END IF;
+        before.fallback := format('cross-encoder %s: %s', _reranker.cross_encoder_model, SQLERRM);
+        _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
+        _outcome := _run_fallback(_reranker, _generation, _call, before, _deadline);
+    END;
+    _outcome.cross_encoder_model := _reranker.cross_encoder_model;
+    RETURN _outcome;
+END
+$$;
+
+-- Has the fallback score. Where it fails too, both reasons are told.
+CREATE OR REPLACE FUNCTION _run_fallback(
+    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
+RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, _deadline);
+EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+    PERFORM _raise(SQLSTATE, format('%s; its fallback %s: %s',
+        _outcome.fallback, _reranker.cross_encoder_model, SQLERRM));
+END
+$$;
+
 -- For texts that are in no reranker's table.
 CREATE OR REPLACE FUNCTION cross_encode(
     model text, query text, documents text[], timeout interval DEFAULT '1 minute', instruction text DEFAULT NULL)
@@ -71,10 +116,9 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF instruction IS NOT NULL AND NOT (_model(model, 'cross_encoder')).takes_instruction THEN
+    IF NOT (_model(model, 'cross_encoder')).takes_instruction AND instruction IS NOT NULL THEN
         PERFORM _raise('invalid_parameter_value', format('model "%s" takes no instruction', model));
     END IF;
-    PERFORM _model(model, 'cross_encoder');
     IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
         PERFORM _raise('null_value_not_allowed',
             'cross_encode: the query, documents or one of them is NULL, texts expected');

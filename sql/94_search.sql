@@ -9,6 +9,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     reranker rerankers := _reranker(_name);
+    generation generations;
 BEGIN
     IF _call.generation IS NOT NULL THEN
         PERFORM _known_generation(_name, _call.generation);
@@ -21,8 +22,9 @@ BEGIN
     END;
     IF _overlay(_call.settings) <> '{}' THEN
         reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
-        PERFORM _check_settings(reranker, _generation(_name, reranker.generation));
-        PERFORM _check_instruction(reranker, _generation(_name, reranker.generation));
+        generation := _generation(_name, reranker.generation);
+        PERFORM _check_settings(reranker, generation);
+        PERFORM _check_instruction(reranker, generation);
     END IF;
     reranker.candidates := greatest(reranker.candidates, _call.top_k);
     RETURN reranker;
@@ -168,77 +170,6 @@ AS $$
             SELECT coalesce(bool_or(_blend -> l.stage > '0'), true) FROM _stages() l WHERE l.only_after = s.stage))
 $$;
 
--- Calls with their queries' own vectors, from the worker: those that are wanted and that the caller has not given.
-CREATE OR REPLACE FUNCTION _with_vectors(
-    _generation generations, _calls search_call[], _embedding boolean, _tokens boolean, _instruction text,
-    _deadline timestamptz)
-RETURNS search_call[]
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    wants_embedding boolean := _embedding AND _calls[1].query_embedding IS NULL;
-    wants_tokens boolean := _tokens AND _calls[1].query_tokens IS NULL;
-    answer jsonb;
-BEGIN
-    IF NOT (wants_embedding OR wants_tokens) THEN
-        RETURN _calls;
-    ELSIF wants_embedding AND _generation.embedding_model IS NULL THEN
-        PERFORM _raise('invalid_parameter_value',
-            format('reranker "%s" has no embedding_model to encode the query with', _generation.reranker),
-            'Give query_embedding or keys, or name a model by pgrerank.alter_reranker.');
-    END IF;
-    answer := _ask_worker(json_build_object('call', 'encode', 'texts', ARRAY(SELECT c.query FROM unnest(_calls) c),
-        'embedding', CASE WHEN wants_embedding THEN _generation.embedding_model END,
-        'late_interaction', CASE WHEN wants_tokens THEN _generation.late_interaction_model END,
-        'projection', _generation.projection, 'instruction', _instruction)::text, _deadline) -> 'queries';
-    FOR number IN 1..cardinality(_calls) LOOP
-        IF wants_embedding THEN
-            _calls[number].query_embedding := _query_embedding(answer -> (number - 1), _generation.embedding_model);
-        END IF;
-        IF wants_tokens THEN
-            _calls[number].query_tokens := _query_tokens(answer -> (number - 1));
-        END IF;
-    END LOOP;
-    RETURN _calls;
-END
-$$;
-
--- Takes the query's embedding out of an answer, which must have the model's dimensions.
-CREATE OR REPLACE FUNCTION _query_embedding(_answer jsonb, _model text) RETURNS vector
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    embedding vector := (_answer -> 'embedding')::text::vector;
-BEGIN
-    IF vector_dims(embedding) IS DISTINCT FROM (SELECT m.dims FROM models m WHERE m.name = _model) THEN
-        PERFORM _raise('PGR03', format('the worker answered a query vector of %s dimensions, not those of model "%s"',
-            coalesce(vector_dims(embedding)::text, 'no'), _model));
-    END IF;
-    RETURN embedding;
-EXCEPTION WHEN data_exception THEN
-    PERFORM _raise('PGR03', format('the worker answered a query vector that is none: %s', SQLERRM));
-END
-$$;
-
--- Takes the query's packed token vectors out of an answer.
-CREATE OR REPLACE FUNCTION _query_tokens(_answer jsonb) RETURNS bytea
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    tokens bytea := decode(_answer ->> 'tokens', 'hex');
-BEGIN
-    IF tokens IS NULL THEN
-        PERFORM _raise('PGR03', 'the worker answered no token vectors of the query');
-    END IF;
-    RETURN tokens;
-EXCEPTION WHEN data_exception THEN
-    PERFORM _raise('PGR03', format('the worker answered token vectors that are none: %s', SQLERRM));
-END
-$$;
-
 -- What a stage says of documents.
 CREATE OR REPLACE FUNCTION _scored_by(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
@@ -308,51 +239,6 @@ BEGIN
 END
 $$;
 
--- Has the cross-encoder score, or its fallback: where the first fails, or leaves no more than a third of the time that
--- there was. Then the fallback reads the whole head, as scores of two models don't compare. Without a worker there is
--- neither.
-CREATE OR REPLACE FUNCTION _run_cross_encoder(
-    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
-RETURNS search_outcome
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    before search_outcome := _outcome;
-    has_fallback boolean := _reranker.cross_encoder_fallback <> _reranker.cross_encoder_model;
-    has interval := _deadline - clock_timestamp();
-    until timestamptz := CASE WHEN has_fallback THEN _deadline - has / 3 ELSE _deadline END;
-BEGIN
-    BEGIN
-        _outcome := _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, until);
-    EXCEPTION WHEN SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
-        IF has_fallback IS NOT TRUE THEN
-            RAISE;
-        END IF;
-        before.fallback := format('cross-encoder %s: %s', _reranker.cross_encoder_model, SQLERRM);
-        _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
-        _outcome := _run_fallback(_reranker, _generation, _call, before, _deadline);
-    END;
-    _outcome.cross_encoder_model := _reranker.cross_encoder_model;
-    RETURN _outcome;
-END
-$$;
-
--- Has the fallback score. Where it fails too, both reasons are told.
-CREATE OR REPLACE FUNCTION _run_fallback(
-    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _deadline timestamptz)
-RETURNS search_outcome
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-BEGIN
-    RETURN _run_stage('cross_encoder', _reranker, _generation, _call, _outcome, _deadline);
-EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
-    PERFORM _raise(SQLSTATE, format('%s; its fallback %s: %s',
-        _outcome.fallback, _reranker.cross_encoder_model, SQLERRM));
-END
-$$;
-
 -- A wave of a call. A stage that fails with a condition of our own leaves the order before it, and a reason:
 -- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
 -- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
@@ -419,34 +305,6 @@ BEGIN
     outcome.call := _call;
     outcome := _best_of_groups(_reranker, _call, outcome);
     outcome.times := outcome.times || jsonb_build_object('encode_query', encoding, 'total', _milliseconds(started));
-END
-$$;
-
--- The outcome without what pages before have had: those documents, and others of their groups. Of an order that has
--- changed since, nothing comes twice, and nothing is passed over.
-CREATE OR REPLACE FUNCTION _page_after(_outcome search_outcome, _after text[], _top_k int) RETURNS search_outcome
-LANGUAGE plpgsql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-BEGIN
-    IF _after IS NULL OR _outcome.pool IS NULL THEN
-        RETURN _outcome;
-    END IF;
-    _outcome.before := (SELECT count(DISTINCT a.key) FROM unnest(_after) a (key));
-    WITH document AS (
-        SELECT c.place, c.key = ANY (_after) AS is_known, coalesce(g.number, c.place) AS number
-        FROM unnest(_outcome.candidates) WITH ORDINALITY c (key, place)
-        LEFT JOIN unnest(_outcome.groups) WITH ORDINALITY g (number, place) USING (place)
-    ), fresh AS (
-        SELECT d.place, p.standing, min(p.standing) OVER (PARTITION BY d.number) AS first
-        FROM unnest(_outcome.pool[:_outcome.returned]) WITH ORDINALITY p (place, standing)
-        JOIN document d USING (place)
-        WHERE d.number NOT IN (SELECT k.number FROM document k WHERE k.is_known)
-    )
-    SELECT coalesce(array_agg(f.place ORDER BY f.standing), '{}'), count(*) FILTER (WHERE f.place_of_group <= _top_k)
-    INTO _outcome.pool, _outcome.returned
-    FROM (SELECT f.*, dense_rank() OVER (ORDER BY f.first) AS place_of_group FROM fresh f) f;
-    RETURN _outcome;
 END
 $$;
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from pgrerank.errors import SettingsError
+from pgrerank.models.http.address import is_loopback
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
     if not (ingest or serve or http):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
     http_address = None if http is None else _host_and_port("--http", http)
-    if http_address is not None and not (http_key or _is_loopback(http_address[0])):
+    if http_address is not None and not (http_key or is_loopback(http_address[0])):
         raise SettingsError(
             f"--http {http} is open to other machines: set PGRERANK_HTTP_KEY to the key that"
             " clients shall show, or listen on 127.0.0.1"
@@ -100,13 +100,6 @@ def _host_and_port(option: str, value: str) -> tuple[str, int]:
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise SettingsError(f"{option} is {value!r}: HOST:PORT expected, such as 127.0.0.1:6432")
     return host.strip("[]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:

@@ -51,7 +51,7 @@ def address(model: str, source: str, key_name: str | None) -> Address:
     assert parts.hostname is not None
     _check_host(model, parts.hostname)
     key = None if key_name is None else _key(model, key_name)
-    if key and parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if key and parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ModelError(
             f"model {model}: a key is not sent over http to {parts.hostname}, where it can be read"
             " on the way: use https"
@@ -112,7 +112,8 @@ def _is_link_local(host: str) -> bool:
     return bool(found.is_link_local or mapped.is_link_local)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by its name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,7 +7,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vecto
 from pgrerank.models.steps import Remote
 from pgrerank.models.windows import without_surrogates
 
-T = TypeVar("T")
 Pair = tuple[str, str]
 
 OPTIONS = frozenset({"batch", "instruction_template"})

@@ -8,18 +8,14 @@ import time
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.types.json import Jsonb
 
+from tests.helpers.searching import Searching, property_of
 from tests.helpers.sources import Source
 
 NUMBER = 130
-PROPERTY = settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+PROPERTY = property_of(25)
 
 
 @pytest.fixture(scope="module", params=["side table", "own column"])
@@ -55,23 +51,16 @@ def varied(request, make_database, pgrerank_template):
                     " FROM documents d WHERE d.id = s.key"
                 )
 
-        def call(function="documents_search", **arguments):
-            given = {
+        call = Searching(
+            connection,
+            {
                 "query": "cat",
                 "stages": ["dense", "lexical"],
                 "query_embedding": str([1.0] * 20 + [0.2] * 12),
                 "recall": "exact",
                 "strict": True,
-            } | {
-                name: Jsonb(value) if isinstance(value, dict) else value
-                for name, value in arguments.items()
-            }
-            named = ", ".join(f"{name} => %({name})s" for name in given)
-            return connection.execute(
-                f"SELECT * FROM pgrerank.{function}({named})", given
-            ).fetchall()
-
-        call.connection = connection
+            },
+        )
         table = "documents_1 s ON s.key" if request.param == "side table" else "documents s ON s.id"
         schema = "pgrerank." if request.param == "side table" else ""
         column = "embedding::vector" if request.param == "side table" else "vec"

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
-from psycopg.types.json import Jsonb
 
+from tests.helpers.searching import Searching, property_of
 from tests.helpers.sources import Source
 
-PROPERTY = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+PROPERTY = property_of(40)
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +41,17 @@ def grouped(grouped_dsn):
     with psycopg.connect(
         grouped_dsn, autocommit=True, row_factory=psycopg.rows.dict_row
     ) as connection:
-
-        def call(**arguments):
-            given = {
+        yield Searching(
+            connection,
+            {
                 "query": "cat pool",
                 "stages": ["dense", "lexical"],
                 "query_embedding": str([1.0] * 16 + [0.5] * 16),
                 "strict": True,
-            } | {
-                name: Jsonb(value) if isinstance(value, dict) else value
-                for name, value in arguments.items()
-            }
-            named = ", ".join(f"{name} => %({name})s" for name in given)
-            return connection.execute(
-                "SELECT s.*, d.tenant, d.lang, d.published, d.extra -> 'part' AS part"
-                f" FROM pgrerank.documents_search({named}) s JOIN documents d USING (id)"
-                " ORDER BY rank",
-                given,
-            ).fetchall()
-
-        call.connection = connection
-        yield call
+            },
+            "SELECT s.*, d.tenant, d.lang, d.published, d.extra -> 'part' AS part"
+            " FROM pgrerank.{function}({named}) s JOIN documents d USING (id) ORDER BY rank",
+        )
 
 
 def group_of(row, group_by: str):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 
+from tests.helpers.searching import Searching
 from tests.helpers.sources import Source
 
 ROWS = 60
@@ -24,17 +24,14 @@ def search(db):
     source.create(timeout="20 s")
     source.encode_by_hand()
 
-    def call(**arguments):
-        given = {
+    return Searching(
+        db,
+        {
             "query": "cat pool",
             "stages": ["dense", "lexical"],
             "query_embedding": str([1.0] * 16 + [0.5] * 16),
-        } | arguments
-        named = ", ".join(f"{name} => %({name})s" for name in given)
-        cursor = db.cursor(row_factory=dict_row)
-        return cursor.execute(f"SELECT * FROM pgrerank.documents_search({named})", given).fetchall()
-
-    return call
+        },
+    )
 
 
 def pages(search, **arguments):

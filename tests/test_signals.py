@@ -6,18 +6,15 @@ import math
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
+from tests.helpers.searching import Searching, property_of
 from tests.helpers.sources import Source
 
 NUMBER = 40
-PROPERTY = settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+PROPERTY = property_of(25)
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +51,17 @@ def news(news_dsn):
     with psycopg.connect(
         news_dsn, autocommit=True, row_factory=psycopg.rows.dict_row
     ) as connection:
-
-        def call(**arguments):
-            given = {
+        yield Searching(
+            connection,
+            {
                 "query": "cat pool",
                 "top_k": NUMBER,
                 "stages": ["dense", "lexical"],
                 "query_embedding": str([1.0] * 16 + [0.5] * 16),
                 "strict": True,
-            } | {
-                name: Jsonb(value) if isinstance(value, dict) else value
-                for name, value in arguments.items()
-            }
-            named = ", ".join(f"{name} => %({name})s" for name in given)
-            return connection.execute(
-                f"SELECT * FROM pgrerank.documents_search({named}) ORDER BY rank", given
-            ).fetchall()
-
-        call.connection = connection
-        yield call
+            },
+            "SELECT * FROM pgrerank.{function}({named}) ORDER BY rank",
+        )
 
 
 def told(news, sql: str) -> dict[int, float | None]:

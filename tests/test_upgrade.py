@@ -218,12 +218,12 @@ def test_a_running_worker_waits_while_the_schema_is_newer_and_answers_meanwhile(
     with worker(dsn, tmp_path) as process:
         wait_for(db, "s.encoded = 3")
         _pretend(db, "9.1.0")
-        db.execute("INSERT INTO documents (title) VALUES ('waits')")
-        found = db.execute("SELECT degraded FROM pgrerank.documents_search('a pool')").fetchall()
-        assert found == [(False,)] * 3
         while "has pgrerank 9.1.0" not in process.log.read_text("utf-8"):
             assert process.process.is_alive()
             time.sleep(0.05)
+        db.execute("INSERT INTO documents (title) VALUES ('waits')")
+        found = db.execute("SELECT degraded FROM pgrerank.documents_search('a pool')").fetchall()
+        assert found == [(False,)] * 3
         assert "'pgrerank[worker]==9.1.*'" in process.log.read_text("utf-8")
         _pretend(db, schema.VERSION)
         wait_for(db, "s.encoded = 4")

@@ -26,7 +26,7 @@ from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.session import connect
+from pgrerank.worker.session import check_schema, connect
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,8 @@ class Ingest:
                 await self._after_claim()
 
     async def _claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim | None:
+        """Claim documents, if there are any and the schema has not been upgraded meanwhile."""
+        await check_schema(connection)
         cursor = connection.cursor(row_factory=class_row(Claim))
         await cursor.execute("SELECT * FROM pgrerank.claim(%s, %s)", (self._claim_size, self._only))
         return await cursor.fetchone()

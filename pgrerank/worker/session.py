@@ -30,11 +30,16 @@ async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
     connection = await open_session(dsn, purpose)
     try:
         await _check_direct(connection)
-        schema.check_version(await _version(connection), connection.info.dbname)
+        await check_schema(connection)
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
+    """See that the schema fits this worker; raises InstallError where it does not."""
+    schema.check_version(await _version(connection), connection.info.dbname)
 
 
 async def _check_direct(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -1,7 +1,7 @@
 -- The stages of a search, in the order in which they run. A stage is declared here and lives in a file of its own,
--- which defines _score_STAGE: given candidates, it returns the keys and scores of those that it can score; a leg of
--- recall has _recall_STAGE besides, which looks for candidates. What else names stages (columns of a search, weights of
--- a blend, traces, the log) is made of this table.
+-- which defines _score_STAGE: given candidates, it returns the keys and scores of those that it can score, or of their
+-- passages where it tells these apart; a leg of recall has _recall_STAGE besides, which looks for candidates. What else
+-- names stages (columns of a search, weights of a blend, traces, the log) is made of this table.
 --   is_leg         whether it makes the pool, alone or together with the other leg of recall
 --   scores_first   the setting that says how many of the best so far it scores
 --   only_after     the stage without which it scores as many as there are candidates

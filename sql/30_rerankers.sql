@@ -151,7 +151,26 @@ AS $$
             'The column that tells documents apart; by default the primary key''s'),
         ('min_relevance', 'double precision', NULL, 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 0 AND 1', '0 to 1',
-            'Documents with less relevance are left out of an answer; NULL: none is')
+            'Documents with less relevance are left out of an answer; NULL: none is'),
+        ('passage_size', 'int', NULL, 'generations', true, '0', false, NULL,
+            'x IS NULL OR x BETWEEN 16 AND 8192', '16 to 8192',
+            'How many tokens a passage of a document has at most; NULL: as many as its models read at once'),
+        ('passage_overlap', 'int', '0', 'generations', true, NULL, false, NULL,
+            'x BETWEEN 0 AND 4096', '0 to 4096',
+            'How many tokens of a passage the next one begins with, at most'),
+        ('passage_structure', 'text', $x$'plain'$x$, 'generations', true, NULL, false, NULL,
+            $x$x IN ('plain', 'markdown', 'html')$x$, 'plain, markdown or html',
+            'As what texts are cut into passages: the others at headings, with code and tables kept whole'),
+        ('passage_prefix', 'text', NULL, 'generations', true, '""', false, NULL, NULL, NULL,
+            'What models read in front of each passage, a title say, as an expression over the source''s columns'),
+        ('cross_encoder_passages', 'int', '1', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 1 AND 100', '1 to 100',
+            'How many of the best passages of a document the cross-encoder reads'),
+        ('passages', 'int', '1', 'rerankers', true, NULL, true, NULL,
+            'x BETWEEN 0 AND 100', '0 to 100',
+            'How many of the best passages of a document a search returns with it'),
+        ('highlights', 'boolean', 'false', 'rerankers', true, NULL, true, NULL, NULL, NULL,
+            'Whether a search says which words of a passage answered the query''s, by its token vectors')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 
@@ -261,8 +280,8 @@ BEGIN
 END
 $$;
 
--- Names the text that a vector was made from; NULL counts as empty.
-CREATE OR REPLACE FUNCTION _content_hash(_content text) RETURNS bytea
+-- Names the text that vectors were made from, with what models read in front of its passages; NULL counts as empty.
+CREATE OR REPLACE FUNCTION _content_hash(_content text, _prefix text DEFAULT NULL) RETURNS bytea
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path FROM CURRENT
-AS $$ SELECT sha256(convert_to(coalesce(_content, ''), 'UTF8')) $$;
+AS $$ SELECT sha256(convert_to(coalesce(_prefix || E'\x1e', '') || coalesce(_content, ''), 'UTF8')) $$;

@@ -1,8 +1,9 @@
--- A generation's side tables: one with the embedding and content hash, one for each tier of token vectors, and those of
--- words (43_words.sql). Beside them stands a function of the source's documents, as this generation reads them.
+-- A generation's side tables: one of its documents, one of their passages with an embedding each, one for each tier of
+-- token vectors, and those of words (43_words.sql). Beside them stands a function of the source's documents, as this
+-- generation reads them.
 
--- A side table of a generation, quoted and with its schema: that of embeddings or, by kind, that of tokens, bits, words
--- or terms.
+-- A side table of a generation, quoted and with its schema: that of documents or, by kind, that of passages, tokens,
+-- bits, words or terms.
 CREATE OR REPLACE FUNCTION _side_table(_reranker text, _generation int, _kind text DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -30,7 +31,7 @@ SET search_path FROM CURRENT
 AS $$ SELECT coalesce(quote_ident(_generation.tenant_column), 'NULL::text') $$;
 
 -- A generation's documents, to be read like a table: their key, their text as content, the text search configuration
--- by which it is cut into words, and their tenant.
+-- by which it is cut into words, their tenant, and what models read in front of their passages.
 CREATE OR REPLACE FUNCTION _documents(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -43,8 +44,8 @@ SET search_path FROM CURRENT
 AS $$
     SELECT format('SELECT s.%I::%s AS key, (%s)::text AS content, ', _reranker.key_column, _reranker.key_type,
             _generation.text_expression)
-        || format('(%s)::text AS config, %s AS tenant FROM %s s', _config_sql(_generation), _tenant_sql(_generation),
-            _rows)
+        || format('(%s)::text AS config, %s AS tenant, (%s)::text AS prefix FROM %s s', _config_sql(_generation),
+            _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'), _rows)
 $$;
 
 -- The type in which side tables have tenants: the column's, as it was when they were made.
@@ -60,6 +61,15 @@ BEGIN
 END
 $$;
 
+-- What that function returns.
+CREATE OR REPLACE FUNCTION _documents_type(_reranker rerankers, _generation generations) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('TABLE (key %s, content text, config text, tenant %s, prefix text)', _reranker.key_type,
+        _stored_tenant_type(_reranker, _generation))
+$$;
+
 -- They come from a function that Postgres takes apart like a view, for it is of one query, without settings of its own.
 -- It reads with the rights of whoever reads it. Unlike a view it leaves the source free: columns change their types,
 -- and tables are dropped. A table's expressions are immutable and read nothing, hence safe in parallel.
@@ -72,8 +82,7 @@ DECLARE
     query text := _documents_sql(_reranker, _generation, _qualified(_reranker.source))
         || format(' WHERE (SELECT pgrerank._is_current(%L))', _reranker.name);
 BEGIN
-    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key %s, content text, config text, tenant %s) ',
-            documents, _reranker.key_type, _stored_tenant_type(_reranker, _generation))
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS %s ', documents, _documents_type(_reranker, _generation))
         || format('LANGUAGE sql STABLE %s AS %L',
             CASE WHEN _is_table(_reranker.source) THEN 'PARALLEL SAFE' END, query);
     EXECUTE format('COMMENT ON FUNCTION %s IS %L', documents,
@@ -113,7 +122,7 @@ CREATE OR REPLACE FUNCTION _keyed_tables(_generation generations) RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT ARRAY[_side_table(_generation), _side_table(_generation, 'words')]
+    SELECT ARRAY[_side_table(_generation), _side_table(_generation, 'passages'), _side_table(_generation, 'words')]
         || _token_tables(_generation)
 $$;
 
@@ -124,29 +133,19 @@ AS $$
 DECLARE
     side_table text := _side_table(_generation);
     tier text;
-    dims int;
 BEGIN
-    IF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NOT NULL THEN
-        dims := (_model(_generation.embedding_model, 'embedding')).dims;
-    END IF;
     PERFORM _create_documents(_reranker, _generation);
     EXECUTE format($sql$
         CREATE TABLE %s (
             key %s PRIMARY KEY,
-            embedding halfvec%s,
+            bounds int[],
             content_hash bytea NOT NULL,
             encoded_at timestamptz NOT NULL DEFAULT now(),
             tenant %s)
-        $sql$, side_table, _reranker.key_type, '(' || dims || ')', _tenant_type(_reranker.source, _generation));
-    IF _generation.tenant_column IS NOT NULL THEN
-        EXECUTE format('CREATE INDEX ON %s (tenant)', side_table);
-    END IF;
-    IF dims IS NOT NULL THEN
-        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding %s)', side_table,
-            _operator_class(_reranker.distance));
-    END IF;
+        $sql$, side_table, _reranker.key_type, _tenant_type(_reranker.source, _generation));
     PERFORM _protect(side_table, _reranker, _generation,
-        format('Vectors of reranker %s, generation %s', _reranker.name, _generation.number));
+        format('Encoded documents of reranker %s, generation %s', _reranker.name, _generation.number));
+    PERFORM _create_passage_table(_reranker, _generation);
     PERFORM _create_words_tables(_reranker, _generation);
     FOREACH tier IN ARRAY _tiers(_generation) LOOP
         PERFORM _create_token_table(_reranker, _generation, tier);
@@ -154,7 +153,36 @@ BEGIN
 END
 $$;
 
--- A document's token vectors in parts that fit a page: read in place, they cost half of what TOAST's pieces of 2 kB do.
+-- The passages of documents, by numbers that tell them apart within one. `hash` names what models have read of each,
+-- and `cut_hash` that stretch of the text itself. Where passages stand in their document is in that one's `bounds`.
+CREATE OR REPLACE FUNCTION _create_passage_table(_reranker rerankers, _generation generations) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    passage_table text := _side_table(_generation, 'passages');
+    dims int;
+BEGIN
+    IF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NOT NULL THEN
+        dims := (_model(_generation.embedding_model, 'embedding')).dims;
+    END IF;
+    EXECUTE format('CREATE TABLE %s (key %s, passage int, embedding halfvec%s, hash bytea NOT NULL, ',
+            passage_table, _reranker.key_type, '(' || dims || ')')
+        || format('cut_hash bytea NOT NULL, tenant %s, PRIMARY KEY (key, passage))',
+            _tenant_type(_reranker.source, _generation));
+    IF _generation.tenant_column IS NOT NULL THEN
+        EXECUTE format('CREATE INDEX ON %s (tenant)', passage_table);
+    END IF;
+    IF dims IS NOT NULL THEN
+        EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding %s)', passage_table,
+            _operator_class(_reranker.distance));
+    END IF;
+    PERFORM _protect(passage_table, _reranker, _generation,
+        format('Passages of reranker %s, generation %s, with their embeddings', _reranker.name, _generation.number));
+END
+$$;
+
+-- A passage's token vectors in parts that fit a page: read in place, they cost half of what TOAST's pieces of 2 kB do.
 CREATE OR REPLACE FUNCTION _create_token_table(_reranker rerankers, _generation generations, _tier text) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -163,7 +191,7 @@ DECLARE
     token_table text := _side_table(_generation, _tier);
 BEGIN
     EXECUTE format($sql$
-        CREATE TABLE %s (key %s, part int, tokens bytea NOT NULL, PRIMARY KEY (key, part))
+        CREATE TABLE %s (key %s, passage int, part int, tokens bytea NOT NULL, PRIMARY KEY (key, passage, part))
         WITH (toast_tuple_target = 8160)
         $sql$, token_table, _reranker.key_type);
     EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', token_table);
@@ -246,7 +274,7 @@ BEGIN
 END
 $$;
 
--- Drops the side tables that no generation has, that of the embeddings first, and then the functions that their
+-- Drops the side tables that no generation has, that of the documents first, and then the functions that their
 -- policies call.
 CREATE OR REPLACE FUNCTION _drop_stale_side_tables(_reranker text) RETURNS void
 LANGUAGE plpgsql
@@ -261,10 +289,11 @@ BEGIN
             WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'
             UNION ALL
             SELECT 2, 'FUNCTION', p.proname FROM pg_proc p WHERE p.pronamespace = 'pgrerank'::regnamespace) o
-        WHERE o.name ~ ('^' || _reranker || '_\d+(_tokens|_bits|_words|_terms|_source)?$')
+        WHERE o.name ~ ('^' || _reranker || '_\d+(_passages|_tokens|_bits|_words|_terms|_source)?$')
           AND NOT EXISTS (
             SELECT FROM generations g
-            WHERE g.reranker || '_' || g.number = regexp_replace(o.name, '_(tokens|bits|words|terms|source)$', ''))
+            WHERE g.reranker || '_' || g.number
+                = regexp_replace(o.name, '_(passages|tokens|bits|words|terms|source)$', ''))
         ORDER BY o.place, o.name
     LOOP
         EXECUTE format('DROP %s IF EXISTS pgrerank.%I', stale.kind, stale.name);

@@ -69,6 +69,7 @@ BEGIN
         THEN _expression_now(_source, _renamed, _generation.text_expression)
         ELSE _text_expression(_source, _generation.text_columns, NULL) END;
     _generation.language_expression := _expression_now(_source, _renamed, _generation.language_expression);
+    _generation.passage_prefix := _expression_now(_source, _renamed, _generation.passage_prefix);
     _generation.tenant_column := _name_now(_renamed, _generation.tenant_column);
     RETURN _generation;
 END
@@ -127,8 +128,9 @@ BEGIN
             PERFORM _check_key_type(_reranker);
             generation := _generation_now(_reranker.source, renamed, generation);
             UPDATE generations g
-            SET (text_columns, text_expression, language_expression, tenant_column) = (generation.text_columns,
-                generation.text_expression, generation.language_expression, generation.tenant_column)
+            SET (text_columns, text_expression, language_expression, passage_prefix, tenant_column)
+                = (generation.text_columns, generation.text_expression, generation.language_expression,
+                generation.passage_prefix, generation.tenant_column)
             WHERE (g.reranker, g.number) = (generation.reranker, generation.number);
             PERFORM _create_documents(_reranker, generation);
         EXCEPTION WHEN OTHERS THEN
@@ -165,10 +167,10 @@ DECLARE
     tenant_type regtype := _stored_tenant_type(_reranker, _generation);
     message text := format('reranker "%s" can''t read %s: %s', _reranker.name, _reranker.source, _error);
 BEGIN
-    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key %s, content text, config text, tenant %s) ',
-            _documents(_generation), _reranker.key_type, tenant_type)
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS %s ', _documents(_generation),
+            _documents_type(_reranker, _generation))
         || format('LANGUAGE sql STABLE AS %L',
-            format('SELECT (s::text)::%s, s::text, s::text, (s::text)::%s FROM %s s ',
+            format('SELECT (s::text)::%s, s::text, s::text, (s::text)::%s, s::text FROM %s s ',
                 _reranker.key_type, tenant_type, _qualified(_reranker.source))
             || format('WHERE (SELECT pgrerank._raise(%L, %L)) IS NULL', _code, message));
 END

@@ -25,14 +25,18 @@ CREATE OR REPLACE FUNCTION _store_tenants(_reranker rerankers, _generation gener
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
+DECLARE
+    stored text;
 BEGIN
-    IF _generation.tenant_column IS NOT NULL THEN
+    FOREACH stored IN ARRAY CASE WHEN _generation.tenant_column IS NOT NULL
+        THEN ARRAY[_side_table(_generation), _side_table(_generation, 'passages')] ELSE '{}' END
+    LOOP
         EXECUTE format($sql$
             UPDATE %s s SET tenant = d.tenant FROM %s d
             WHERE s.key = ANY ($1::%s[]) AND d.key = s.key AND s.tenant IS DISTINCT FROM d.tenant
-            $sql$, _side_table(_generation), _documents(_generation), _reranker.key_type)
+            $sql$, stored, _documents(_generation), _reranker.key_type)
         USING _keys;
-    END IF;
+    END LOOP;
 END
 $$;
 
@@ -99,34 +103,34 @@ $$;
 -- The indexes that one generation's tenants lack or need no more. One that a broken statement left behind is dropped,
 -- unless somebody is at work on the table.
 CREATE OR REPLACE FUNCTION _tenant_index_changes(_reranker rerankers, _generation generations)
-RETURNS TABLE (tenant text, documents bigint, statement text)
+RETURNS TABLE (tenant text, passages bigint, statement text)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    side_table text := _side_table(_generation);
+    side_table text := _side_table(_generation, 'passages');
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH counted AS MATERIALIZED (
-            SELECT s.tenant::text AS tenant, count(*) AS documents FROM %1$s s
+            SELECT s.tenant::text AS tenant, count(*) AS passages FROM %1$s s
             WHERE s.tenant IS NOT NULL GROUP BY s.tenant),
-        size AS (SELECT _unindexed_up_to($1.candidates, sum(c.documents)) AS most FROM counted c),
+        size AS (SELECT _unindexed_up_to($1.candidates, sum(c.passages)) AS most FROM counted c),
         large AS (
             SELECT c.*, s.most, _tenant_index($2, c.tenant) AS name FROM counted c, size s
-            WHERE c.documents > s.most / 2),
+            WHERE c.passages > s.most / 2),
         present AS (
             SELECT c.relname::text AS name, i.indisvalid AS is_valid
             FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
             WHERE i.indrelid = $3 AND c.relname ~ '_t_[0-9a-f]{10}$')
-        SELECT l.tenant, l.documents, CASE WHEN p.name IS NULL
+        SELECT l.tenant, l.passages, CASE WHEN p.name IS NULL
             THEN format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %%I ON %1$s USING hnsw (embedding %%s) WHERE ',
                 l.name, _operator_class($1.distance)) || format('tenant = %%L::%%s', l.tenant, $4)
             ELSE format('DROP INDEX CONCURRENTLY IF EXISTS pgrerank.%%I', p.name) END
         FROM large l FULL JOIN present p ON p.name = l.name
-        WHERE (p.name IS NULL AND l.documents > l.most) OR (p.is_valid AND l.name IS NULL)
+        WHERE (p.name IS NULL AND l.passages > l.most) OR (p.is_valid AND l.name IS NULL)
             OR (NOT p.is_valid AND NOT EXISTS (
                 SELECT FROM pg_locks k WHERE k.relation = $3 AND k.mode = 'ShareUpdateExclusiveLock'))
-        ORDER BY l.documents DESC NULLS FIRST
+        ORDER BY l.passages DESC NULLS FIRST
         $sql$, side_table)
     USING _reranker, _generation, side_table::regclass, (_column_type(side_table::regclass, 'tenant')).type;
 END
@@ -134,7 +138,7 @@ $$;
 
 -- Statements rather than deeds, for an index is made and dropped concurrently only outside of a transaction.
 CREATE OR REPLACE FUNCTION tenant_index_changes(reranker text DEFAULT NULL)
-RETURNS TABLE (reranker text, generation int, tenant text, documents bigint, statement text)
+RETURNS TABLE (reranker text, generation int, tenant text, passages bigint, statement text)
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$

@@ -57,7 +57,7 @@ BEGIN
     PERFORM _check_models(reranker, generation);
     PERFORM _check_keys(reranker);
     generation.text_expression := _text_expression(_source, generation.text_columns, generation.text_expression);
-    generation := _with_language(_source, generation);
+    generation := _with_expressions(_source, generation);
     INSERT INTO rerankers SELECT reranker.*;
     INSERT INTO generations SELECT generation.*;
     PERFORM _create_side_tables(reranker, generation);
@@ -110,8 +110,8 @@ BEGIN
         changed := jsonb_populate_record(changed, '{"text_columns": null, "text_expression": null}' || changes);
         changed.text_expression := _text_expression(reranker.source, changed.text_columns, changed.text_expression);
     END IF;
-    IF changes ?| '{text_search_config,language_expression}' THEN
-        changed := _with_language(reranker.source, changed);
+    IF changes ?| '{text_search_config,language_expression,passage_prefix}' THEN
+        changed := _with_expressions(reranker.source, changed);
     END IF;
     IF changes -> 'token_dims' > '0' AND _is_badly_fitted(present) THEN
         changed.projection := NULL;
@@ -127,8 +127,8 @@ BEGIN
 END
 $$;
 
--- The generation with its languages checked.
-CREATE OR REPLACE FUNCTION _with_language(_source regclass, _generation generations) RETURNS generations
+-- The generation with its languages and its prefix checked.
+CREATE OR REPLACE FUNCTION _with_expressions(_source regclass, _generation generations) RETURNS generations
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -137,6 +137,9 @@ BEGIN
     IF _generation.language_expression IS NOT NULL THEN
         _generation.language_expression := _checked_expression(
             _source, 'language_expression', _generation.language_expression);
+    END IF;
+    IF _generation.passage_prefix IS NOT NULL THEN
+        _generation.passage_prefix := _checked_expression(_source, 'passage_prefix', _generation.passage_prefix);
     END IF;
     RETURN _generation;
 END
@@ -285,6 +288,10 @@ BEGIN
             'invalid_parameter_value',
             format(': token_dims is %s, expected 8 to %s, the dimensions of model "%s"',
                 _generation.token_dims, late_interaction.dims, late_interaction.name), NULL),
+        (_generation.passage_overlap > _generation.passage_size / 2,
+            'invalid_parameter_value',
+            format(': passage_overlap is %s, expected up to %s, the half of passage_size',
+                _generation.passage_overlap, _generation.passage_size / 2), NULL),
         (_generation.token_bits AND _generation.token_precision = 'bit',
             'invalid_parameter_value',
             ' has token_precision bit: maxsim_bit_top would score the same bits twice',

@@ -61,12 +61,13 @@ DECLARE
     expression text := _text_expression(source_table,
         (jsonb_populate_record(NULL::generations, declared)).text_columns, declared ->> 'text_expression');
     is_same_text boolean := expression = (_newest_generation(reranker)).text_expression;
-    language text := declared ->> 'language_expression';
+    one text;
 BEGIN
-    IF language IS NOT NULL THEN
-        values := values || jsonb_build_object('language_expression',
-            _checked_expression(source_table, 'language_expression', language));
-    END IF;
+    FOREACH one IN ARRAY '{language_expression,passage_prefix}'::text[] LOOP
+        IF declared ->> one IS NOT NULL THEN
+            values := values || jsonb_build_object(one, _checked_expression(source_table, one, declared ->> one));
+        END IF;
+    END LOOP;
     values := values || jsonb_build_object('key_column', _declared_key(source_table, declared ->> 'key_column'))
         || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
         THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END);

@@ -165,7 +165,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- A query for the keys of updated rows that are new or have another text, its language or its tenant than before.
+-- A query for the keys of updated rows that are new or have another text, language, tenant or prefix than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
@@ -173,7 +173,8 @@ AS $$
     SELECT format($sql$
         SELECT n.key::text
         FROM (%s) n LEFT JOIN (%s) o USING (key)
-        WHERE o.key IS NULL OR (n.content, n.config, n.tenant) IS DISTINCT FROM (o.content, o.config, o.tenant)
+        WHERE o.key IS NULL OR (n.content, n.config, n.tenant, n.prefix)
+            IS DISTINCT FROM (o.content, o.config, o.tenant, o.prefix)
         $sql$, _documents_sql(_reranker, _generation, 'new_rows'),
         _documents_sql(_reranker, _generation, 'old_rows'))
 $$;
@@ -226,7 +227,8 @@ AS $$
     SELECT format($sql$
         SELECT d.key::text
         FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
-        WHERE (s.content_hash IS DISTINCT FROM _content_hash(d.content) OR s.tenant IS DISTINCT FROM d.tenant)
+        WHERE (s.content_hash IS DISTINCT FROM _content_hash(d.content, d.prefix)
+            OR s.tenant IS DISTINCT FROM d.tenant)
           AND NOT EXISTS (
             SELECT FROM pending p
             WHERE (p.reranker, p.generation, p.key) = (%3$s, d.key::text) AND (p.failed_at IS NULL OR NOT %4$L))

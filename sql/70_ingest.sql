@@ -13,11 +13,16 @@ BEGIN
             token_pool int,
             token_bits boolean,
             projection text,
+            passage_size int,
+            passage_overlap int,
+            passage_structure text,
             keys text[],
             tickets bigint[],
             contents text[],
+            prefixes text[],
             content_hashes bytea[],
-            are_encoded boolean[]
+            are_encoded boolean[],
+            stored_passages jsonb[]
         );
     END IF;
 END
@@ -25,6 +30,9 @@ $$;
 COMMENT ON TYPE claimed IS
     'Claimed documents of one generation in parallel arrays, and what is to be stored of them';
 COMMENT ON COLUMN claimed.embedding_model IS 'NULL where the user keeps the embeddings';
+COMMENT ON COLUMN claimed.prefixes IS 'What models read in front of each passage; NULL where it is nothing';
+COMMENT ON COLUMN claimed.stored_passages IS
+    'Of each document the passages that are stored, as an object of their hashes in hexadecimal by number; NULL: none';
 COMMENT ON COLUMN claimed.are_encoded IS 'Whether a document has gone, or its text is the one that is encoded';
 
 -- Claims documents of one generation: one row, or none where nothing waits. A claim ends with its lease or with the
@@ -99,12 +107,15 @@ DECLARE
     settled claimed := _claim;
 BEGIN
     IF _claim.embedding_model IS NULL AND _claim.late_interaction_model IS NULL THEN
-        PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes);
+        PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes,
+            array_fill(NULL::text, ARRAY[cardinality(_claim.keys)]));
         settled.keys := '{}';
         settled.tickets := '{}';
         settled.contents := '{}';
+        settled.prefixes := '{}';
         settled.content_hashes := '{}';
         settled.are_encoded := '{}';
+        settled.stored_passages := '{}';
     END IF;
     RETURN settled;
 EXCEPTION WHEN lock_not_available THEN
@@ -157,14 +168,20 @@ BEGIN
     EXECUTE format($sql$
         WITH d AS MATERIALIZED (SELECT * FROM %1$s d WHERE d.key = ANY ($1::%2$s[]))
         SELECT array_agg(c.key ORDER BY c.place), array_agg(c.ticket ORDER BY c.place),
-            array_agg(d.content ORDER BY c.place), array_agg(_content_hash(d.content) ORDER BY c.place),
-            array_agg(d.key IS NULL OR s.content_hash IS NOT DISTINCT FROM _content_hash(d.content) ORDER BY c.place)
+            array_agg(d.content ORDER BY c.place), array_agg(d.prefix ORDER BY c.place),
+            array_agg(h.hash ORDER BY c.place),
+            array_agg(d.key IS NULL OR s.content_hash IS NOT DISTINCT FROM h.hash ORDER BY c.place),
+            array_agg((
+                SELECT jsonb_object_agg(p.passage, encode(p.hash, 'hex')) FROM %4$s p WHERE p.key = d.key)
+                ORDER BY c.place)
         FROM unnest($1, $2) WITH ORDINALITY c (key, ticket, place)
         LEFT JOIN d ON d.key = c.key::%2$s
-        LEFT JOIN %3$s s ON s.key = d.key
-        $sql$, _documents(_generation), _reranker.key_type,
-        _side_table(_generation))
-    INTO claim.keys, claim.tickets, claim.contents, claim.content_hashes, claim.are_encoded
+        LEFT JOIN %3$s s ON s.key = d.key,
+        LATERAL (SELECT _content_hash(d.content, d.prefix) AS hash) h
+        $sql$, _documents(_generation), _reranker.key_type, _side_table(_generation),
+        _side_table(_generation, 'passages'))
+    INTO claim.keys, claim.tickets, claim.contents, claim.prefixes, claim.content_hashes, claim.are_encoded,
+        claim.stored_passages
     USING _keys, _tickets;
     RETURN claim;
 END
@@ -207,121 +224,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unless it has one; returns the one it has';
-
--- Stores the vectors of claimed documents (none for those with nothing to encode) and finishes their claims. Arrays
--- that are named alike go together: the embeddings of `embedding_keys` stand one after the other; a document's token
--- vectors are packed in parts, which are numbered from 1, and beside each is its document's key; bits likewise. A
--- document that has gone meanwhile is left out; one that has changed has a new ticket and stays pending, as does one
--- that is locked. Where the generation was dropped while its documents were being encoded, nothing is stored.
-CREATE OR REPLACE FUNCTION store(
-    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[],
-    embedding_keys text[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
-    token_keys text[] DEFAULT '{}', token_parts int[] DEFAULT '{}', tokens bytea[] DEFAULT '{}',
-    bit_keys text[] DEFAULT '{}', bit_parts int[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
-) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off SET lock_timeout = '500ms' SET datestyle = 'ISO'
-    SET timezone = 'UTC'
-AS $$
-DECLARE
-    stored generations := _generation(reranker, generation);
-    target rerankers;
-    stored_keys text[];
-BEGIN
-    IF stored.number IS NULL OR NOT _hold(stored) THEN
-        RETURN;
-    END IF;
-    target := _followed(reranker);
-    PERFORM _postpone_locked(target, stored, keys, tickets);
-    stored_keys := _store_documents(target, stored, keys, hashes, embedding_keys, embeddings);
-    PERFORM _store_tokens(target, stored, 'tokens', stored_keys, token_keys, token_parts, tokens);
-    IF stored.token_bits THEN
-        PERFORM _store_tokens(target, stored, 'bits', stored_keys, bit_keys, bit_parts, bits);
-    END IF;
-    PERFORM _finish(target, stored, keys, tickets);
-END
-$$;
-COMMENT ON FUNCTION store IS 'Stores the vectors of claimed documents and finishes their claims';
-
--- Holds claimed documents against deletion until we commit. A long transaction that has locked some of them isn't
--- waited for: they have a new ticket and stay claimed for a few seconds, after which they are tried again.
-CREATE OR REPLACE FUNCTION _postpone_locked(
-    _reranker rerankers, _generation generations, _keys text[], _tickets bigint[]) RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
-AS $$
-DECLARE
-    locked text[];
-BEGIN
-    IF NOT _is_table(_reranker.source) THEN
-        RETURN;
-    END IF;
-    EXECUTE format($sql$
-        WITH held AS MATERIALIZED (
-            SELECT s.%1$I AS key FROM %2$s s WHERE s.%1$I = ANY ($1::%3$s[]) FOR KEY SHARE SKIP LOCKED)
-        SELECT array_agg(s.%1$I::text) FROM %2$s s
-        WHERE s.%1$I = ANY ($1::%3$s[]) AND NOT EXISTS (SELECT FROM held h WHERE h.key = s.%1$I)
-        $sql$, _reranker.key_column, _reranker.source, _reranker.key_type)
-    INTO locked USING _keys;
-    UPDATE pending p
-    SET ticket = DEFAULT, claimed_until = now() + interval '5 seconds', attempts = p.attempts - 1
-    FROM unnest(_keys, _tickets) d (key, ticket)
-    WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number)
-      AND (p.key, p.ticket) = (d.key, d.ticket) AND d.key = ANY (locked);
-END
-$$;
-
--- Writes the side table's rows of those documents that are still there, held against deletion until we commit; returns
--- their keys.
-CREATE OR REPLACE FUNCTION _store_documents(
-    _reranker rerankers, _generation generations, _keys text[], _hashes bytea[], _embedding_keys text[],
-    _embeddings real[]) RETURNS text[]
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
-AS $$
-DECLARE
-    dims int := cardinality(_embeddings) / nullif(cardinality(_embedding_keys), 0);
-    stored_keys text[];
-BEGIN
-    EXECUTE format($sql$
-        WITH alive AS MATERIALIZED (%1$s),
-        stored AS (
-            INSERT INTO %3$s AS s (key, embedding, content_hash, tenant)
-            SELECT d.key, ($4[(e.place - 1) * $5 + 1 : e.place * $5])::halfvec, v.hash, d.tenant
-            FROM unnest($1, $2) v (key, hash) JOIN alive d ON d.key = v.key::%2$s
-            LEFT JOIN unnest($3) WITH ORDINALITY e (key, place) ON e.key = v.key
-            ON CONFLICT (key) DO UPDATE
-            SET (embedding, content_hash, tenant, encoded_at)
-                = (excluded.embedding, excluded.content_hash, excluded.tenant, now())
-            RETURNING s.key)
-        SELECT array_agg(s.key::text) FROM stored s
-        $sql$, _alive_sql(_reranker, _generation), _reranker.key_type,
-        _side_table(_generation))
-    INTO stored_keys USING _keys, _hashes, _embedding_keys, _embeddings, dims;
-    RETURN stored_keys;
-END
-$$;
-
--- Replaces the token vectors of the documents just stored.
-CREATE OR REPLACE FUNCTION _store_tokens(
-    _reranker rerankers, _generation generations, _tier text, _stored_keys text[], _keys text[], _parts int[],
-    _tokens bytea[])
-RETURNS void
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
-AS $$
-DECLARE
-    token_table text := _side_table(_generation, _tier);
-BEGIN
-    EXECUTE format('DELETE FROM %s t WHERE t.key = ANY ($1::%s[])', token_table, _reranker.key_type)
-    USING _stored_keys;
-    EXECUTE format($sql$
-        INSERT INTO %s (key, part, tokens)
-        SELECT t.key::%s, t.part, t.tokens FROM unnest($2, $3, $4) t (key, part, tokens) WHERE t.key = ANY ($1)
-        $sql$, token_table, _reranker.key_type)
-    USING _stored_keys, _keys, _parts, _tokens;
-END
-$$;
 
 -- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
 -- to be encoded too, as their language, tenant or the mean length may have changed. When a new generation has nothing

@@ -7,11 +7,14 @@ BEGIN
     IF to_regtype('pgrerank.scored') IS NULL THEN
         CREATE TYPE scored AS (stage text, scores real[], ranks int[], totals real[]);
     END IF;
+    IF to_regtype('pgrerank.scored_passages') IS NULL THEN
+        CREATE TYPE scored_passages AS (stage text, keys text[], passages int[], scores real[]);
+    END IF;
     IF to_regtype('pgrerank.search_call') IS NULL THEN
         CREATE TYPE search_call AS (
             query text, top_k int, filter jsonb, stages text[], keys text[], key_scores double precision[],
             query_embedding vector, query_tokens bytea, recall text, "strict" boolean, generation int, after text[],
-            settings jsonb);
+            settings jsonb, found scored_passages[]);
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
         CREATE TYPE search_scope AS (
@@ -21,7 +24,7 @@ BEGIN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
             fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
-            left_out int, before int);
+            left_out int, before int, found scored_passages[], shown jsonb);
     END IF;
 END
 $do$;
@@ -42,7 +45,8 @@ $$;
 DO $do$
 DECLARE
     columns text := 'key text, score real, rank integer, stage text, degraded boolean, reason text, '
-        'cross_encoder_model text, signals_score real, relevance real, ' || (
+        'cross_encoder_model text, signals_score real, relevance real, passage text, passage_start integer, '
+        'passage_end integer, passages jsonb, highlights jsonb, ' || (
         SELECT string_agg(format('%s_score real, %1$s_rank integer', s.stage), ', ' ORDER BY s.place) FROM _stages() s);
 BEGIN
     IF (_attributes(to_regtype('pgrerank.ranked'))).columns IS DISTINCT FROM columns THEN
@@ -53,12 +57,16 @@ END
 $do$;
 COMMENT ON TYPE scored IS
     'What a stage said of candidates, in their places: its scores, their ranks, and the totals by which it ranked';
-COMMENT ON TYPE search_call IS 'What a search was asked; settings has those given in place of the reranker''s own';
+COMMENT ON TYPE scored_passages IS 'What a stage said of passages: their documents, their numbers there, their scores';
+COMMENT ON TYPE search_call IS
+    'What a search was asked; settings has those given in place of the reranker''s own, found what stages have said of '
+    'passages';
 COMMENT ON TYPE search_outcome IS
     'What became of a search: candidates, their places in the last order, what every stage said, why it is degraded, '
     'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
     'of the order are returned, how many are left out as near-duplicates, the call with its query''s vectors, '
-    'relevance in the candidates'' places, how many min_relevance has left out, how many pages before have had';
+    'relevance in the candidates'' places, how many min_relevance has left out, how many pages before have had, what '
+    'was said of passages, and those to be shown, by key';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
@@ -82,15 +90,17 @@ BEGIN
 END
 $$;
 
--- Scores in the places of the candidates that have those keys. One that is not finite is none.
+-- Scores in the places of the candidates that have those keys: a document's is that of its best passage. One that is
+-- not finite is none.
 CREATE OR REPLACE FUNCTION _by_place(_candidates text[], _keys text[], _scores real[]) RETURNS real[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT array_agg(s.score ORDER BY c.place)
     FROM unnest(_candidates) WITH ORDINALITY c (key, place)
-    LEFT JOIN unnest(_keys, _scores) s (key, score)
-        ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
+    LEFT JOIN (
+        SELECT p.key, max(p.score) AS score FROM unnest(_keys, _scores) p (key, score)
+        WHERE p.score > '-Infinity' AND p.score < 'Infinity' GROUP BY p.key) s USING (key)
 $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
@@ -252,7 +262,7 @@ BEGIN
             SELECT d.key, d.score, d.standing + coalesce(_outcome.before, 0), d.stage, _outcome.reason IS NOT NULL,
                 coalesce(_outcome.reason, _outcome.fallback),
                 CASE WHEN d.cross_encoder_score IS NOT NULL THEN _outcome.cross_encoder_model END, d.signals_score,
-                _outcome.relevances[_outcome.pool[d.standing]], %s
+                _outcome.relevances[_outcome.pool[d.standing]], p.text, p.start, p."end", p.passages, p.highlights, %s
             FROM (
                 SELECT s.key, s.standing,
                     (array_agg(s.total ORDER BY s.number DESC) FILTER (WHERE s.rank IS NOT NULL))[1] AS score,
@@ -261,6 +271,8 @@ BEGIN
                     max(s.score) FILTER (WHERE s.stage = 'signals') AS signals_score, %s
                 FROM _said_of_first(_outcome, _top_k) s
                 GROUP BY s.key, s.standing) d
+            LEFT JOIN jsonb_to_record(_outcome.shown -> d.key)
+                AS p (text text, start int, "end" int, passages jsonb, highlights jsonb) ON true
             ORDER BY d.standing
         $body$ $sql$, (
         SELECT string_agg(format('d.%s_score, d.%1$s_rank', s.stage), ', ' ORDER BY s.place) FROM _stages() s), (

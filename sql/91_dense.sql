@@ -1,8 +1,10 @@
--- The dense leg of recall: the documents whose embeddings are nearest to the query's, by HNSW or exactly.
+-- The dense leg of recall: the documents with the passages whose embeddings are nearest to the query's, by HNSW or
+-- exactly.
 
--- What dense recall compares: the document's embedding (of the source d or the side table s), its distance to the
--- query's, which is $1, and the score that a distance of n makes: higher is better, whatever the distance.
-CREATE OR REPLACE FUNCTION _distance_sql(_reranker rerankers, OUT embedding text, OUT distance text, OUT score text)
+-- What dense recall compares: an embedding (of the source d, or of the passage s), its distance to the query's, which
+-- is $1, the score that a distance of n makes: higher is better, whatever the distance; and the passage's number.
+CREATE OR REPLACE FUNCTION _distance_sql(
+    _reranker rerankers, OUT embedding text, OUT distance text, OUT score text, OUT passage text)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
@@ -11,13 +13,28 @@ DECLARE
     of_type text := 'halfvec';
 BEGIN
     embedding := 's.embedding';
+    passage := 's.passage';
     IF _reranker.embedding_column IS NOT NULL THEN
         embedding := 'd.' || quote_ident(_reranker.embedding_column);
         of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
+        passage := 'NULL::int';
     END IF;
     distance := format('(%s %s $1::%s)', embedding, operator, of_type);
     score := CASE _reranker.distance WHEN 'cosine' THEN '(1 - n.distance)::real' ELSE '(-n.distance)::real' END;
 END
+$$;
+
+-- How many passages recall looks for at first: as many times the candidates as documents have passages in the mean, by
+-- Postgres' own estimates, but no more than four times.
+CREATE OR REPLACE FUNCTION _passages_at_first(_reranker rerankers) RETURNS int
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT ceil(_reranker.candidates * coalesce(least(4, greatest(1, p.reltuples / nullif(d.reltuples, 0))), 1))::int
+    FROM pg_class p, pg_class d
+    WHERE d.oid = to_regclass(_side_table(_reranker.name, _reranker.generation)) AND d.reltuples >= 0
+      AND p.oid = to_regclass(_side_table(_reranker.name, _reranker.generation, 'passages'))
+    UNION ALL SELECT _reranker.candidates LIMIT 1
 $$;
 
 -- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
@@ -53,33 +70,37 @@ $$;
 -- a disk, HNSW looks around in small steps, six documents for each that it holds, and is left when the time is up.
 CREATE OR REPLACE FUNCTION _recall_dense(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
-    OUT keys text[], OUT scores real[], OUT shortage text)
+    OUT keys text[], OUT scores real[], OUT passages int[], OUT shortage text)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     readable float8 := _readable_until(_scope.deadline);
     is_in_haste boolean := readable < 6 * 2 * _reranker.candidates;
-    before jsonb := _widen_hnsw(_reranker.candidates, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
+    size int := CASE WHEN _reranker.embedding_column IS NULL THEN _passages_at_first(_reranker)
+        ELSE _reranker.candidates END;
+    before jsonb := _widen_hnsw(size, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
     is_exact boolean := _call.recall = 'exact'
         OR (_call.recall = 'auto'
             AND _scope.matching <= least(_exact_up_to(_reranker.candidates, _scope.documents), readable))
         OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan');
 BEGIN
     IF is_in_haste AND NOT is_exact THEN
-        SELECT n.keys, n.scores INTO keys, scores FROM _nearest_until(_reranker, _call, _scope) n;
+        SELECT n.keys, n.scores, n.passages INTO keys, scores, passages FROM _nearest_until(_reranker, _call, _scope) n;
         IF keys IS NULL THEN
             PERFORM _check_deadline(_scope.deadline, 'HNSW found a document');
         END IF;
     ELSE
-        SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, is_exact) n;
+        SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
+        FROM _nearest_documents(_reranker, _call, _scope, is_exact, size) n;
     END IF;
     IF _call.recall = 'auto' AND NOT is_exact
         AND coalesce(cardinality(keys), 0) < least(_reranker.candidates, _scope.documents) THEN
         IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
-            SELECT n.keys, n.scores INTO keys, scores FROM _nearest(_reranker, _call, _scope, true) n;
+            SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
+            FROM _nearest_documents(_reranker, _call, _scope, true, size) n;
         ELSE
-            shortage := format('HNSW found %s documents where %s were asked for, and the timeout leaves no time to '
+            shortage := format('HNSW found %s passages where %s were asked for, and the timeout leaves no time to '
                 'compare all', coalesce(cardinality(keys), 0), _reranker.candidates);
         END IF;
     END IF;
@@ -107,7 +128,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT greatest(3000, _exact_up_to(_candidates, _documents) / 3) $$;
 
--- A query for the nearest documents, their number in $2: key and distance.
+-- A query for the nearest passages, their number in $2: key, passage and distance.
 CREATE OR REPLACE FUNCTION _nearest_sql(_reranker rerankers, _scope search_scope, _is_exact boolean) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -118,64 +139,107 @@ DECLARE
 BEGIN
     IF _reranker.embedding_column IS NULL THEN
         documents := format('%s s JOIN %s d ON d.%I = s.key',
-            _side_table(_reranker.name, _reranker.generation), _reranker.source, _reranker.key_column);
+            _side_table(_reranker.name, _reranker.generation, 'passages'), _reranker.source, _reranker.key_column);
     END IF;
-    RETURN format('SELECT d.%I AS key, %s AS distance FROM %s', _reranker.key_column, measure.distance, documents)
+    RETURN format('SELECT d.%I AS key, %s AS passage, %s AS distance FROM %s',
+            _reranker.key_column, measure.passage, measure.distance, documents)
         || format(' WHERE %s IS NOT NULL AND %s', measure.embedding, _scope.side_predicate)
         || format(' ORDER BY %s LIMIT $2', measure.distance || CASE WHEN _is_exact THEN ' + 0' ELSE '' END);
 END
 $$;
 
 CREATE OR REPLACE FUNCTION _nearest(
-    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, OUT keys text[], OUT scores real[])
+    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, _size int,
+    OUT keys text[], OUT scores real[], OUT passages int[], OUT documents int)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    EXECUTE format('WITH nearest AS MATERIALIZED (%s) SELECT array_agg(n.key::text), array_agg(%s) FROM nearest n',
-        _nearest_sql(_reranker, _scope, _is_exact), (_distance_sql(_reranker)).score)
-    INTO keys, scores USING _call.query_embedding, _reranker.candidates;
+    EXECUTE format($sql$
+        WITH nearest AS MATERIALIZED (%s)
+        SELECT array_agg(n.key::text), array_agg(%s), array_agg(n.passage), count(DISTINCT n.key) FROM nearest n
+        $sql$, _nearest_sql(_reranker, _scope, _is_exact), (_distance_sql(_reranker)).score)
+    INTO keys, scores, passages, documents USING _call.query_embedding, _size;
+END
+$$;
+
+-- The nearest passages of as many documents as are candidates: it looks for twice as many where they are of too few,
+-- up to eight times as many as it began with.
+CREATE OR REPLACE FUNCTION _nearest_documents(
+    _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, _size int,
+    OUT keys text[], OUT scores real[], OUT passages int[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    size int := _size;
+    found record;
+BEGIN
+    LOOP
+        found := _nearest(_reranker, _call, _scope, _is_exact, size);
+        EXIT WHEN found.documents >= _reranker.candidates OR coalesce(cardinality(found.keys), 0) < size
+            OR size >= 8 * _size OR clock_timestamp() >= _scope.deadline;
+        size := 2 * size;
+    END LOOP;
+    keys := found.keys;
+    scores := found.scores;
+    passages := found.passages;
+    IF found.documents > _reranker.candidates THEN
+        SELECT array_agg(n.key), array_agg(n.score), array_agg(n.passage) INTO keys, scores, passages
+        FROM (
+            SELECT p.*, dense_rank() OVER (ORDER BY p.best DESC, p.key) AS place
+            FROM (
+                SELECT u.*, max(u.score) OVER (PARTITION BY u.key) AS best
+                FROM unnest(keys, scores, passages) u (key, score, passage)) p) n
+        WHERE n.place <= _reranker.candidates;
+    END IF;
 END
 $$;
 
 -- Those that HNSW yields until the deadline. They come by tens.
 CREATE OR REPLACE FUNCTION _nearest_until(
-    _reranker rerankers, _call search_call, _scope search_scope, OUT keys text[], OUT scores real[])
+    _reranker rerankers, _call search_call, _scope search_scope,
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     found record;
 BEGIN
-    FOR found IN EXECUTE format('SELECT n.key::text, %s AS score FROM (%s) n',
+    FOR found IN EXECUTE format('SELECT n.key::text, %s AS score, n.passage FROM (%s) n',
         (_distance_sql(_reranker)).score, _nearest_sql(_reranker, _scope, false))
         USING _call.query_embedding, _reranker.candidates
     LOOP
         keys := keys || found.key;
         scores := scores || found.score;
+        passages := passages || found.passage;
         EXIT WHEN clock_timestamp() >= _scope.deadline;
     END LOOP;
 END
 $$;
 
--- The scores of documents that something else has found.
+-- The scores of documents that something else has found: each by its best passage.
 CREATE OR REPLACE FUNCTION _score_dense(
     _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
-    OUT keys text[], OUT scores real[])
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     measure record := _distance_sql(_reranker);
-    documents text := format('%s s ON s.key', _side_table(_reranker.name, _reranker.generation));
+    documents text := format('%s s ON s.key', _side_table(_reranker.name, _reranker.generation, 'passages'));
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
         documents := format('%s d ON d.%I', _reranker.source, _reranker.key_column);
     END IF;
     EXECUTE format($sql$
-        SELECT array_agg(n.key::text), array_agg(%4$s)
-        FROM (SELECT k.key, %3$s AS distance FROM unnest($2::%1$s[]) k (key) JOIN %2$s = k.key) n
-        $sql$, _reranker.key_type, documents, measure.distance, measure.score)
-    INTO keys, scores USING _call.query_embedding, _keys;
+        SELECT array_agg(n.key::text), array_agg(%s), array_agg(n.passage)
+        FROM (
+            SELECT DISTINCT ON (p.key) p.* FROM (
+                SELECT k.key, %s FROM unnest($2::%s[]) k (key) JOIN %s = k.key) p
+            ORDER BY p.key, p.distance) n
+        $sql$, measure.score, measure.passage || ' AS passage, ' || measure.distance || ' AS distance',
+        _reranker.key_type, documents)
+    INTO keys, scores, passages USING _call.query_embedding, _keys;
 END
 $$;

@@ -121,7 +121,7 @@ $$;
 -- a filter that lets few of them pass, more are read, up to 64 times as many.
 CREATE OR REPLACE FUNCTION _recall_lexical(
     _reranker rerankers, _generation generations, _call search_call, _scope search_scope,
-    OUT keys text[], OUT scores real[], OUT shortage text)
+    OUT keys text[], OUT scores real[], OUT passages int[], OUT shortage text)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -189,7 +189,7 @@ $$;
 -- The scores of documents that something else has found: 0 where none of the query's words comes.
 CREATE OR REPLACE FUNCTION _score_lexical(
     _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
-    OUT keys text[], OUT scores real[])
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$

@@ -95,6 +95,7 @@ DECLARE
     weights jsonb := _weights_of(_reranker.blend, _legs);
     started timestamptz;
     one record;
+    rest record;
     found scored[];
     times jsonb := '{}';
 BEGIN
@@ -103,7 +104,8 @@ BEGIN
         EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || _legs[leg])
         INTO one USING _reranker, _generation, _call, _scope;
         _outcome.reason := coalesce(_outcome.reason, one.shortage);
-        _outcome.candidates := _united(_outcome.candidates, one.keys);
+        _outcome.candidates := _united(_outcome.candidates, _distinct(one.keys, one.passages));
+        _outcome.found := _outcome.found || _found(_legs[leg], one.keys, one.passages, one.scores);
         found := found || (_legs[leg], _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;
         times := times || jsonb_build_object(_legs[leg], _milliseconds(started));
     END LOOP;
@@ -111,8 +113,10 @@ BEGIN
     FOR leg IN 1..cardinality(_legs) LOOP
         EXIT WHEN _outcome.pool IS NULL;
         started := clock_timestamp();
+        rest := _missing(found[leg], _reranker, _generation, _call, _outcome.candidates);
+        _outcome.found := _outcome.found || _found(_legs[leg], rest.keys, rest.passages, rest.scores);
         _outcome := _with_said(_outcome, _said(_outcome, _legs[leg],
-            _completed(found[leg], _reranker, _generation, _call, _outcome.candidates),
+            _completed(found[leg].scores, _outcome.candidates, rest.keys, rest.scores),
             CASE WHEN leg > 1 THEN weights END), leg > 1 AND weights IS NULL);
         times := times || jsonb_build_object(_legs[leg], (times ->> _legs[leg])::numeric + _milliseconds(started));
     END LOOP;
@@ -146,22 +150,38 @@ AS $$
     SELECT jsonb_object_agg(w.key, w.value) FROM jsonb_each(_blend) w WHERE w.key = ANY (_stages) AND w.value > '0'
 $$;
 
--- A leg's scores of all candidates: of those that it found, and of the rest, which the other one did.
-CREATE OR REPLACE FUNCTION _completed(
-    _found scored, _reranker rerankers, _generation generations, _call search_call, _candidates text[]) RETURNS real[]
+-- The keys of passages, each once, as they come.
+CREATE OR REPLACE FUNCTION _distinct(_keys text[], _passages int[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _passages IS NULL OR _keys IS NULL THEN _keys ELSE ARRAY(
+        SELECT k.key FROM unnest(_keys) WITH ORDINALITY k (key, place) GROUP BY k.key ORDER BY min(k.place)) END
+$$;
+
+-- What a leg says of the candidates that it has not found, but the other one has.
+CREATE OR REPLACE FUNCTION _missing(
+    _found scored, _reranker rerankers, _generation generations, _call search_call, _candidates text[],
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     missing text[] := ARRAY(
         SELECT c.key FROM unnest(_candidates, _found.scores) c (key, score) WHERE c.score IS NULL);
-    rest record;
 BEGIN
-    IF missing = '{}' THEN
-        RETURN _found.scores;
+    IF missing <> '{}' THEN
+        SELECT s.keys, s.scores, s.passages INTO keys, scores, passages
+        FROM _scored_by(_found.stage, _reranker, _generation, _call, missing, NULL) s;
     END IF;
-    rest := _scored_by(_found.stage, _reranker, _generation, _call, missing, NULL);
-    RETURN _by_place(_candidates,
-        _candidates[:coalesce(cardinality(_found.scores), 0)] || rest.keys, _found.scores || rest.scores);
 END
+$$;
+
+-- The scores of all candidates, given those of the first of them, and of others by their keys.
+CREATE OR REPLACE FUNCTION _completed(_first real[], _candidates text[], _keys text[], _scores real[]) RETURNS real[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _keys IS NULL AND cardinality(_first) = cardinality(_candidates) THEN _first
+        ELSE _by_place(_candidates, _candidates[:coalesce(cardinality(_first), 0)] || _keys, _first || _scores) END
 $$;

@@ -32,19 +32,19 @@ $$;
 COMMENT ON FUNCTION texts IS
     'The texts of these documents, or of all, that a reranker''s generation is made of, as the caller may read them';
 
--- A document without a text is not judged: a model has some score for nothing, and often a high one.
+-- A document without a text is not judged: a model has some score for nothing, and often a high one. One of which
+-- several passages are read has the score of the best.
 CREATE OR REPLACE FUNCTION _score_cross_encoder(
     _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
-    OUT keys text[], OUT scores real[])
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     contents text[];
 BEGIN
-    SELECT array_agg(t.key), array_agg(t.content) INTO keys, contents
-    FROM _texts(_reranker, _generation, _keys) t
-    WHERE t.content ~ '\S';
+    SELECT r.* INTO keys, contents
+    FROM _readings(_reranker, _generation, _call.found, _keys, _reranker.cross_encoder_passages) r;
     IF keys IS NOT NULL THEN
         scores := _cross_encode(
             _reranker.cross_encoder_model, _call.query, contents, _reranker.instruction, _deadline);

@@ -39,13 +39,21 @@ AS $$
         WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
 $$;
 
--- The embeddings of documents, in their order.
-CREATE OR REPLACE FUNCTION _embeddings_of(_reranker rerankers, _candidates text[], _places int[]) RETURNS vector[]
+-- The embeddings of documents, in their order: of each that of its best passage.
+CREATE OR REPLACE FUNCTION _embeddings_of(_reranker rerankers, _outcome search_outcome, _places int[]) RETURNS vector[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    documents text := format('%s s ON s.key', _side_table(_reranker.name, _reranker.generation));
+    documents text := format('%s s ON s.passage = k.passage AND s.key',
+        _side_table(_reranker.name, _reranker.generation, 'passages'));
+    keys text[] := ARRAY(
+        SELECT _outcome.candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing)
+        ORDER BY p.standing);
+    passages int[] := ARRAY(
+        SELECT coalesce(b.passage, 1)
+        FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
+        ORDER BY k.place);
     embeddings vector[];
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
@@ -53,10 +61,9 @@ BEGIN
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(%s::vector ORDER BY k.place)
-        FROM unnest($1::%s[]) WITH ORDINALITY k (key, place) LEFT JOIN %s = k.key
+        FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place) LEFT JOIN %s = k.key
         $sql$, (_distance_sql(_reranker)).embedding, _reranker.key_type, documents)
-    INTO embeddings USING ARRAY(
-        SELECT _candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
+    INTO embeddings USING keys, passages;
     RETURN embeddings;
 END
 $$;
@@ -96,7 +103,7 @@ BEGIN
         IF size > cardinality(vectors) THEN
             relevance := _relevance(_outcome, _places[:size]);
             next := cardinality(vectors) + 1;
-            vectors := vectors || _embeddings_of(_reranker, _outcome.candidates, _places[next:size]);
+            vectors := vectors || _embeddings_of(_reranker, _outcome, _places[next:size]);
             likeness := likeness || _likeness(vectors[next:], _vectors);
         END IF;
         next := (

@@ -173,13 +173,13 @@ $$;
 -- What a stage says of documents.
 CREATE OR REPLACE FUNCTION _scored_by(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _keys text[], _deadline timestamptz,
-    OUT keys text[], OUT scores real[])
+    OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    EXECUTE format('SELECT s.keys, s.scores FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
-    INTO keys, scores USING _reranker, _generation, _call, _keys, _deadline;
+    EXECUTE format('SELECT s.keys, s.scores, s.passages FROM %I($1, $2, $3, $4, $5) s', '_score_' || _stage)
+    INTO keys, scores, passages USING _reranker, _generation, _call, _keys, _deadline;
 END
 $$;
 
@@ -218,6 +218,7 @@ DECLARE
 BEGIN
     PERFORM _check_deadline(_deadline, _stage);
     SELECT * INTO declared FROM _stages() s WHERE s.stage = _stage;
+    _call.found := _outcome.found;
     IF declared.may_stop OR declared.reads_order THEN
         _outcome := _best_of_groups(_reranker, _call, _outcome);
     END IF;
@@ -232,6 +233,7 @@ BEGIN
         found := _scored_by(_stage, _reranker, _generation, _call, CASE WHEN declared.reads_order
             THEN (_head(_outcome, size)).candidates ELSE _first_keys(_outcome, size) END, _deadline);
         said := _said(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores), weights);
+        _outcome.found := _outcome.found || _found(_stage, found.keys, found.passages, found.scores);
     END IF;
     _outcome := _with_said(_outcome, said);
     _outcome.times := _outcome.times || jsonb_build_object(_stage, _milliseconds(started));
@@ -359,7 +361,8 @@ BEGIN
         PERFORM _raise('PGR02', diverse.reason);
     END IF;
     diverse.returned := _call.top_k;
-    RETURN _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page);
+    RETURN _with_passages(
+        asked, _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page));
 END
 $$;
 

@@ -29,7 +29,7 @@ AS $$
             ', ' ORDER BY a.place) FROM _call_arguments() a WHERE a.argument <> ALL (_left_out)),
         format('ROW(%s)::pgrerank.search_call', (
             SELECT string_agg(CASE
-                WHEN c.name = ANY (_left_out) THEN 'NULL'
+                WHEN c.name = ANY (_left_out) OR c.name = 'found' THEN 'NULL'
                 WHEN c.name = 'settings' THEN (
                     SELECT format('jsonb_build_object(%s)',
                         string_agg(format('%1$L, %1$s', s.setting), ', ' ORDER BY s.place))

@@ -21,7 +21,7 @@ from pgrerank.models.options import Options
 from pgrerank.models.passes import Passes
 from pgrerank.models.readable import Row, read_text
 from pgrerank.models.reduction import of_length_one
-from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
+from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Span, Vectors
 from pgrerank.models.steps import Input, Prepared, run_all
 from pgrerank.models.windows import Window, room_for_text, without_surrogates
 
@@ -103,6 +103,15 @@ class _Encoder(ABC):
         if self._template is None:
             raise no_instruction(self.name)
         return Reading(self, "query", prefix(self.name, self._template, instruction))
+
+    @property
+    def room(self) -> int:
+        """Tokens of a document that it reads at once, besides special ones and the prompt."""
+        return self._readings["document"].room
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Where the tokens of texts stand in these."""
+        return [one.offsets for one in self.cutter.tokenise(texts)]
 
     def window(self, role: str) -> int:
         """Tokens that the model reads at once in this role, special ones and prompt included."""

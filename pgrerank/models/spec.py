@@ -133,6 +133,15 @@ class Encoder(Protocol):
         """Tokens of the window."""
         ...
 
+    @property
+    def room(self) -> int:
+        """Tokens of a document that it reads at once, besides special ones and the prompt."""
+        ...
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Where the tokens of texts stand in these: first character, and the one after the last."""
+        ...
+
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
     ) -> Encoded:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A claimed document; `is_encoded` says that nothing is to be done: it has gone, or is done."""
+    """A claimed document.
+
+    `prefix` is what models read in front of each of its passages, and `stored` has the passages
+    that are stored: their hashes in hexadecimal by number. `is_encoded` says that nothing is to be
+    done: it has gone, or is done.
+    """
 
     key: str
     ticket: int
     content: str | None
+    prefix: str | None
     content_hash: bytes
     is_encoded: bool
+    stored: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -30,16 +37,24 @@ class Claim:
     token_pool: int
     token_bits: bool
     projection: str | None
+    passage_size: int | None
+    passage_overlap: int
+    passage_structure: str
     keys: Sequence[str]
     tickets: Sequence[int]
     contents: Sequence[str | None]
+    prefixes: Sequence[str | None]
     content_hashes: Sequence[bytes]
     are_encoded: Sequence[bool]
+    stored_passages: Sequence[Mapping[str, str] | None]
 
     @property
     def documents(self) -> list[Document]:
         """The claimed documents."""
-        columns = (self.keys, self.tickets, self.contents, self.content_hashes, self.are_encoded)
+        columns = (
+            *(self.keys, self.tickets, self.contents, self.prefixes, self.content_hashes),
+            *(self.are_encoded, self.stored_passages),
+        )
         return [Document(*values) for values in zip(*columns, strict=True)]
 
     @property

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pgrerank.models.spec import Vectors
 from pgrerank.tokens import DType, pack_parts
 from pgrerank.worker.arrays import Reals, RealsDumper
 from pgrerank.worker.claim import Claim, Document
+from pgrerank.worker.cutting import Passage, Work, cut_documents, portions
 from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.models import Models
@@ -36,8 +37,8 @@ known of the speed, and at most."""
 CLAIM_SECONDS = 0.5
 """Seconds for which the documents of a claim should be encoded."""
 CHARACTERS = 2**18
-"""Characters of the documents that are encoded at a time, if there are several, which bounds the
-memory for their token vectors."""
+"""Characters of the passages that are encoded and stored at a time, which bounds the memory for
+their token vectors, and what of a long document a killed worker's successor has to do again."""
 SESSIONS = max(2, min(4, (os.cpu_count() or 1) // 2))
 """Sessions that claim side by side, at most: while some store, the documents of another are
 encoded."""
@@ -159,8 +160,13 @@ class Ingest:
                 kind: await self._models.encoder(name, kind) for kind, name in claim.models.items()
             }
             reduction = await self._reduction(connection, claim, encoders)
-            for documents in _by_length(waiting):
-                await self._encode_and_store(connection, claim, documents, encoders, reduction)
+            cuts = await asyncio.to_thread(cut_documents, claim, waiting, encoders)
+            given_up: set[str] = set()
+            for portion in portions(cuts, CHARACTERS):
+                if works := [work for work in portion if work.cut.document.key not in given_up]:
+                    given_up |= await self._encode_and_store(
+                        connection, claim, works, encoders, reduction
+                    )
 
     async def _reduction(
         self,
@@ -179,24 +185,31 @@ class Ingest:
         self,
         connection: psycopg.AsyncConnection[Any],
         claim: Claim,
-        documents: Sequence[Document],
+        works: Sequence[Work],
         encoders: dict[str, Encoder],
         reduction: Reduction,
-    ) -> None:
-        """Encode and store all documents; where that fails, each alone, so that one is at fault."""
+    ) -> set[str]:
+        """Encode and store passages; where that fails, each document's alone, so that one is at
+        fault. Returns the keys of those that are.
+        """
         try:
             begun = time.monotonic()
-            vectors = await self._encode(documents, encoders, reduction)
-            self._pace(len(documents), time.monotonic() - begun)
-            await _store(connection, claim, documents, vectors)
+            vectors = await self._encode(works, encoders, reduction)
+            self._pace(len(works), time.monotonic() - begun)
+            await _store(connection, claim, works, vectors)
         except (psycopg.OperationalError, EndpointError):
             raise
         except Exception as error:
-            if len(documents) > 1:
-                for document in documents:
-                    await self._encode_and_store(connection, claim, [document], encoders, reduction)
-            else:
-                await _fail(connection, claim, documents[0], error)
+            if len(works) == 1:
+                await _fail(connection, claim, works[0].cut.document, error)
+                return {works[0].cut.document.key}
+            given_up: set[str] = set()
+            for work in works:
+                given_up |= await self._encode_and_store(
+                    connection, claim, [work], encoders, reduction
+                )
+            return given_up
+        return set()
 
     def _pace(self, documents: int, took: float) -> None:
         """Fit claims and sessions to how fast documents are encoded."""
@@ -206,67 +219,61 @@ class Ingest:
             self._helpers.append(asyncio.create_task(self._help()))
 
     async def _encode(
-        self, documents: Sequence[Document], encoders: dict[str, Encoder], reduction: Reduction
+        self, works: Sequence[Work], encoders: dict[str, Encoder], reduction: Reduction
     ) -> list[Vectors]:
-        """Encode documents; one without a text has no vectors."""
-        texts = {d.key: d.content for d in documents if d.content and d.content.strip()}
-        vectors = await encode_texts(
-            self._engine, "ingest", encoders, "document", list(texts.values()), reduction
-        )
-        by_key = dict(zip(texts, vectors, strict=True))
-        return [by_key.get(document.key, Vectors(None, None)) for document in documents]
+        texts = [passage.reading for work in works for passage in work.passages]
+        return await encode_texts(self._engine, "ingest", encoders, "document", texts, reduction)
 
 
 async def _store(
     connection: psycopg.AsyncConnection[Any],
     claim: Claim,
-    documents: Sequence[Document],
+    works: Sequence[Work],
     vectors: Sequence[Vectors],
 ) -> None:
-    pairs = [(d.key, one) for d, one in zip(documents, vectors, strict=True)]
-    embeddings = [(key, one.embedding) for key, one in pairs if one.embedding is not None]
+    owned = [(work.cut.document.key, passage) for work in works for passage in work.passages]
+    embeddings = [one.embedding for one in vectors if one.embedding is not None]
     tiers = [DType(claim.token_precision), *([DType.BIT] if claim.token_bits else [])]
-    packed = [await asyncio.to_thread(_parts, pairs, tier) for tier in tiers]
+    packed = [await asyncio.to_thread(_parts, owned, vectors, tier) for tier in tiers]
     await connection.execute(
-        f"SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %b{', %s, %b, %b' * len(tiers)})",
+        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+        f" %b{', %s, %s, %b, %b' * len(tiers)})",
         (
             *(claim.reranker, claim.generation),
-            [document.key for document in documents],
-            [document.ticket for document in documents],
-            [document.content_hash for document in documents],
-            [key for key, _ in embeddings],
-            Reals(np.concatenate([[], *(embedding for _, embedding in embeddings)])),
+            [work.cut.document.key for work in works],
+            [work.cut.document.ticket for work in works],
+            [work.cut.document.content_hash if work.is_last else None for work in works],
+            [None if one is None else f"{{{','.join(map(str, one))}}}" for one in _bounds(works)],
+            [key for key, _ in owned],
+            [Int4(passage.number) for _, passage in owned],
+            [passage.hash for _, passage in owned],
+            [passage.cut_hash for _, passage in owned],
+            [Int4(place) if embeddings else None for place, _ in enumerate(owned, 1)],
+            Reals(np.concatenate([[], *embeddings])),
             *(column for tier in packed for column in tier),
         ),
     )
 
 
+def _bounds(works: Sequence[Work]) -> list[Sequence[int] | None]:
+    return [work.cut.bounds for work in works]
+
+
 def _parts(
-    pairs: Sequence[tuple[str, Vectors]], dtype: DType
-) -> tuple[list[str], list[Int4], list[bytes]]:
-    """Token vectors packed in parts: of each the key of its document, its number, and the bytes."""
+    owned: Sequence[tuple[str, Passage]], vectors: Sequence[Vectors], dtype: DType
+) -> tuple[list[str], list[Int4], list[Int4], list[bytes]]:
+    """Token vectors packed in parts: of each the key of its document, the number of its passage,
+    its own, and the bytes.
+    """
     parts = [
-        (key, Int4(number), part)
-        for key, one in pairs
+        (key, Int4(passage.number), Int4(number), part)
+        for (key, passage), one in zip(owned, vectors, strict=True)
         if one.tokens is not None and len(one.tokens)
         for number, part in enumerate(pack_parts(one.tokens, dtype), 1)
     ]
-    return [key for key, _, _ in parts], [n for _, n, _ in parts], [part for _, _, part in parts]
-
-
-def _by_length(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """The documents in lists of a bounded length in characters, of one document at least."""
-    some: list[Document] = []
-    left = CHARACTERS
-    for document in documents:
-        size = len(document.content or "")
-        if some and size > left:
-            yield some
-            some, left = [], CHARACTERS
-        some.append(document)
-        left -= size
-    if some:
-        yield some
+    columns = list(zip(*parts, strict=True)) or [(), (), (), ()]
+    keys, passages, numbers, tokens = map(list, columns)
+    return keys, passages, numbers, tokens
 
 
 async def _fail(

@@ -27,11 +27,11 @@ _STAGE = """
 _SCORE = """
 CREATE OR REPLACE FUNCTION _score_backwards(
     _reranker rerankers, _generation generations, _call search_call, _keys text[],
-    _deadline timestamptz, OUT keys text[], OUT scores real[])
+    _deadline timestamptz, OUT keys text[], OUT scores real[], OUT passages int[])
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    SELECT _keys, array_agg(k.place::real ORDER BY k.place)
+    SELECT _keys, array_agg(k.place::real ORDER BY k.place), NULL
     FROM unnest(_keys) WITH ORDINALITY k (key, place)
 $$;
 """

@@ -20,7 +20,7 @@ from pgrerank.models.http.model import HttpModel, all_or_none
 from pgrerank.models.instructions import no_instruction, with_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.reduction import of_length_one
-from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
+from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Span, Vectors
 from pgrerank.models.steps import Remote
 from pgrerank.models.windows import without_surrogates
 
@@ -35,6 +35,9 @@ _OF_KIND: Mapping[str, frozenset[str]] = {
 MAX_CHARACTERS = 8000
 """Characters of a text that are encoded at once: 8,191 tokens, which is what OpenAI's models take,
 in nearly all scripts."""
+CHARACTERS_A_TOKEN = 4
+"""As which the tokens of an endpoint's model are guessed, in scripts with spaces."""
+_TOKEN = re.compile(r"[^\W\u2e80-\uffff\U00020000-\U0003ffff]{1,4}|\S")
 _ROOM = 2**20
 _ECHO = 6
 """How many bytes an answer may have for each of the request: some repeat the texts, escaped."""
@@ -148,6 +151,7 @@ class HttpEncoder(_Batched):
         self._dims = self.options.count("dims")
         self.prompts: Mapping[str, str] = self.options.prompts() or {}
         self.most = self.options.count("max_characters") or MAX_CHARACTERS
+        self.room = max(self.most // CHARACTERS_A_TOKEN, 4)
 
     @functools.cached_property
     def embedding_dims(self) -> int | None:
@@ -158,6 +162,10 @@ class HttpEncoder(_Batched):
     def token_dims(self) -> int | None:
         """Dimensions of a token vector, found by asking for some."""
         return self._probe[0].shape[1] if self._kind == "late_interaction" else None
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Where tokens of texts may stand: a word of some letters, or another character."""
+        return [[one.span() for one in _TOKEN.finditer(text)] for text in texts]
 
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool

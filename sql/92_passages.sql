@@ -1,0 +1,105 @@
+-- The best passages of documents: read by cross-encoders, and returned with their documents.
+
+-- What a stage said of passages, if it tells these apart.
+CREATE OR REPLACE FUNCTION _found(_stage text, _keys text[], _passages int[], _scores real[]) RETURNS scored_passages[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN array_remove(_passages, NULL) <> '{}'
+        THEN ARRAY[(_stage, _keys, _passages, _scores)::scored_passages] ELSE '{}' END
+$$;
+
+-- The best passages of these documents by the last stage that scored any of a document's, then those that only earlier
+-- ones scored; the score is that stage's.
+CREATE OR REPLACE FUNCTION _best_passages(_found scored_passages[], _keys text[], _most int)
+RETURNS TABLE (key text, passage int, score real, place int)
+LANGUAGE sql IMMUTABLE ROWS 30
+SET search_path FROM CURRENT
+AS $$
+    SELECT b.key, b.passage, b.score, b.place::int
+    FROM (
+        SELECT l.*, row_number() OVER (PARTITION BY l.key ORDER BY l.number DESC, l.score DESC, l.passage) AS place
+        FROM (
+            SELECT DISTINCT ON (p.key, p.passage) p.key, p.passage, p.score, s.number
+            FROM unnest(_found) WITH ORDINALITY s (stage, keys, passages, scores, number),
+                unnest(s.keys, s.passages, s.scores) p (key, passage, score)
+            WHERE p.key = ANY (_keys) AND p.score > '-Infinity' AND p.score < 'Infinity'
+            ORDER BY p.key, p.passage, s.number DESC) l) b
+    WHERE b.place <= _most
+$$;
+
+-- The best passages of documents with their texts, as the caller may read them: those that stages have found, and after
+-- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage.
+CREATE OR REPLACE FUNCTION _passage_texts(
+    _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int)
+RETURNS TABLE (key text, passage int, starts int, ends int, is_part boolean, score real, place int, text text,
+    prefix text)
+LANGUAGE plpgsql STABLE ROWS 30
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($sql$
+        WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
+        SELECT c.key, c.passage, c.starts, c.ends, c.is_part, c.score, c.standing::int,
+            CASE WHEN c.is_part THEN substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) ELSE c.content END,
+            c.prefix
+        FROM (
+            SELECT d.key::text AS key, p.passage, p.starts, p.ends, s.bounds IS NOT NULL AS is_part, b.score, d.content,
+                d.prefix, row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
+            FROM %s d LEFT JOIN %s s ON s.key = d.key CROSS JOIN LATERAL _passages_of(s.bounds, d.content) p
+            LEFT JOIN best b ON b.key = d.key::text AND b.passage = p.passage
+            WHERE d.key = ANY ($2::%s[])) c
+        WHERE c.standing <= $3
+        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type)
+    USING _found, _keys, _most;
+END
+$$;
+
+-- What models read of documents, in these' order: the best passages of each. No more than _most_characters are read of
+-- what is no passage.
+CREATE OR REPLACE FUNCTION _readings(
+    _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int,
+    OUT keys text[], OUT contents text[])
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(t.key ORDER BY k.place, t.place), array_agg(
+        _as_read(_generation.passage_structure, t.prefix, left(t.text, _most_characters())) ORDER BY k.place, t.place)
+    FROM _passage_texts(_reranker, _generation, _found, _keys, _most) t
+    JOIN unnest(_keys) WITH ORDINALITY k (key, place) USING (key)
+    WHERE t.text ~ '\S'
+$$;
+
+-- The outcome with the passages to be shown of the documents that are returned. One whose text has changed since it was
+-- encoded is not shown: where its passages are isn't known before it is encoded again.
+CREATE OR REPLACE FUNCTION _with_passages(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz := clock_timestamp();
+    generation generations := _generation(_reranker.name, _reranker.generation);
+BEGIN
+    IF _reranker.passages = 0 OR _outcome.pool IS NULL THEN
+        RETURN _outcome;
+    END IF;
+    EXECUTE format($sql$
+        SELECT jsonb_object_agg(d.key, d.first || CASE WHEN $5 > 1 THEN jsonb_build_object('passages', d.passages)
+            ELSE '{}' END)
+        FROM (
+            SELECT s.key, (array_agg(s.shown ORDER BY s.place))[1] AS first,
+                jsonb_agg(s.shown ORDER BY s.place) AS passages
+            FROM (
+                SELECT t.key, t.place, jsonb_build_object('text', t.text, 'start', t.starts, 'end', t.ends,
+                    'score', t.score) AS shown
+                FROM _passage_texts($1, $2, $3, $4, $5) t LEFT JOIN %s p ON p.key = t.key::%s AND p.passage = t.passage
+                WHERE t.text IS NOT NULL AND (NOT t.is_part OR p.cut_hash = _cut_hash(t.text))) s
+            GROUP BY s.key) d
+        $sql$, _side_table(generation, 'passages'), _reranker.key_type)
+    INTO _outcome.shown USING _reranker, generation, _outcome.found, ARRAY(
+        SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
+        _reranker.passages;
+    _outcome.times := _outcome.times || jsonb_build_object('passages', _milliseconds(started));
+    RETURN _outcome;
+END
+$$;

@@ -68,17 +68,20 @@ def fill(connection: psycopg.Connection, documents: int) -> np.ndarray:
         (SOURCES, documents - 1),
     )
     with connection.cursor().copy(
-        "COPY pgrerank.documents_1 (key, embedding, content_hash) FROM STDIN"
+        "COPY pgrerank.documents_1_passages (key, passage, embedding, hash, cut_hash) FROM STDIN"
     ) as copy:
         for start in range(0, documents, 10_000):
             count = min(10_000, documents - start)
             noise = unit_vectors(generator, count, DIMS)
             vectors = topics[generator.integers(TOPICS, size=count)] + noise
             for place, vector in enumerate(vectors.astype(np.float16)):
-                copy.write_row((start + place, str(vector.tolist()), b"-"))
+                copy.write_row((start + place, 1, str(vector.tolist()), b"-", b"-"))
+    connection.execute(
+        "INSERT INTO pgrerank.documents_1 (key, content_hash)"
+        " SELECT p.key, '-' FROM pgrerank.documents_1_passages p"
+    )
     connection.execute("RESET session_replication_role")
-    connection.execute("VACUUM ANALYZE documents")
-    connection.execute("VACUUM ANALYZE pgrerank.documents_1")
+    connection.execute("VACUUM ANALYZE")
     return topics
 
 

@@ -75,20 +75,26 @@ def fill(connection: psycopg.Connection, sizes: Sequence[int]) -> None:
     for index, _ in indexes:
         connection.execute(f"DROP INDEX {index}")
     with connection.cursor().copy(
-        "COPY pgrerank.plain_1 (key, embedding, content_hash) FROM STDIN"
+        "COPY pgrerank.plain_1_passages (key, passage, embedding, hash, cut_hash) FROM STDIN"
     ) as copy:
         for start in range(0, len(tenants), 10_000):
             count = min(10_000, len(tenants) - start)
             noise = unit_vectors(generator, count, DIMS)
             vectors = topics[generator.integers(TOPICS, size=count)] + noise
             for place, vector in enumerate(vectors.astype(np.float16)):
-                copy.write_row((start + place, str(vector.tolist()), b"-"))
+                copy.write_row((start + place, 1, str(vector.tolist()), b"-", b"-"))
     connection.execute("RESET session_replication_role")
     connection.execute(
-        "INSERT INTO pgrerank.by_tenant_1 (key, embedding, content_hash, tenant)"
-        " SELECT s.key, s.embedding, s.content_hash, d.tenant"
-        " FROM pgrerank.plain_1 s JOIN documents d ON d.id = s.key ORDER BY s.key"
+        "INSERT INTO pgrerank.by_tenant_1_passages"
+        " (key, passage, embedding, hash, cut_hash, tenant)"
+        " SELECT p.key, p.passage, p.embedding, p.hash, p.cut_hash, d.tenant"
+        " FROM pgrerank.plain_1_passages p JOIN documents d ON d.id = p.key ORDER BY p.key"
     )
+    for name, tenant in (("plain", "NULL"), ("by_tenant", "d.tenant")):
+        connection.execute(
+            f"INSERT INTO pgrerank.{name}_1 (key, content_hash, tenant)"
+            f" SELECT d.id, '-', {tenant} FROM documents d"
+        )
     connection.execute("SET maintenance_work_mem = '4GB'")
     for _, definition in indexes:
         note(definition)

@@ -107,8 +107,7 @@ DECLARE
     settled claimed := _claim;
 BEGIN
     IF _claim.embedding_model IS NULL AND _claim.late_interaction_model IS NULL THEN
-        PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes,
-            array_fill(NULL::text, ARRAY[cardinality(_claim.keys)]));
+        PERFORM store(_claim.reranker, _claim.generation, _claim.keys, _claim.tickets, _claim.content_hashes);
         settled.keys := '{}';
         settled.tickets := '{}';
         settled.contents := '{}';

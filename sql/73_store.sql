@@ -10,7 +10,7 @@
 -- likewise. A document that has gone meanwhile is left out, and so is one that has changed, or is locked: it has a new
 -- ticket, and stays pending. Where the generation was dropped meanwhile, nothing is stored.
 CREATE OR REPLACE FUNCTION store(
-    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], bounds text[],
+    reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], bounds text[] DEFAULT NULL,
     passage_keys text[] DEFAULT '{}', passages int[] DEFAULT '{}', passage_hashes bytea[] DEFAULT '{}',
     cut_hashes bytea[] DEFAULT '{}', embedding_places int[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
     token_keys text[] DEFAULT '{}', token_passages int[] DEFAULT '{}', token_parts int[] DEFAULT '{}',

@@ -73,7 +73,7 @@ def test_candidates_of_ones_own_bring_their_scores_or_get_them_by_the_embedding(
     own = f"keys => '{{3,1,99,2,1}}', {nearly}, key_scores => %s"
     rows = db.execute(SEARCH.format(own), [[0.5, 2.5, 9.0, None, 7.0]]).fetchall()
     assert [(row[0], row[2], row[3]) for row in rows] == [(1, 2.5, 2), (2, None, 3), (3, 0.5, 1)]
-    vector = "(SELECT embedding::vector FROM pgrerank.documents_1 WHERE key = 2)"
+    vector = "(SELECT embedding::vector FROM pgrerank.documents_1_passages WHERE key = 2)"
     near = f"keys => '{{1,2,3}}', query_embedding => {vector}, stages => '{{dense}}'"
     rows = db.execute(SEARCH.format(near)).fetchall()
     assert [row[0] for row in rows] == [1, 2, 3], "the order is the caller's"

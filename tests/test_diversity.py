@@ -47,7 +47,7 @@ def varied(request, make_database, pgrerank_template):
             source.encode_by_hand()
             if not own:
                 plain.execute(
-                    "UPDATE pgrerank.documents_1 s SET embedding = d.vec::halfvec"
+                    "UPDATE pgrerank.documents_1_passages s SET embedding = d.vec::halfvec"
                     " FROM documents d WHERE d.id = s.key"
                 )
 
@@ -61,7 +61,7 @@ def varied(request, make_database, pgrerank_template):
                 "strict": True,
             },
         )
-        table = "documents_1 s ON s.key" if request.param == "side table" else "documents s ON s.id"
+        table = "documents_1_passages s ON s.key" if request.param == "side table" else "documents s ON s.id"
         schema = "pgrerank." if request.param == "side table" else ""
         column = "embedding::vector" if request.param == "side table" else "vec"
         call.vectors = {

@@ -124,8 +124,8 @@ def test_a_model_stays_registered_as_long_as_a_generation_can_come_back(db, alte
 
 def test_searches_across_the_switch_and_back_see_one_generation_whole(dsn, db, altered):
     other = str([0.0, 1.0] + [0.0] * 30)
-    db.execute("UPDATE pgrerank.documents_1 SET embedding = %s::halfvec", (VECTOR,))
-    db.execute("UPDATE pgrerank.documents_2 SET embedding = %s::halfvec", (other,))
+    db.execute("UPDATE pgrerank.documents_1_passages SET embedding = %s::halfvec", (VECTOR,))
+    db.execute("UPDATE pgrerank.documents_2_passages SET embedding = %s::halfvec", (other,))
     one, two = (1.0,) * 3, (0.0,) * 3
     seen: Counter[tuple[float, ...]] = Counter()
     stop = threading.Event()
@@ -191,9 +191,12 @@ def test_a_killed_worker_and_a_killed_server_in_the_middle_lose_and_mix_nothing(
             "SELECT pgrerank._content_hash(concat_ws(E'\\n', title, body)) FROM documents"
         )
         assert hashes(db, 2) == {value for (value,) in wanted.fetchall()}
-        assert db.execute(
-            "SELECT count(*), count(DISTINCT key) FROM pgrerank.documents_2_tokens WHERE part = 1"
-        ).fetchone() == (303, 303)
+        stored = (
+            "SELECT count(*), count(DISTINCT p.key) FROM pgrerank.documents_2_passages p"
+            " JOIN pgrerank.documents_2_tokens t USING (key, passage) WHERE t.part = 1"
+        )
+        numbers = "SELECT sum(cardinality(pgrerank._numbers(bounds))), 303 FROM pgrerank.documents_2"
+        assert db.execute(stored).fetchone() == db.execute(numbers).fetchone()
 
 
 def hashes(db: psycopg.Connection, generation: int) -> set[bytes]:

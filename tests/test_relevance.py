@@ -75,7 +75,7 @@ def calibrated(db, source):
     for key in (1, 2, 3):
         matrix = np.random.default_rng(key).normal(size=(5, 32)).astype(np.float32) / 3
         db.execute(
-            "INSERT INTO pgrerank.documents_1_tokens VALUES (%s, 0, %s)",
+            "INSERT INTO pgrerank.documents_1_tokens VALUES (%s, 1, 0, %s)",
             (key, pack(matrix, DType.INT8)),
         )
     calibrate_by_hand(db)

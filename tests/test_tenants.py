@@ -27,7 +27,7 @@ TITLE = "made up"
 TITLE_HASH = hashlib.sha256(TITLE.encode()).digest()
 INDEXES = (
     "SELECT i.indexrelid::regclass::text, pg_get_expr(i.indpred, i.indrelid), i.indisvalid"
-    " FROM pg_index i WHERE i.indrelid = 'pgrerank.documents_1'::regclass AND i.indpred IS NOT NULL"
+    " FROM pg_index i WHERE i.indrelid = 'pgrerank.documents_1_passages'::regclass AND i.indpred IS NOT NULL"
 )
 
 
@@ -42,12 +42,18 @@ def add(db, tenant: object, count: int) -> None:
             (TITLE, tenant, count),
         ).fetchall()
         with db.cursor().copy(
-            "COPY pgrerank.documents_1 (key, embedding, content_hash, tenant) FROM STDIN"
+            "COPY pgrerank.documents_1_passages (key, passage, embedding, hash, cut_hash, tenant)"
+            " FROM STDIN"
         ) as copy:
             for [key] in keys:
                 vector = [round(generator.gauss(0, 1), 3) for _ in range(32)]
-                copy.write_row((key, str(vector), TITLE_HASH, tenant))
-    db.execute("ANALYZE documents, pgrerank.documents_1")
+                copy.write_row((key, 1, str(vector), b"-", b"-", tenant))
+        db.execute(
+            "INSERT INTO pgrerank.documents_1 (key, content_hash, tenant)"
+            " SELECT p.key, %s, p.tenant FROM pgrerank.documents_1_passages p WHERE p.tenant = %s",
+            (TITLE_HASH, tenant),
+        )
+    db.execute("ANALYZE documents, pgrerank.documents_1, pgrerank.documents_1_passages")
     db.execute(WITHOUT_SORT)
 
 
@@ -179,7 +185,7 @@ def test_a_broken_index_is_made_again(dsn, db, tenants):
     asyncio.run(change_indexes(dsn))
     db.execute(
         "UPDATE pg_index SET indisvalid = false WHERE indpred IS NOT NULL AND indrelid ="
-        " 'pgrerank.documents_1'::regclass"
+        " 'pgrerank.documents_1_passages'::regclass"
     )
     exact = found(db, {"tenant": 7}, recall="exact")
     assert len(set(found(db, {"tenant": 7})) & set(exact)) >= 8
@@ -195,7 +201,7 @@ def test_a_broken_reranker_keeps_no_other_from_its_indexes(dsn, db, tenants, cap
         "SELECT pgrerank.create_reranker('broken', 'broken', '{body}',"
         " embedding_model => 'embedding', tenant_column => 'tenant')"
     )
-    db.execute("DROP TABLE pgrerank.broken_1 CASCADE")
+    db.execute("DROP TABLE pgrerank.broken_1_passages CASCADE")
     asyncio.run(change_indexes(dsn))
     assert len(db.execute(INDEXES).fetchall()) == 1
     assert "reranker broken: indexes of tenants" in caplog.text

@@ -79,7 +79,7 @@ class Source:
                 vector[int(document.content_hash[0]) % 32] = 1.0
                 self.connection.execute(
                     "SELECT pgrerank.store(%s, %s, %s, %s, %s, ARRAY[NULL], %s, ARRAY[1], ARRAY['h'::bytea],"
-                    " ARRAY[pgrerank._cut_hash(%s)], ARRAY[1], %s::float8[]::real[])",
+                    " ARRAY[pgrerank._cut_hash(coalesce(%s, ''))], ARRAY[1], %s::float8[]::real[])",
                     (
                         *(claim.reranker, claim.generation),
                         *([document.key], [document.ticket], [document.content_hash]),

@@ -72,7 +72,8 @@ $$;
 
 -- The outcome with the passages to be shown of the documents that are returned. One whose text has changed since it was
 -- encoded is not shown: where its passages are isn't known before it is encoded again.
-CREATE OR REPLACE FUNCTION _with_passages(_reranker rerankers, _outcome search_outcome) RETURNS search_outcome
+CREATE OR REPLACE FUNCTION _with_passages(_reranker rerankers, _outcome search_outcome, _deadline timestamptz)
+RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -84,14 +85,13 @@ BEGIN
         RETURN _outcome;
     END IF;
     EXECUTE format($sql$
-        SELECT jsonb_object_agg(d.key, d.first || CASE WHEN $5 > 1 THEN jsonb_build_object('passages', d.passages)
-            ELSE '{}' END)
+        SELECT jsonb_object_agg(d.key, d.first || jsonb_build_object('passages', d.passages))
         FROM (
-            SELECT s.key, (array_agg(s.shown ORDER BY s.place))[1] AS first,
-                jsonb_agg(s.shown ORDER BY s.place) AS passages
+            SELECT s.key, (array_agg(s.shown || s.hidden ORDER BY s.place))[1] AS first,
+                CASE WHEN $5 > 1 THEN jsonb_agg(s.shown ORDER BY s.place) END AS passages
             FROM (
                 SELECT t.key, t.place, jsonb_build_object('text', t.text, 'start', t.starts, 'end', t.ends,
-                    'score', t.score) AS shown
+                    'score', t.score) AS shown, jsonb_build_object('passage', t.passage, 'prefix', t.prefix) AS hidden
                 FROM _passage_texts($1, $2, $3, $4, $5) t LEFT JOIN %s p ON p.key = t.key::%s AND p.passage = t.passage
                 WHERE t.text IS NOT NULL AND (NOT t.is_part OR p.cut_hash = _cut_hash(t.text))) s
             GROUP BY s.key) d
@@ -99,7 +99,66 @@ BEGIN
     INTO _outcome.shown USING _reranker, generation, _outcome.found, ARRAY(
         SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
         _reranker.passages;
+    IF _reranker.highlights AND (_outcome.call).query_tokens IS NOT NULL THEN
+        _outcome.shown := _highlighted(_reranker, generation, _outcome, _deadline);
+    END IF;
     _outcome.times := _outcome.times || jsonb_build_object('passages', _milliseconds(started));
     RETURN _outcome;
 END
+$$;
+
+-- The passages to be shown, with the words of each that answer the query's: where its token vectors are those that
+-- MaxSim has chosen. The vectors are the stored ones, and no model runs: the worker has the tokenizer that tells which
+-- stretch of a text each of them stands for. It can't where token vectors are pooled, or left out by the model.
+CREATE OR REPLACE FUNCTION _highlighted(
+    _reranker rerankers, _generation generations, _outcome search_outcome, _deadline timestamptz) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    keys text[];
+    request jsonb;
+    answer jsonb;
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(s.key ORDER BY s.key), jsonb_agg(jsonb_build_object(
+            'text', s.value ->> 'text', 'prefix', s.value ->> 'prefix', 'tokens', t.tokens) ORDER BY s.key)
+        FROM jsonb_each($1) s, LATERAL (
+            SELECT string_agg(encode(t.tokens, 'hex'), '' ORDER BY t.part) AS tokens FROM %s t
+            WHERE (t.key, t.passage) = (s.key::%s, (s.value ->> 'passage')::int)) t
+        WHERE t.tokens IS NOT NULL
+        $sql$, _side_table(_generation, 'tokens'), _reranker.key_type)
+    INTO keys, request USING _outcome.shown;
+    IF keys IS NULL THEN
+        RETURN _outcome.shown;
+    END IF;
+    answer := _ask_worker(jsonb_build_object('call', 'highlight', 'model', _generation.late_interaction_model,
+        'query', encode((_outcome.call).query_tokens, 'hex'), 'structure', _generation.passage_structure,
+        'passages', request)::text, _deadline) -> 'highlights';
+    IF jsonb_typeof(answer) IS DISTINCT FROM 'array' OR jsonb_array_length(answer) <> cardinality(keys) THEN
+        PERFORM _raise('PGR03', 'the worker answered something else than highlights for each passage');
+    END IF;
+    RETURN (
+        SELECT _outcome.shown || jsonb_object_agg(k.key, _outcome.shown -> k.key
+            || jsonb_build_object('highlights', _moved(a.spans, (_outcome.shown -> k.key ->> 'start')::int)))
+        FROM unnest(keys) WITH ORDINALITY k (key, place)
+        JOIN jsonb_array_elements(answer) WITH ORDINALITY a (spans, place) USING (place));
+EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+    IF (_outcome.call)."strict" THEN
+        RAISE;
+    END IF;
+    RAISE WARNING 'pgrerank: nothing is highlighted: %', SQLERRM;
+    RETURN _outcome.shown;
+END
+$$;
+
+-- Spans within a passage as characters of its document.
+CREATE OR REPLACE FUNCTION _moved(_spans jsonb, _start int) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT coalesce(jsonb_agg(jsonb_build_object('start', (s.span ->> 'start')::int + _start,
+        'end', (s.span ->> 'end')::int + _start, 'score', s.span -> 'score') ORDER BY (s.span ->> 'start')::int), '[]')
+    FROM jsonb_array_elements(CASE jsonb_typeof(_spans) WHEN 'array' THEN _spans END) s (span)
+    WHERE jsonb_typeof(_spans) = 'array'
 $$;

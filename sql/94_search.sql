@@ -362,7 +362,7 @@ BEGIN
     END IF;
     diverse.returned := _call.top_k;
     RETURN _with_passages(
-        asked, _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page));
+        asked, _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page), deadline);
 END
 $$;
 

@@ -61,7 +61,11 @@ def varied(request, make_database, pgrerank_template):
                 "strict": True,
             },
         )
-        table = "documents_1_passages s ON s.key" if request.param == "side table" else "documents s ON s.id"
+        table = (
+            "documents_1_passages s ON s.key"
+            if request.param == "side table"
+            else "documents s ON s.id"
+        )
         schema = "pgrerank." if request.param == "side table" else ""
         column = "embedding::vector" if request.param == "side table" else "vec"
         call.vectors = {

@@ -195,7 +195,9 @@ def test_a_killed_worker_and_a_killed_server_in_the_middle_lose_and_mix_nothing(
             "SELECT count(*), count(DISTINCT p.key) FROM pgrerank.documents_2_passages p"
             " JOIN pgrerank.documents_2_tokens t USING (key, passage) WHERE t.part = 1"
         )
-        numbers = "SELECT sum(cardinality(pgrerank._numbers(bounds))), 303 FROM pgrerank.documents_2"
+        numbers = (
+            "SELECT sum(cardinality(pgrerank._numbers(bounds))), 303 FROM pgrerank.documents_2"
+        )
         assert db.execute(stored).fetchone() == db.execute(numbers).fetchone()
 
 

@@ -56,6 +56,7 @@ def test_a_search_is_remembered_with_ranks_times_and_arguments(served, db):
         "lexical",
         "maxsim",
         "cross_encoder",
+        "passages",
         "total",
     }
 

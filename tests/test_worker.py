@@ -45,7 +45,9 @@ def timed_search(connection: psycopg.Connection, arguments: str = "") -> list[tu
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
 def test_search_degrades_in_time_when_the_worker_is_gone_or_frozen(dsn, db, encoded, signal_):
-    vector = db.execute("SELECT embedding::text FROM pgrerank.documents_1_passages LIMIT 1").fetchone()[0]
+    vector = db.execute(
+        "SELECT embedding::text FROM pgrerank.documents_1_passages LIMIT 1"
+    ).fetchone()[0]
     encoded.signal(signal_)
     with psycopg.connect(dsn, autocommit=True) as fresh:
         for connection in (db, fresh, db, fresh):

@@ -81,6 +81,14 @@ MinRelevance = Annotated[
     float | None,
     typer.Option(help="Leave out what has less relevance, 0 to 1; 0: leave nothing out."),
 ]
+CrossEncoderPassages = Annotated[
+    int | None, typer.Option(help="Best passages of a document that the cross-encoder reads.")
+]
+Passages = Annotated[int | None, typer.Option(help="Best passages of a document to return.")]
+Highlights = Annotated[
+    bool | None,
+    typer.Option("--highlights/--no-highlights", help="Say which words answer the query's."),
+]
 Timeout = Annotated[str | None, typer.Option(help="Time limit of a search, such as '500 ms'.")]
 Blend = Annotated[
     dict[str, Any] | None,
@@ -142,8 +150,8 @@ def search_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
     names = (
         *("query", "top_k", "candidates", "maxsim_bit_top", "maxsim_top", "early_exit"),
         *("timeout", "blend", "instruction", "listwise_top", "signals", "group_by", "per_group"),
-        *("diversity", "duplicate_threshold", "min_relevance", "stages", "keys", "generation"),
-        *("strict", "after"),
+        *("diversity", "duplicate_threshold", "min_relevance", "cross_encoder_passages"),
+        *("passages", "highlights", "stages", "keys", "generation", "strict", "after"),
     )
     arguments = {name: parameters[name] for name in names if name in parameters}
     arguments["filter"] = parameters.get("filter_")

@@ -13,6 +13,7 @@ from pgrerank import judgements
 from pgrerank.cli.options import (
     Blend,
     Candidates,
+    CrossEncoderPassages,
     Diversity,
     Dsn,
     DuplicateThreshold,
@@ -59,6 +60,7 @@ def replay(
     diversity: Diversity = None,
     duplicate_threshold: DuplicateThreshold = None,
     min_relevance: MinRelevance = None,
+    cross_encoder_passages: CrossEncoderPassages = None,
     stages: Stages = None,
     generation: Generation = None,
     blend: Blend = None,

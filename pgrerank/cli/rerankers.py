@@ -14,6 +14,7 @@ from pgrerank.cli.options import (
     After,
     Blend,
     Candidates,
+    CrossEncoderPassages,
     Diversity,
     Dsn,
     DuplicateThreshold,
@@ -22,6 +23,7 @@ from pgrerank.cli.options import (
     Filter,
     Generation,
     GroupBy,
+    Highlights,
     Instruction,
     Json,
     Keys,
@@ -30,6 +32,7 @@ from pgrerank.cli.options import (
     MaxsimTop,
     MinRelevance,
     Name,
+    Passages,
     PerGroup,
     Query,
     Signals,
@@ -78,6 +81,19 @@ LanguageExpression = Annotated[
     str | None,
     typer.Option(help="Each document's own language: a column, or an SQL expression over columns."),
 ]
+PassageSize = Annotated[
+    int | None, typer.Option(help="Tokens of a passage at most; 0: what the models read at once.")
+]
+PassageOverlap = Annotated[
+    int | None, typer.Option(help="Tokens that a passage shares with the one before.")
+]
+PassageStructure = Annotated[
+    str | None, typer.Option(help="How texts are cut: as plain, markdown or html.")
+]
+PassagePrefix = Annotated[
+    str | None,
+    typer.Option(help="What models read before each passage: a column, or an SQL expression."),
+]
 TenantColumn = Annotated[
     str | None,
     typer.Option(help="The column that keeps tenants apart, where searches are filtered by it."),
@@ -117,6 +133,9 @@ def create(
     diversity: Diversity = None,
     duplicate_threshold: DuplicateThreshold = None,
     min_relevance: MinRelevance = None,
+    cross_encoder_passages: CrossEncoderPassages = None,
+    passages: Passages = None,
+    highlights: Highlights = None,
     token_precision: TokenPrecision = None,
     token_dims: TokenDims = None,
     token_pool: TokenPool = None,
@@ -128,6 +147,10 @@ def create(
     text_search_config: TextSearchConfig = None,
     language_expression: LanguageExpression = None,
     tenant_column: TenantColumn = None,
+    passage_size: PassageSize = None,
+    passage_overlap: PassageOverlap = None,
+    passage_structure: PassageStructure = None,
+    passage_prefix: PassagePrefix = None,
     key_column: Annotated[
         str | None,
         typer.Option(help="The column that tells documents apart, if not the primary key's."),
@@ -169,6 +192,9 @@ def alter(
     diversity: Diversity = None,
     duplicate_threshold: DuplicateThreshold = None,
     min_relevance: MinRelevance = None,
+    cross_encoder_passages: CrossEncoderPassages = None,
+    passages: Passages = None,
+    highlights: Highlights = None,
     token_precision: TokenPrecision = None,
     token_dims: TokenDims = None,
     token_pool: TokenPool = None,
@@ -180,11 +206,15 @@ def alter(
     text_search_config: TextSearchConfig = None,
     language_expression: LanguageExpression = None,
     tenant_column: TenantColumn = None,
+    passage_size: PassageSize = None,
+    passage_overlap: PassageOverlap = None,
+    passage_structure: PassageStructure = None,
+    passage_prefix: PassagePrefix = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 
-    What is not named stays. '' takes a model, languages or tenants out; 0 takes bits or the
-    projection out.
+    What is not named stays. '' takes a model, languages, tenants or the prefix out; 0 takes
+    bits or the projection out.
     """
     with report_errors(), _connect(dsn) as connection:
         call(connection, "alter_reranker", _settings(context))
@@ -321,6 +351,9 @@ def search(
     diversity: Diversity = None,
     duplicate_threshold: DuplicateThreshold = None,
     min_relevance: MinRelevance = None,
+    cross_encoder_passages: CrossEncoderPassages = None,
+    passages: Passages = None,
+    highlights: Highlights = None,
     stages: Stages = None,
     keys: Keys = None,
     after: After = None,

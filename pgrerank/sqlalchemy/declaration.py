@@ -65,7 +65,8 @@ class Reranker:
     what is searched: a column, several of them, or an expression over the table's columns. Models
     are given by name, or as `Model` to be registered as well. `language` is a column or expression
     that yields each document's own language (`language_expression`), `tenant` the column by which
-    searches are filtered for tenants (`tenant_column`). The other arguments are those of
+    searches are filtered for tenants (`tenant_column`), `passage_prefix` what models read in front
+    of each passage. The other arguments are those of
     pgrerank.create_reranker; what is left out is for the database to choose.
 
     Raises ArgumentError when a reranker of that name is declared already, or a column is not the
@@ -93,6 +94,9 @@ class Reranker:
         diversity: float | None = None,
         duplicate_threshold: float | None = None,
         min_relevance: float | None = None,
+        cross_encoder_passages: int | None = None,
+        passages: int | None = None,
+        highlights: bool | None = None,
         token_precision: str | None = None,
         token_dims: int | None = None,
         token_pool: int | None = None,
@@ -109,6 +113,10 @@ class Reranker:
         listwise_model: Model | str | None = None,
         listwise_top: int | None = None,
         key: SQLColumnExpression[Any] | None = None,
+        passage_size: int | None = None,
+        passage_overlap: int | None = None,
+        passage_structure: str | None = None,
+        passage_prefix: SQLColumnExpression[Any] | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
@@ -134,6 +142,9 @@ class Reranker:
             diversity=diversity,
             duplicate_threshold=duplicate_threshold,
             min_relevance=min_relevance,
+            cross_encoder_passages=cross_encoder_passages,
+            passages=passages,
+            highlights=highlights,
             token_precision=token_precision,
             token_dims=token_dims,
             token_pool=token_pool,
@@ -150,6 +161,10 @@ class Reranker:
             listwise_model=_name(listwise_model),
             listwise_top=listwise_top,
             key_column=_column_name(self.table, key),
+            passage_size=passage_size,
+            passage_overlap=passage_overlap,
+            passage_structure=passage_structure,
+            passage_prefix=None if passage_prefix is None else _rendered(passage_prefix),
         )
         self._attach()
 

@@ -43,6 +43,11 @@ COLUMNS: dict[str, type[TypeEngine[Any]]] = {
     "cross_encoder_model": Text,
     "signals_score": REAL,
     "relevance": REAL,
+    "passage": Text,
+    "passage_start": Integer,
+    "passage_end": Integer,
+    "passages": JSONB,
+    "highlights": JSONB,
     **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
 }
 """What NAME_search returns beside the key."""
@@ -63,6 +68,9 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
     "diversity": DOUBLE_PRECISION(),
     "duplicate_threshold": DOUBLE_PRECISION(),
     "min_relevance": DOUBLE_PRECISION(),
+    "cross_encoder_passages": Integer(),
+    "passages": Integer(),
+    "highlights": Boolean(),
     "stages": ARRAY(Text()),
     "key_scores": ARRAY(DOUBLE_PRECISION),
     "query_embedding": Vector(),
@@ -106,6 +114,13 @@ class Search(TableValuedAlias):
         return self.c.relevance
 
     @property
+    def passage(self) -> ColumnElement[str | None]:
+        """The best passage, cut from the document's text; from `c.passage_start` to
+        `c.passage_end`.
+        """
+        return self.c.passage
+
+    @property
     def stage(self) -> ColumnElement[str]:
         """The last stage that scored the document."""
         return self.c.stage
@@ -135,6 +150,9 @@ def search(
     diversity: float | None = None,
     duplicate_threshold: float | None = None,
     min_relevance: float | None = None,
+    cross_encoder_passages: int | None = None,
+    passages: int | None = None,
+    highlights: bool | None = None,
     stages: Sequence[str] | None = None,
     keys: Sequence[Any] | Select[Any] | None = None,
     key_scores: Sequence[float | None] | None = None,
@@ -176,6 +194,9 @@ def search(
         "diversity": diversity,
         "duplicate_threshold": duplicate_threshold,
         "min_relevance": min_relevance,
+        "cross_encoder_passages": cross_encoder_passages,
+        "passages": passages,
+        "highlights": highlights,
         "stages": None if stages is None else list(stages),
         "key_scores": None if key_scores is None else list(key_scores),
         "query_embedding": query_embedding,

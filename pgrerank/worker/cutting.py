@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pgrerank.models import Encoder
 from pgrerank.passages import cut
 from pgrerank.worker.claim import Claim, Document
 
+_TAG = re.compile("<[^>]*>")
 LARGEST = 512
 """Tokens of a passage at most, unless passage_size says otherwise: a longer one has one embedding
 for too many things."""
@@ -93,27 +96,40 @@ def _cut(claim: Claim, document: Document, encoder: Encoder, size: int) -> CutDo
     if len(found) == 1:
         is_stored = (document.stored or {}).get("1") == passages[0].hash.hex()
         return CutDocument(document, None, [] if is_stored else [passages[0]._replace(number=1)])
-    stored = defaultdict(list)
-    for number, known in (document.stored or {}).items():
-        stored[known].append(int(number))
-    unused = 1 + max((int(number) for number in document.stored or {}), default=0)
-    bounds: list[int] = []
-    new = []
-    for one, passage in zip(found, passages, strict=True):
-        if numbers := stored[passage.hash.hex()]:
-            number = numbers.pop()
-        else:
-            number, unused = unused, unused + 1
-            new.append(passage._replace(number=number))
-        bounds += (number, one.start, one.end)
-    return CutDocument(document, bounds, new)
+    numbered = _numbered(passages, document.stored or {})
+    bounds = [
+        value
+        for passage, place in zip(numbered, found, strict=True)
+        for value in (passage.number, place.start, place.end)
+    ]
+    stored = {int(number) for number in document.stored or {}}
+    return CutDocument(document, bounds, [one for one in numbered if one.number not in stored])
+
+
+def _numbered(passages: Sequence[Passage], stored: Mapping[str, str]) -> list[Passage]:
+    """The passages with the numbers of stored ones that are the same, or else with unused ones."""
+    known = defaultdict(list)
+    for number, name in stored.items():
+        known[name].append(int(number))
+    unused = itertools.count(1 + max(map(int, stored), default=0))
+    return [
+        one._replace(number=same.pop() if (same := known[one.hash.hex()]) else next(unused))
+        for one in passages
+    ]
+
+
+def as_read(structure: str, prefix: str, text: str) -> str:
+    """What models read of a passage, as `pgrerank._as_read` has it: without tags where it is HTML,
+    and the prefix in front, unless it begins with that.
+    """
+    if structure == "html":
+        text = _TAG.sub(" ", text)
+    return f"{prefix}\n{text}" if prefix and not text.startswith(prefix) else text
 
 
 def _passage(text: str, prefix: str, structure: str) -> Passage:
-    reading = text
-    if prefix and not text.startswith(prefix):
-        reading = f"{prefix}\n{text}"
-    return Passage(0, reading, _hash(f"{structure}\x1e{reading}", 16), _hash(text, 8))
+    reading = as_read(structure, prefix, text)
+    return Passage(0, reading, _hash(reading, 16), _hash(text, 8))
 
 
 def _hash(text: str, size: int) -> bytes:

@@ -7,7 +7,7 @@ import ctypes
 import logging
 
 from pgrerank.errors import RequestError
-from pgrerank.worker.requests import Encode, MaxSim, Request
+from pgrerank.worker.requests import Encode, Highlight, MaxSim, Request
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ LARGE = 2**20
 
 def check(request: Request) -> None:
     """Refuse a request whose texts would take too much memory; raises RequestError."""
-    if isinstance(request, MaxSim):
+    if isinstance(request, MaxSim | Highlight):
         return
     queries = request.texts if isinstance(request, Encode) else [request.query]
     if (longest := max(map(len, queries), default=0)) > QUERY:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import binascii
 from typing import Annotated, Any
 
 import msgspec
 
 from pgrerank.errors import RequestError
 
-__all__ = ["Align", "CrossEncode", "Encode", "Envelope", "Listwise", "MaxSim", "Request", "parse"]
+__all__ = [
+    "Align",
+    "CrossEncode",
+    "Encode",
+    "Envelope",
+    "Highlight",
+    "Listwise",
+    "MaxSim",
+    "Request",
+    "Shown",
+    "parse",
+    "unhex",
+]
 
 
 class _Call(msgspec.Struct, frozen=True, tag_field="call"):
@@ -61,7 +74,24 @@ class Align(_Call, frozen=True, tag="align"):
     documents: list[str]
 
 
-Request = Encode | MaxSim | CrossEncode | Listwise | Align
+class Shown(msgspec.Struct, frozen=True):
+    """A passage: its text, its token vectors in hexadecimal, and what was read in front of it."""
+
+    text: str
+    tokens: str
+    prefix: str | None = None
+
+
+class Highlight(_Call, frozen=True, tag="highlight"):
+    """Say which words of passages answer the query's, whose packed token vectors are given."""
+
+    model: str
+    query: str
+    passages: list[Shown]
+    structure: str = "plain"
+
+
+Request = Encode | MaxSim | CrossEncode | Listwise | Align | Highlight
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -70,6 +100,16 @@ class Envelope(msgspec.Struct, frozen=True):
     request: Request
     id: Any = None
     timeout_ms: Annotated[float, msgspec.Meta(gt=0)] = 60_000
+
+
+def unhex(text: str) -> bytes:
+    """Bytes of packed token vectors; raises RequestError for what is no hexadecimal."""
+    try:
+        return binascii.unhexlify(text)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(
+            f"token vectors are not hexadecimal: {error}", sqlstate="22023"
+        ) from error
 
 
 def parse(statement: str) -> Envelope:

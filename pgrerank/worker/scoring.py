@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from pgrerank.worker.aligning import align
 from pgrerank.worker.cache import Cache
 from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
+from pgrerank.worker.highlighting import highlight
 from pgrerank.worker.models import Models, read_specs
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.requests import (
@@ -28,9 +28,11 @@ from pgrerank.worker.requests import (
     CrossEncode,
     Encode,
     Envelope,
+    Highlight,
     Listwise,
     MaxSim,
     parse,
+    unhex,
 )
 
 _MAXSIM = Whole(
@@ -130,6 +132,9 @@ class Scorer:
                     answer = await align(
                         encoder, request.query, request.documents, self._engine, timeout
                     )
+                case Highlight() as request:
+                    encoder = await self._models.encoder(request.model, "late_interaction")
+                    answer = {"highlights": await highlight(encoder, request)}
         except RequestError:
             raise
         except PgrerankError as error:
@@ -179,13 +184,8 @@ class Scorer:
         return list(scores)
 
     async def _maxsim(self, request: MaxSim, timeout: float) -> dict[str, Any]:
-        try:
-            query = binascii.unhexlify(request.query)
-            documents = [binascii.unhexlify(text) for text in request.documents]
-        except (binascii.Error, ValueError) as error:
-            raise RequestError(
-                f"token vectors are not hexadecimal: {error}", sqlstate="22023"
-            ) from error
+        query = unhex(request.query)
+        documents = [unhex(text) for text in request.documents]
         [scores] = await self._engine.submit(
             "maxsim", _MAXSIM, [(query, documents)], timeout=timeout
         )

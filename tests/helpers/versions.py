@@ -31,7 +31,7 @@ CREATE OR REPLACE FUNCTION _score_backwards(
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    SELECT _keys, array_agg(k.place::real ORDER BY k.place), NULL
+    SELECT _keys, array_agg(k.place::real ORDER BY k.place), NULL::int[]
     FROM unnest(_keys) WITH ORDINALITY k (key, place)
 $$;
 """

@@ -1,0 +1,81 @@
+"""Which words of a passage answer the query's, by the token vectors that are stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgrerank.errors import TokensError
+from pgrerank.models import Encoder
+from pgrerank.models.spec import Span
+from pgrerank.tokens import unpack
+from pgrerank.worker.cutting import as_read
+from pgrerank.worker.requests import Highlight, Shown, unhex
+
+_DIGITS = 4
+Highlighted = list[dict[str, Any]] | None
+
+
+async def highlight(encoder: Encoder, request: Highlight) -> list[Highlighted]:
+    """For each passage the words that MaxSim has chosen, in their order; None where it can't be
+    told.
+
+    A word has its first character, the one after its last, and a score: the largest inner product
+    of one of its token vectors with that vector of the query which chose it. Raises TokensError for
+    vectors that are malformed, or of other dimensions than the query's.
+    """
+    query = unpack(unhex(request.query))
+    return await asyncio.to_thread(
+        lambda: [_of(encoder, query, passage, request.structure) for passage in request.passages]
+    )
+
+
+def _of(
+    encoder: Encoder, query: NDArray[np.float32], passage: Shown, structure: str
+) -> Highlighted:
+    vectors = unpack(unhex(passage.tokens))
+    if vectors.shape[1] != query.shape[1]:
+        raise TokensError(
+            f"a passage has token vectors of {vectors.shape[1]} dimensions, the query of"
+            f" {query.shape[1]}"
+        )
+    reading = as_read(structure, passage.prefix or "", passage.text)
+    begin = len(reading) - len(passage.text)
+    [spans] = encoder.offsets([reading])
+    if not reading.endswith(passage.text) or len(spans) != len(vectors):
+        return None
+    products = vectors @ query.T
+    best = {
+        int(at): float(products[at].max()) for at in dict.fromkeys(products.argmax(axis=0).tolist())
+    }
+    places = {at: (start - begin, end - begin) for at, (start, end) in enumerate(spans)}
+    return _words(passage.text, [(places[at], score) for at, score in sorted(best.items())])
+
+
+def _words(text: str, chosen: Sequence[tuple[Span, float]]) -> list[dict[str, Any]]:
+    """The words that tokens are in, each once."""
+    found: list[dict[str, Any]] = []
+    for (start, end), score in chosen:
+        start, end = _whole(text, start, end)
+        if end <= 0 or not text[max(start, 0) : end].strip():
+            continue
+        if found and found[-1]["start"] == start:
+            found[-1]["score"] = max(found[-1]["score"], round(score, _DIGITS))
+        else:
+            found.append({"start": start, "end": end, "score": round(score, _DIGITS)})
+    return found
+
+
+def _whole(text: str, start: int, end: int) -> Span:
+    """A token's place without space around it, as far as its word goes."""
+    while start < end and text[start].isspace():
+        start += 1
+    while 0 < start < len(text) and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
+    while 0 < end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
+        end += 1
+    return start, end

@@ -1,0 +1,325 @@
+"""Long documents: recalled by their best passage, judged by it, and shown with it."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from pgrerank.install import schema
+from pgrerank.models import ModelSpec, load_encoder, load_reranker
+from pgrerank.tokens import unpack
+from tests.helpers.sources import Source
+from tests.helpers.workers import wait_for, worker
+
+QUERY = "bread of flour"
+WORDS = ["cat", "pool", "bread", "water", "salt", "time", "one", "two", "three", "four", "day"]
+
+
+def sentence(number: int) -> str:
+    """A sentence of its own, of ten words."""
+    return f"The {' '.join(WORDS[(number * 7 + i * (number % 5 + 1)) % 11] for i in range(8))} {number}."
+
+
+def long_text(sentences: int) -> str:
+    return "\n\n".join(
+        " ".join(sentence(number) for number in range(first, min(first + 4, sentences)))
+        for first in range(0, sentences, 4)
+    )
+
+
+@pytest.fixture(scope="module", params=["kernel", "worker"])
+def long_dsn(request, make_database, pgrerank_template, tiny_models, tmp_path_factory):
+    """Three short documents and two long ones, encoded by a worker that stays up."""
+    dsn = make_database(pgrerank_template)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        has_kernel = schema.maxsim_engine(connection) != "worker"
+        if request.param == "kernel" and not has_kernel:
+            pytest.skip("the server has no native kernel")
+        if request.param == "worker" and has_kernel:
+            connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+        source = Source(connection)
+        for sentences in (30, 200):
+            connection.execute(
+                "INSERT INTO documents (title, body) VALUES ('Long', %s)", (long_text(sentences),)
+            )
+        source.models(**tiny_models)
+        source.create(timeout="20 s")
+        with worker(dsn, tmp_path_factory.mktemp("worker")):
+            wait_for(connection, "pending = 0 AND encoded = source_rows")
+            yield dsn
+
+
+@pytest.fixture
+def search(long_dsn):
+    """Calls the search function with named arguments; rows as dicts."""
+    with psycopg.connect(long_dsn, autocommit=True, row_factory=dict_row) as connection:
+
+        def call(query: str | None = QUERY, **arguments: Any) -> list[dict[str, Any]]:
+            named = "".join(f", {name} => %({name})s" for name in arguments)
+            return connection.execute(
+                f"SELECT * FROM pgrerank.documents_search(%(query)s{named})",
+                {"query": query, **arguments},
+            ).fetchall()
+
+        call.connection = connection
+        yield call
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_models):
+    return load_encoder(
+        ModelSpec("tokens", "late_interaction", "sentence_transformer", tiny_models["tokens"])
+    )
+
+
+def content(connection: psycopg.Connection, key: int) -> str:
+    row = connection.execute(
+        "SELECT content FROM pgrerank.texts('documents', ARRAY[%s])", (str(key),)
+    ).fetchone()
+    return row["content"]
+
+
+def passages(connection: psycopg.Connection, key: int) -> list[tuple[int, int, int]]:
+    """Of each passage of a document the number, and where it stands."""
+    rows = connection.execute(
+        "SELECT p.passage, p.starts, p.ends FROM pgrerank.documents_1 s,"
+        " LATERAL pgrerank._passages_of(s.bounds, (SELECT content FROM pgrerank.texts('documents',"
+        " ARRAY[s.key::text]))) p WHERE s.key = %s ORDER BY p.place",
+        (key,),
+    ).fetchall()
+    return [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows]
+
+
+def maxsim(query: np.ndarray, document: np.ndarray) -> float:
+    return float((document @ query.T).max(axis=0).sum())
+
+
+def test_passages_hold_all_of_a_text_and_fit_the_model(search, encoder):
+    for key, fewest in ((1, 1), (4, 5), (5, 30)):
+        text = content(search.connection, key)
+        found = passages(search.connection, key)
+        assert len(found) >= fewest
+        covered = "".join(text[start:end] for _, start, end in found)
+        assert "".join(covered.split()) == "".join(text.split())
+        sizes = [len(spans) for spans in encoder.offsets([text[s:e] for _, s, e in found])]
+        assert max(sizes) <= encoder.room
+    assert len(passages(search.connection, 1)) == 1
+
+
+def test_each_passage_has_an_embedding_of_its_own(search, encoder):
+    text = content(search.connection, 4)
+    for number, start, end in passages(search.connection, 4):
+        stored = search.connection.execute(
+            "SELECT embedding::text FROM pgrerank.documents_1_passages WHERE (key, passage) = (4, %s)",
+            (number,),
+        ).fetchone()
+        wanted = encoder.encode([text[start:end]], role="document", embeddings=True, tokens=False)
+        assert np.array(eval(stored["embedding"])) == pytest.approx(wanted.embeddings[0], abs=2e-3)
+
+
+def test_a_document_is_scored_and_shown_by_its_best_passage(search, encoder):
+    asked = encoder.encode([QUERY], role="query", embeddings=True, tokens=True)
+    for row in search(stages=["dense", "maxsim"], blend="{}", top_k=5):
+        text = content(search.connection, row["id"])
+        own = passages(search.connection, row["id"])
+        made = encoder.encode(
+            [text[s:e] for _, s, e in own], role="document", embeddings=True, tokens=True
+        )
+        likeness = made.embeddings @ asked.embeddings[0]
+        assert row["dense_score"] == pytest.approx(likeness.max(), abs=5e-3)
+        nearest = np.argsort(-likeness)[:8]  # so many of a document are scored by MaxSim
+        scores = {i: maxsim(asked.tokens[0], made.tokens[i]) for i in nearest}
+        assert row["maxsim_score"] == pytest.approx(max(scores.values()), rel=5e-3)
+        shown = next(i for i, (_, s, _) in enumerate(own) if s == row["passage_start"])
+        assert scores[shown] == pytest.approx(max(scores.values()), rel=5e-3)
+        assert row["passage"] == text[row["passage_start"] : row["passage_end"]]
+        assert row["passages"] is None
+
+
+def test_the_best_n_come_as_an_array(search):
+    plain = {row["id"]: row for row in search()}
+    for row in search(passages=3):
+        found = row["passages"]
+        assert len(found) == min(3, len(passages(search.connection, row["id"])))
+        assert found[0]["text"] == row["passage"] == plain[row["id"]]["passage"]
+        assert found[0]["start"] == row["passage_start"]
+        assert [one["score"] for one in found] == sorted(
+            (one["score"] for one in found), reverse=True
+        )
+        text = content(search.connection, row["id"])
+        assert all(text[one["start"] : one["end"]] == one["text"] for one in found)
+    assert {(row["passage"], row["passage_start"]) for row in search(passages=0)} == {(None, None)}
+
+
+@pytest.mark.parametrize("read", [1, 2])
+def test_the_cross_encoder_reads_the_best_passages_and_no_more(search, tiny_models, read):
+    reranker = load_reranker(
+        ModelSpec("reranker", "cross_encoder", "cross_encoder", tiny_models["reranker"])
+    )
+    for row in search(cross_encoder_passages=read, passages=read, early_exit=0):
+        texts = [one["text"] for one in row["passages"] or []] or [row["passage"]]
+        scores = reranker.score([(QUERY, text) for text in texts])
+        assert row["cross_encoder_score"] == pytest.approx(max(scores), abs=1e-3)
+
+
+def test_a_document_found_by_its_words_alone_shows_a_passage_too(search):
+    rows = search("sleeps", stages=["lexical"])
+    assert rows
+    assert all(row["passage"] for row in rows)
+
+
+def test_highlights_are_the_words_that_maxsim_chose(search, encoder):
+    asked = encoder.encode([QUERY], role="query", embeddings=False, tokens=True).tokens[0]
+    for row in search(highlights=True, stages=["dense", "maxsim"]):
+        text = content(search.connection, row["id"])
+        assert row["highlights"]
+        for one in row["highlights"]:
+            assert row["passage_start"] <= one["start"] < one["end"] <= row["passage_end"]
+        stored = search.connection.execute(
+            "SELECT string_agg(t.tokens, '' ORDER BY t.part) AS tokens"
+            " FROM pgrerank.documents_1_tokens t WHERE t.key = %s AND t.passage = ("
+            " SELECT p.passage FROM pgrerank.documents_1_passages p WHERE p.key = t.key"
+            " AND p.cut_hash = pgrerank._cut_hash(%s))",
+            (row["id"], row["passage"]),
+        ).fetchone()
+        products = unpack(stored["tokens"]) @ asked.T
+        spans = encoder.offsets([row["passage"]])[0]
+        for at in set(products.argmax(axis=0).tolist()):
+            word = row["passage"][slice(*spans[at])].strip()
+            place = row["passage_start"] + spans[at][0]
+            assert any(
+                one["start"] <= place < one["end"] and word in text[one["start"] : one["end"]]
+                for one in row["highlights"]
+            )
+    assert {row["highlights"] for row in search(stages=["dense", "maxsim"])} == {None}
+
+
+def test_half_the_candidates_passages_still_make_all_candidates(search):
+    """HNSW yields passages, most of them of one document; recall is of documents all the same."""
+    rows = search(stages=["dense"], candidates=5, top_k=5, recall="hnsw")
+    assert len({row["id"] for row in rows}) == 5
+
+
+@pytest.fixture
+def encoded(dsn, db, source, tiny_models, tmp_path):
+    """A long document, encoded; the worker has gone."""
+    source.models(**tiny_models)
+    source.create(timeout="20 s")
+    db.execute("UPDATE documents SET title = NULL, body = %s WHERE id = 1", (long_text(200),))
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "pending = 0 AND encoded = source_rows")
+    return source
+
+
+def rows_of(db: psycopg.Connection, key: int = 1) -> dict[int, str]:
+    """The transactions that have written the passages of a document, by number."""
+    return dict(
+        db.execute(
+            "SELECT passage, xmin::text FROM pgrerank.documents_1_passages WHERE key = %s", (key,)
+        ).fetchall()
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "most"),
+    [
+        ("body || E'\\n\\nOne more of bread, water and salt.'", 3),
+        ("replace(body, ' 100.', ' and a cat 100.')", 6),
+        ("'Salt is in front of it. ' || body", 6),
+    ],
+)
+def test_an_edit_encodes_few_passages(dsn, db, encoded, tmp_path, edit, most):
+    before = rows_of(db)
+    db.execute(f"UPDATE documents SET body = {edit} WHERE id = 1")
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "pending = 0")
+    after = rows_of(db)
+    assert len(after.items() - before.items()) <= most
+    assert len(after) >= len(before) - most
+    text = db.execute("SELECT content FROM pgrerank.texts('documents', '{1}')").fetchone()[0]
+    found = passages(db, 1)
+    covered = "".join(text[s:e] for _, s, e in found)
+    assert "".join(covered.split()) == "".join(text.split())
+    assert {number for number, _, _ in found} == set(after)
+    tokens = db.execute(
+        "SELECT DISTINCT passage FROM pgrerank.documents_1_tokens WHERE key = 1"
+    ).fetchall()
+    assert {number for (number,) in tokens} == set(after)
+
+
+def test_a_text_that_has_changed_is_not_shown_from_old_places(db, encoded):
+    search = (
+        "SELECT passage FROM pgrerank.documents_search('bread', keys => '{1}', strict => false)"
+    )
+    assert db.execute(search).fetchone()[0]
+    db.execute("UPDATE documents SET body = 'Secret: ' || reverse(body) WHERE id = 1")
+    assert db.execute(search).fetchone() == (None,)
+
+
+@pytest.mark.timeout(120)
+def test_what_a_killed_worker_has_stored_of_a_long_document_is_kept(dsn, db, encoded, tmp_path):
+    db.execute("UPDATE documents SET body = %s WHERE id = 1", (long_text(12_000),))
+    with worker(dsn, tmp_path, "--no-serve") as process:
+        while len(stored := rows_of(db)) < 2000:
+            assert db.execute("SELECT count(*) FROM pgrerank.pending").fetchone() == (1,)
+        process.signal(signal.SIGKILL)
+    stored = rows_of(db)
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "pending = 0 AND failed = 0")
+    after = rows_of(db)
+    assert len(after) > len(stored)
+    assert len(after.items() & stored.items()) >= 2000 - 100
+
+
+def test_a_prefix_is_read_in_front_of_each_passage(dsn, db, source, tiny_models, tmp_path):
+    source.models(**tiny_models)
+    source.create(text_columns=["body"], passage_prefix="title", timeout="20 s")
+    db.execute("UPDATE documents SET body = %s WHERE id = 1", (long_text(40),))
+    with worker(dsn, tmp_path):
+        wait_for(db, "pending = 0 AND encoded = source_rows")
+        reranker = load_reranker(
+            ModelSpec("reranker", "cross_encoder", "cross_encoder", tiny_models["reranker"])
+        )
+        cursor = db.cursor(row_factory=dict_row)
+        search = "SELECT * FROM pgrerank.documents_search(%s, keys => '{1}')"
+        [row] = cursor.execute(search, (QUERY,)).fetchall()
+        [score] = reranker.score([(QUERY, "Pools\n" + row["passage"])])
+        assert row["cross_encoder_score"] == pytest.approx(score, abs=1e-3)
+        before = rows_of(db)
+        db.execute("UPDATE documents SET title = 'Cats' WHERE id = 1")
+        wait_for(db, "pending = 0")
+        assert not rows_of(db).items() & before.items()
+        db.execute("ALTER TABLE documents RENAME COLUMN title TO heading")
+        [row] = cursor.execute(search, (QUERY,)).fetchall()
+        [score] = reranker.score([(QUERY, "Cats\n" + row["passage"])])
+        assert row["cross_encoder_score"] == pytest.approx(score, abs=1e-3)
+
+
+def test_another_size_is_another_generation(dsn, db, encoded, tmp_path):
+    before = len(passages(db, 1))
+    db.execute("SELECT pgrerank.alter_reranker('documents', passage_size => 20)")
+    with worker(dsn, tmp_path, "--no-serve"):
+        wait_for(db, "next_generation IS NULL AND pending = 0")
+    bounds = "SELECT cardinality(bounds) / 3 FROM pgrerank.documents_2 WHERE key = 1"
+    assert db.execute(bounds).fetchone()[0] > 2 * before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"passage_size": 3}, "passage_size is '3', expected 16 to 8192"),
+        ({"passage_overlap": 9000}, "passage_overlap is '9000', expected 0 to 4096"),
+        ({"passage_size": 20, "passage_overlap": 11}, "passage_overlap is 11, expected up to 10"),
+        ({"passage_structure": "word"}, "passage_structure is 'word', expected plain, markdown"),
+        ({"passage_prefix": "no_such_column"}, "no_such_column"),
+        ({"cross_encoder_passages": 0}, "cross_encoder_passages is '0', expected 1 to 100"),
+    ],
+)
+def test_settings_are_checked(source, settings, message):
+    with pytest.raises(psycopg.Error, match=message):
+        source.create(**settings)

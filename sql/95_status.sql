@@ -18,7 +18,8 @@ $$;
 CREATE OR REPLACE FUNCTION _status() RETURNS TABLE (
     reranker text, source regclass, generation int, next_generation int, source_rows bigint, encoded bigint,
     pending bigint, failed bigint, oldest_pending interval, last_error text, previous_generation int,
-    previous_until timestamptz, paused_until timestamptz, compared_at timestamptz, calibrated_at timestamptz
+    previous_until timestamptz, paused_until timestamptz, compared_at timestamptz, calibrated_at timestamptz,
+    passages bigint
 )
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -36,6 +37,7 @@ BEGIN
         WHERE g.reranker = r.name AND g.retired_at IS NOT NULL ORDER BY g.retired_at DESC LIMIT 1;
         source_rows := _counted(r.source::text);
         encoded := _counted(_side_table(r.name, coalesce(next_generation, r.generation)));
+        passages := _counted(_side_table(r.name, coalesce(next_generation, r.generation), 'passages'));
         SELECT count(*) FILTER (WHERE p.failed_at IS NULL), count(*) FILTER (WHERE p.failed_at IS NOT NULL),
             now() - min(p.enqueued_at) FILTER (WHERE p.failed_at IS NULL),
             (array_agg(p.key || ': ' || p.last_error ORDER BY p.failed_at DESC NULLS LAST)
@@ -60,4 +62,4 @@ COMMENT ON VIEW status IS
     'Each reranker''s source rows, encoded and pending documents, failures with the last error; of the next generation '
     'while one is being made; the generation that rollback_reranker goes back to; when one that fails is tried again; '
     'when all documents were last compared with what is stored of them; when relevance was calibrated for the '
-    'generation and cross-encoder in use';
+    'generation and cross-encoder in use; passages that are encoded';

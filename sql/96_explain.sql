@@ -8,11 +8,13 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     reranker rerankers := _locked_reranker(_name, _call);
-    outcome search_outcome := _run(reranker, _call);
+    outcome search_outcome;
     aligned jsonb := '{}';
 BEGIN
+    reranker.passages := greatest(reranker.passages, 1);
+    outcome := _run(reranker, _call);
     IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
-        aligned := _aligned(reranker, _call.query, _first_keys(outcome, outcome.returned), _call."strict");
+        aligned := _aligned(reranker, _call.query, outcome.shown, _call."strict");
     END IF;
     RETURN QUERY
         SELECT d, _scored_counts(outcome), outcome.times, aligned -> d.key FROM _ranked(outcome, outcome.returned) d;
@@ -49,10 +51,10 @@ BEGIN
 END
 $$;
 
--- By key, what the worker says of these documents' texts, as the caller may read them. Its vectors are the model's
+-- By key, what the worker says of the passages that are shown. Its vectors are the model's
 -- own, not the stored ones, which may be pooled or projected. Reading texts again takes longer than a search, and
 -- people wait for it: it has half a minute, or the call's timeout if that is longer.
-CREATE OR REPLACE FUNCTION _aligned(_reranker rerankers, _query text, _keys text[], _strict boolean) RETURNS jsonb
+CREATE OR REPLACE FUNCTION _aligned(_reranker rerankers, _query text, _shown jsonb, _strict boolean) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -62,8 +64,9 @@ DECLARE
     contents text[];
     answer jsonb;
 BEGIN
-    SELECT array_agg(t.key), array_agg(t.content) INTO readable, contents FROM _texts(_reranker, generation, _keys) t;
-    IF generation.late_interaction_model IS NULL OR _keys IS NULL OR readable IS NULL THEN
+    SELECT array_agg(s.key), array_agg(left(s.value ->> 'text', _most_characters())) INTO readable, contents
+    FROM jsonb_each(_shown) s;
+    IF generation.late_interaction_model IS NULL OR readable IS NULL THEN
         RETURN '{}';
     END IF;
     answer := _ask_worker(json_build_object('call', 'align', 'model', generation.late_interaction_model,

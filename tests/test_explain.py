@@ -450,6 +450,7 @@ def test_special_tokens_stand_beside_the_text() -> None:
                 "ranks": dict.fromkeys(STAGES) | {"dense": 1},
                 "key": "a\"b'<i>",
                 "text": "cat",
+                "passage": None,
                 "score": None,
                 "signals_score": None,
                 "rank": 1,

@@ -210,7 +210,9 @@ def _step(step: Step) -> Text:
 
 def _tokens(document: ExplainedDocument, heat: Heat) -> Iterator[Table | Text]:
     """Print which tokens answer the query's, and the text with its tokens shaded."""
-    yield Text.assemble("\n", (f"{document['rank']}. key {document['key']}", "bold"))
+    place = document["passage"]
+    where = "" if place is None else f", characters {place[0]} to {place[1]}"
+    yield Text.assemble("\n", (f"{document['rank']}. key {document['key']}", "bold"), where)
     alignment = document["alignment"]
     if alignment is None:
         yield Text(_harmless(document["text"]))

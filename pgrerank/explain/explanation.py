@@ -37,7 +37,10 @@ class Alignment(TypedDict):
 
 
 class ExplainedDocument(TypedDict):
-    """A row of `explain_search` without what is the same in all rows; `text` is the document's.
+    """A row of `explain_search` without what is the same in all rows.
+
+    `text` is the document's best passage; `passage` says where that stands in a longer document:
+    its first character, and the one after its last. It is None where the text is all of it.
 
     `scores` and `ranks` are by stage; None for a stage that left it out. `signals_score` is None
     where there are no signals, `relevance` where that is not calibrated.
@@ -45,6 +48,7 @@ class ExplainedDocument(TypedDict):
 
     key: str
     text: str
+    passage: tuple[int, int] | None
     score: float | None
     signals_score: float | None
     rank: int
@@ -104,9 +108,11 @@ def explanation(
 
 
 def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
+    is_part = row["passage"] is not None and len(row["passage"]) < len(text)
     return ExplainedDocument(
         key=row["key"],
-        text=text,
+        text=row["passage"] if is_part else text,
+        passage=(row["passage_start"], row["passage_end"]) if is_part else None,
         score=row["score"],
         signals_score=row["signals_score"],
         rank=row["rank"],

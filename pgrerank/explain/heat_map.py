@@ -129,6 +129,7 @@ class _Answered(NamedTuple):
 class _Document(NamedTuple):
     rank: int
     key: str
+    passage: tuple[int, int] | None
     beginning: str
     steps: list[Step]
     maxsim_score: float | None
@@ -148,6 +149,7 @@ def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) 
     return _Document(
         rank=document["rank"],
         key=document["key"],
+        passage=document["passage"],
         beginning=flat if len(flat) <= _BEGINNING else flat[:_BEGINNING] + "…",
         steps=list(steps(document, through)),
         maxsim_score=document["scores"]["maxsim"],

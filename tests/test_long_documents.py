@@ -22,7 +22,8 @@ WORDS = ["cat", "pool", "bread", "water", "salt", "time", "one", "two", "three",
 
 def sentence(number: int) -> str:
     """A sentence of its own, of ten words."""
-    return f"The {' '.join(WORDS[(number * 7 + i * (number % 5 + 1)) % 11] for i in range(8))} {number}."
+    words = [WORDS[(number * 7 + i * (number % 5 + 1)) % 11] for i in range(8)]
+    return f"The {' '.join(words)} {number}."
 
 
 def long_text(sentences: int) -> str:
@@ -115,7 +116,8 @@ def test_each_passage_has_an_embedding_of_its_own(search, encoder):
     text = content(search.connection, 4)
     for number, start, end in passages(search.connection, 4):
         stored = search.connection.execute(
-            "SELECT embedding::text FROM pgrerank.documents_1_passages WHERE (key, passage) = (4, %s)",
+            "SELECT embedding::text FROM pgrerank.documents_1_passages"
+            " WHERE (key, passage) = (4, %s)",
             (number,),
         ).fetchone()
         wanted = encoder.encode([text[start:end]], role="document", embeddings=True, tokens=False)
@@ -253,9 +255,7 @@ def test_an_edit_encodes_few_passages(dsn, db, encoded, tmp_path, edit, most):
 
 
 def test_a_text_that_has_changed_is_not_shown_from_old_places(db, encoded):
-    search = (
-        "SELECT passage FROM pgrerank.documents_search('bread', keys => '{1}', strict => false)"
-    )
+    search = "SELECT passage FROM pgrerank.documents_search('x', keys => '{1}', strict => false)"
     assert db.execute(search).fetchone()[0]
     db.execute("UPDATE documents SET body = 'Secret: ' || reverse(body) WHERE id = 1")
     assert db.execute(search).fetchone() == (None,)

@@ -27,7 +27,8 @@ TITLE = "made up"
 TITLE_HASH = hashlib.sha256(TITLE.encode()).digest()
 INDEXES = (
     "SELECT i.indexrelid::regclass::text, pg_get_expr(i.indpred, i.indrelid), i.indisvalid"
-    " FROM pg_index i WHERE i.indrelid = 'pgrerank.documents_1_passages'::regclass AND i.indpred IS NOT NULL"
+    " FROM pg_index i WHERE i.indrelid = 'pgrerank.documents_1_passages'::regclass"
+    " AND i.indpred IS NOT NULL"
 )
 
 

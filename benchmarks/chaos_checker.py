@@ -66,7 +66,8 @@ def check_vectors(
     stored = {
         key: (content_hash, vector)
         for key, content_hash, vector in connection.execute(
-            f"SELECT key, content_hash, embedding::text FROM {side}"
+            f"SELECT s.key, s.content_hash, p.embedding::text FROM {side} s"
+            f" LEFT JOIN {side}_passages p ON (p.key, p.passage) = (s.key, 1)"
         )
     }
     tokens = {key for (key,) in connection.execute(f"SELECT DISTINCT key FROM {side}_tokens")}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from psycopg.types.json import Jsonb
-from synthetic import unit_vectors
+from synthetic import store_embeddings, unit_vectors
 
 from pgrerank import embedded
 from pgrerank.install import schema
@@ -67,19 +67,9 @@ def fill(connection: psycopg.Connection, documents: int) -> np.ndarray:
         " FROM generate_series(0, %s) i",
         (SOURCES, documents - 1),
     )
-    with connection.cursor().copy(
-        "COPY pgrerank.documents_1_passages (key, passage, embedding, hash, cut_hash) FROM STDIN"
-    ) as copy:
-        for start in range(0, documents, 10_000):
-            count = min(10_000, documents - start)
-            noise = unit_vectors(generator, count, DIMS)
-            vectors = topics[generator.integers(TOPICS, size=count)] + noise
-            for place, vector in enumerate(vectors.astype(np.float16)):
-                copy.write_row((start + place, 1, str(vector.tolist()), b"-", b"-"))
-    connection.execute(
-        "INSERT INTO pgrerank.documents_1 (key, content_hash)"
-        " SELECT p.key, '-' FROM pgrerank.documents_1_passages p"
-    )
+    noise = unit_vectors(generator, documents, DIMS)
+    vectors = topics[generator.integers(TOPICS, size=documents)] + noise
+    store_embeddings(connection, "documents", vectors)
     connection.execute("RESET session_replication_role")
     connection.execute("VACUUM ANALYZE")
     return topics

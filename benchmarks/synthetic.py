@@ -1,4 +1,4 @@
-"""Made-up token vectors, stored as a worker stores those of a model."""
+"""Made-up vectors of documents of one passage, stored as a worker stores those of a model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,35 @@ import psycopg
 from psycopg import sql
 
 CLAIM = 64
-STORE = "INSERT INTO {} (key, part, tokens) SELECT t.* FROM unnest(%s::bigint[], %s::int[], %b) t"
+STORE = (
+    "INSERT INTO {} (key, passage, part, tokens)"
+    " SELECT t.key, 1, t.part, t.tokens FROM unnest(%s::bigint[], %s::int[], %b) t (key, part, tokens)"
+)
 
 
 def unit_vectors(generator: np.random.Generator, *shape: int) -> np.ndarray:
     """Random directions, float32 of that shape."""
     vectors = generator.standard_normal(shape, np.float32)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def store_embeddings(
+    connection: psycopg.Connection[Any], reranker: str, embeddings: Iterable[np.ndarray]
+) -> None:
+    """Store documents with the keys 0, 1 … and an embedding each."""
+    documents, passages = (
+        sql.Identifier("pgrerank", f"{reranker}_1{kind}") for kind in ("", "_passages")
+    )
+    copy = sql.SQL("COPY {} (key, passage, embedding, hash, cut_hash) FROM STDIN")
+    with connection.cursor().copy(copy.format(passages)) as rows:
+        for key, vector in enumerate(embeddings):
+            written = ",".join(f"{value:.4g}" for value in vector.tolist())
+            rows.write_row((key, 1, f"[{written}]", b"-", b"-"))
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO {} (key, content_hash, tenant) SELECT p.key, '-', p.tenant FROM {} p"
+        ).format(documents, passages)
+    )
 
 
 def store_parts(

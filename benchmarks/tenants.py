@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
-from synthetic import unit_vectors
+from synthetic import store_embeddings, unit_vectors
 
 from pgrerank import embedded
 from pgrerank.install import schema
@@ -69,20 +69,15 @@ def fill(connection: psycopg.Connection, sizes: Sequence[int]) -> None:
     connection.execute("CREATE INDEX ON documents (tenant)")
     indexes = connection.execute(
         "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index"
-        " WHERE indrelid IN ('pgrerank.plain_1'::regclass, 'pgrerank.by_tenant_1'::regclass)"
+        " WHERE indrelid IN ('pgrerank.plain_1_passages'::regclass,"
+        " 'pgrerank.by_tenant_1_passages'::regclass)"
         " AND NOT indisprimary ORDER BY indexrelid DESC"
     ).fetchall()
     for index, _ in indexes:
         connection.execute(f"DROP INDEX {index}")
-    with connection.cursor().copy(
-        "COPY pgrerank.plain_1_passages (key, passage, embedding, hash, cut_hash) FROM STDIN"
-    ) as copy:
-        for start in range(0, len(tenants), 10_000):
-            count = min(10_000, len(tenants) - start)
-            noise = unit_vectors(generator, count, DIMS)
-            vectors = topics[generator.integers(TOPICS, size=count)] + noise
-            for place, vector in enumerate(vectors.astype(np.float16)):
-                copy.write_row((start + place, 1, str(vector.tolist()), b"-", b"-"))
+    noise = unit_vectors(generator, len(tenants), DIMS)
+    vectors = topics[generator.integers(TOPICS, size=len(tenants))] + noise
+    store_embeddings(connection, PLAIN, vectors)
     connection.execute("RESET session_replication_role")
     connection.execute(
         "INSERT INTO pgrerank.by_tenant_1_passages"
@@ -90,11 +85,10 @@ def fill(connection: psycopg.Connection, sizes: Sequence[int]) -> None:
         " SELECT p.key, p.passage, p.embedding, p.hash, p.cut_hash, d.tenant"
         " FROM pgrerank.plain_1_passages p JOIN documents d ON d.id = p.key ORDER BY p.key"
     )
-    for name, tenant in (("plain", "NULL"), ("by_tenant", "d.tenant")):
-        connection.execute(
-            f"INSERT INTO pgrerank.{name}_1 (key, content_hash, tenant)"
-            f" SELECT d.id, '-', {tenant} FROM documents d"
-        )
+    connection.execute(
+        "INSERT INTO pgrerank.by_tenant_1 (key, content_hash, tenant)"
+        " SELECT d.id, '-', d.tenant FROM documents d"
+    )
     connection.execute("SET maintenance_work_mem = '4GB'")
     for _, definition in indexes:
         note(definition)

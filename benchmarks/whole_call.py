@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from psycopg.conninfo import make_conninfo
-from synthetic import store_parts, unit_vectors
+from synthetic import store_embeddings, store_parts, unit_vectors
 
 from pgrerank import embedded
 from pgrerank.install import schema
@@ -52,7 +52,7 @@ SEARCH = (
     "SELECT id, score FROM pgrerank.{name}_search(NULL, query_embedding => %s::vector,"
     " query_tokens => %b, candidates => %s, stages => %s, timeout => '5 min', strict => true)"
 )
-NEAREST = "SELECT key FROM pgrerank.{name}_1 ORDER BY embedding <=> %s::halfvec LIMIT 10"
+NEAREST = "SELECT key FROM pgrerank.{name}_1_passages ORDER BY embedding <=> %s::halfvec LIMIT 10"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
         (name, name, BIT_TOP),
     )
     [index] = connection.execute(
-        "SELECT indexdef FROM pg_indexes WHERE tablename = %s AND indexdef ~ 'hnsw'", (name + "_1",)
+        "SELECT indexdef FROM pg_indexes WHERE tablename = %s AND indexdef ~ 'hnsw'",
+        (f"{name}_1_passages",),
     ).fetchone()
     connection.execute(f"DROP INDEX pgrerank.{index.split()[2]}")
     connection.execute("SET session_replication_role = replica")  # no triggers: nothing to encode
@@ -124,12 +125,8 @@ def fill(connection: psycopg.Connection, size: int, topics: np.ndarray) -> None:
     for tier, precision in (("tokens", "int8"), ("bits", "bit")):
         parts = [pack_parts(matrix, precision) for matrix in matrices]
         store_parts(connection, name, tier, ((key, parts[key % DISTINCT]) for key in range(size)))
-    with connection.cursor().copy(
-        f"COPY pgrerank.{name}_1 (key, embedding, content_hash) FROM STDIN"
-    ) as copy:
-        noise = unit_vectors(generator, size, DIMS)
-        for key, vector in enumerate(topics[generator.integers(TOPICS, size=size)] + noise):
-            copy.write_row((key, "[" + ",".join(f"{x:.3f}" for x in vector) + "]", b"-"))
+    noise = unit_vectors(generator, size, DIMS)
+    store_embeddings(connection, name, topics[generator.integers(TOPICS, size=size)] + noise)
     connection.execute("SET maintenance_work_mem = '1GB'")
     connection.execute(index)
     connection.execute("VACUUM ANALYZE")

@@ -13,7 +13,8 @@ from psycopg import sql
 CLAIM = 64
 STORE = (
     "INSERT INTO {} (key, passage, part, tokens)"
-    " SELECT t.key, 1, t.part, t.tokens FROM unnest(%s::bigint[], %s::int[], %b) t (key, part, tokens)"
+    " SELECT t.key, 1, t.part, t.tokens"
+    " FROM unnest(%s::bigint[], %s::int[], %b) t (key, part, tokens)"
 )
 
 

@@ -75,8 +75,9 @@ BEGIN
 END
 $$;
 
--- The reranker of that name, once it has followed what was renamed. SECURITY DEFINER: whoever searches or writes
--- documents first after that need not own the function of documents. It takes nothing from its caller but a name.
+-- The reranker of that name, once it has followed what was renamed, unless nothing may be written. SECURITY DEFINER:
+-- whoever searches or writes documents first after that need not own the function of documents. It takes nothing from
+-- its caller but a name.
 CREATE OR REPLACE FUNCTION _followed(_name text) RETURNS rerankers
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT SET lock_timeout = '1s'
@@ -84,7 +85,8 @@ AS $$
 DECLARE
     stored rerankers := _reranker(_name);
 BEGIN
-    IF stored.source_names IS DISTINCT FROM _names_of(stored.source) THEN
+    IF stored.source_names IS DISTINCT FROM _names_of(stored.source)
+        AND NOT current_setting('transaction_read_only')::boolean THEN
         SELECT * INTO stored FROM rerankers r WHERE r.name = _name FOR NO KEY UPDATE;
         PERFORM _follow(stored, _names_of(stored.source));
         stored := _reranker(_name);

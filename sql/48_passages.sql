@@ -1,8 +1,7 @@
 -- Passages: stretches of a document's text that models read, each with vectors of its own.
 
--- Where they stand, given a document's bounds (number, first character, and the one after its last, in turn); where
--- these are NULL, all of the text is number 1.
-CREATE OR REPLACE FUNCTION _passages_of(_bounds int[], _content text)
+-- Where they stand, given a document's bounds: number, first character, and the one after its last, in turn.
+CREATE OR REPLACE FUNCTION _passages_of(_bounds int[])
 RETURNS TABLE (passage int, starts int, ends int, place int)
 LANGUAGE sql IMMUTABLE ROWS 10
 SET search_path FROM CURRENT
@@ -10,11 +9,11 @@ AS $$
     SELECT p.fields[1], p.fields[2], p.fields[3], p.place::int
     FROM (
         SELECT (b.number - 1) / 3 AS place, array_agg(b.value ORDER BY b.number) AS fields
-        FROM unnest(coalesce(_bounds, ARRAY[1, 0, length(_content)])) WITH ORDINALITY b (value, number)
+        FROM unnest(_bounds) WITH ORDINALITY b (value, number)
         GROUP BY 1) p
 $$;
 
--- The numbers of a document's passages.
+-- The numbers of a document's passages. Where it has no bounds, all of its text is number 1.
 CREATE OR REPLACE FUNCTION _numbers(_bounds int[]) RETURNS int[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT

@@ -96,11 +96,13 @@ CREATE OR REPLACE FUNCTION _by_place(_candidates text[], _keys text[], _scores r
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(s.score ORDER BY c.place)
-    FROM unnest(_candidates) WITH ORDINALITY c (key, place)
-    LEFT JOIN (
-        SELECT p.key, max(p.score) AS score FROM unnest(_keys, _scores) p (key, score)
-        WHERE p.score > '-Infinity' AND p.score < 'Infinity' GROUP BY p.key) s USING (key)
+    SELECT array_agg(b.score ORDER BY b.place)
+    FROM (
+        SELECT c.place, max(s.score) AS score
+        FROM unnest(_candidates) WITH ORDINALITY c (key, place)
+        LEFT JOIN unnest(_keys, _scores) s (key, score)
+            ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
+        GROUP BY c.place) b
 $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over

@@ -29,28 +29,35 @@ AS $$
 $$;
 
 -- The best passages of documents with their texts, as the caller may read them: those that stages have found, and after
--- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage.
+-- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage. A passage is
+-- current as long as its text is the one that was encoded.
 CREATE OR REPLACE FUNCTION _passage_texts(
     _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int)
-RETURNS TABLE (key text, passage int, starts int, ends int, is_part boolean, score real, place int, text text,
-    prefix text)
+RETURNS TABLE (key text, passage int, starts int, ends int, score real, place int, text text, prefix text,
+    is_current boolean)
 LANGUAGE plpgsql STABLE ROWS 30
 SET search_path FROM CURRENT
 AS $$
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
-        SELECT c.key, c.passage, c.starts, c.ends, c.is_part, c.score, c.standing::int,
-            CASE WHEN c.is_part THEN substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) ELSE c.content END,
-            c.prefix
+        SELECT c.key::text, c.passage, c.starts, c.ends, c.score, c.standing::int, t.text, c.prefix,
+            c.bounds IS NULL OR (
+                SELECT p.cut_hash = _cut_hash(t.text) FROM %4$s p WHERE (p.key, p.passage) = (c.key, c.passage))
         FROM (
-            SELECT d.key::text AS key, p.passage, p.starts, p.ends, s.bounds IS NOT NULL AS is_part, b.score, d.content,
-                d.prefix, row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
-            FROM %s d LEFT JOIN %s s ON s.key = d.key CROSS JOIN LATERAL _passages_of(s.bounds, d.content) p
+            SELECT d.key, p.passage, p.starts, p.ends, s.bounds, b.score, d.content, d.prefix,
+                row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
+            FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
+            CROSS JOIN LATERAL (
+                SELECT 1 AS passage, 0 AS starts, length(d.content) AS ends, 1 AS place WHERE s.bounds IS NULL
+                UNION ALL SELECT * FROM _passages_of(s.bounds) WHERE s.bounds IS NOT NULL) p
             LEFT JOIN best b ON b.key = d.key::text AND b.passage = p.passage
-            WHERE d.key = ANY ($2::%s[])) c
+            WHERE d.key = ANY ($2::%3$s[])) c,
+            LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
+                ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
         WHERE c.standing <= $3
-        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type)
+        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type,
+        _side_table(_generation, 'passages'))
     USING _found, _keys, _most;
 END
 $$;
@@ -84,21 +91,19 @@ BEGIN
     IF _reranker.passages = 0 OR _outcome.pool IS NULL THEN
         RETURN _outcome;
     END IF;
-    EXECUTE format($sql$
+    _outcome.shown := (
         SELECT jsonb_object_agg(d.key, d.first || jsonb_build_object('passages', d.passages))
         FROM (
             SELECT s.key, (array_agg(s.shown || s.hidden ORDER BY s.place))[1] AS first,
-                CASE WHEN $5 > 1 THEN jsonb_agg(s.shown ORDER BY s.place) END AS passages
+                CASE WHEN _reranker.passages > 1 THEN jsonb_agg(s.shown ORDER BY s.place) END AS passages
             FROM (
                 SELECT t.key, t.place, jsonb_build_object('text', t.text, 'start', t.starts, 'end', t.ends,
                     'score', t.score) AS shown, jsonb_build_object('passage', t.passage, 'prefix', t.prefix) AS hidden
-                FROM _passage_texts($1, $2, $3, $4, $5) t LEFT JOIN %s p ON p.key = t.key::%s AND p.passage = t.passage
-                WHERE t.text IS NOT NULL AND (NOT t.is_part OR p.cut_hash = _cut_hash(t.text))) s
-            GROUP BY s.key) d
-        $sql$, _side_table(generation, 'passages'), _reranker.key_type)
-    INTO _outcome.shown USING _reranker, generation, _outcome.found, ARRAY(
-        SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
-        _reranker.passages;
+                FROM _passage_texts(_reranker, generation, _outcome.found, ARRAY(
+                    SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
+                    _reranker.passages) t
+                WHERE t.text IS NOT NULL AND t.is_current) s
+            GROUP BY s.key) d);
     IF _reranker.highlights AND (_outcome.call).query_tokens IS NOT NULL THEN
         _outcome.shown := _highlighted(_reranker, generation, _outcome, _deadline);
     END IF;

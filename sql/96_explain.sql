@@ -100,14 +100,15 @@ BEGIN
             LANGUAGE sql VOLATILE ROWS 10
             SET search_path FROM CURRENT
             AS $body$
-                SELECT (e.document).*, e.scored, e.times, e.alignment FROM pgrerank._explain(reranker, %s, alignments) e
+                SELECT (e.document).*, e.scored, e.times, e.alignment
+                FROM pgrerank._explain((pgrerank._followed(reranker)).name, %s, alignments) e
             $body$
             $definition$, signature.call));
     PERFORM _define_function('trace', format('reranker text, %s', signature.arguments), 'jsonb',
         format($definition$
             LANGUAGE sql VOLATILE
             SET search_path FROM CURRENT
-            AS $body$ SELECT pgrerank._trace(reranker, %s) $body$
+            AS $body$ SELECT pgrerank._trace((pgrerank._followed(reranker)).name, %s) $body$
             $definition$, signature.call));
 END
 $do$;

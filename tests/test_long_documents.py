@@ -88,9 +88,10 @@ def content(connection: psycopg.Connection, key: int) -> str:
 def passages(connection: psycopg.Connection, key: int) -> list[tuple[int, int, int]]:
     """Of each passage of a document the number, and where it stands."""
     rows = connection.execute(
-        "SELECT p.passage, p.starts, p.ends FROM pgrerank.documents_1 s,"
-        " LATERAL pgrerank._passages_of(s.bounds, (SELECT content FROM pgrerank.texts('documents',"
-        " ARRAY[s.key::text]))) p WHERE s.key = %s ORDER BY p.place",
+        "SELECT p.passage, p.starts, p.ends FROM pgrerank.documents_1 s, LATERAL"
+        " pgrerank._passages_of(coalesce(s.bounds, ARRAY[1, 0, (SELECT length(content)"
+        " FROM pgrerank.texts('documents', ARRAY[s.key::text]))])) p WHERE s.key = %s"
+        " ORDER BY p.place",
         (key,),
     ).fetchall()
     return [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows]

@@ -119,8 +119,8 @@ def _numbered(passages: Sequence[Passage], stored: Mapping[str, str]) -> list[Pa
 
 
 def as_read(structure: str, prefix: str, text: str) -> str:
-    """What models read of a passage, as `pgrerank._as_read` has it: without tags where it is HTML,
-    and the prefix in front, unless it begins with that.
+    """What models read of a passage: without tags where it is HTML, and the prefix in front, unless
+    it begins with that. SQL makes the same for cross-encoders.
     """
     if structure == "html":
         text = _TAG.sub(" ", text)

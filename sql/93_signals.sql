@@ -224,6 +224,34 @@ BEGIN
 END
 $$;
 
+-- What each signal alone would add with a weight of 1 to the candidates of a pool, in its order: an object each.
+CREATE OR REPLACE FUNCTION _signal_parts(_reranker rerankers, _outcome search_outcome) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    parts jsonb := '[]';
+    one record;
+    scores real[];
+BEGIN
+    FOR one IN
+        SELECT s.key AS name, e.number, e.value AS signal,
+            CASE WHEN s.key = 'boosts' OR e.value ? 'boost' THEN 'boost' ELSE 'weight' END AS word
+        FROM jsonb_each(_reranker.signals) s, jsonb_array_elements(
+            CASE jsonb_typeof(s.value) WHEN 'array' THEN s.value ELSE jsonb_build_array(s.value) END)
+            WITH ORDINALITY e (value, number)
+    LOOP
+        _reranker.signals := jsonb_build_object(one.name, one.signal || jsonb_build_object(one.word, 1));
+        scores := (_signals_of(_reranker, _outcome.candidates)).scores;
+        parts := parts || jsonb_build_object('name', one.name, 'number', one.number,
+            'weight', one.signal -> one.word, 'scores', ARRAY(
+                SELECT scores[p.place] FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+                ORDER BY p.standing));
+    END LOOP;
+    RETURN parts;
+END
+$$;
+
 -- The outcome of recall, ranked by what it says and by signals. They count beside the blended scores of its legs; where
 -- those aren't blended, for the candidates are the caller's own or were fused by reciprocal ranks, beside their ranks.
 CREATE OR REPLACE FUNCTION _with_signals(

@@ -37,6 +37,7 @@ BEGIN
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'relevance', ARRAY(
                 SELECT d.relevance FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
+            'signals', _signal_parts(reranker, outcome),
             'units', _score_units(_generation(reranker.name, reranker.generation), outcome.call),
             'left_out', outcome.left_out,
             'scored', _scored_counts(outcome),

@@ -46,7 +46,8 @@ _SNIPPET = 300
 _SETTINGS = (
     *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "min_relevance", "blend"),
     *("cross_encoder_model", "embedding_model", "late_interaction_model", "listwise_model"),
-    *("listwise_top", "instruction"),
+    *("listwise_top", "instruction", "signals"),
+    *("group_by", "per_group", "diversity", "duplicate_threshold"),
     *("token_precision", "token_dims", "token_pool"),
 )
 """What an evaluation tells of the reranker's settings: those that its orders depend on."""

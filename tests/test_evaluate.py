@@ -81,7 +81,7 @@ def asked(asked_dsn):
         yield connection
         connection.execute(
             "SELECT pgrerank.alter_reranker('documents', candidates => 20, maxsim_top => 5,"
-            " blend => %s, signals => '{}')",
+            " blend => %s, signals => '{}', group_by => '', diversity => 0)",
             (Jsonb(DEFAULT_BLEND),),
         )
 
@@ -126,6 +126,29 @@ def test_each_order_is_measured_as_searches_return_it(asked):
     assert (first["id"], first["relevant"]) == ("q0", 2)
     assert {shown["relevance"] for shown in first["top"]["+ MaxSim"]} <= {None, 0, 1, 2}
     assert all(shown["text"] for shown in first["top"]["+ MaxSim"])
+
+
+def test_what_groups_and_diversity_make_of_the_order_is_measured_after_the_stages(asked):
+    plain = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    asked.execute(
+        "SELECT pgrerank.alter_reranker('documents', group_by => 'title', diversity => 0.5)"
+    )
+    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    *stages, last = found["orders"]
+    assert [(one["name"], one["measures"]) for one in stages] == [
+        (one["name"], one["measures"]) for one in plain["orders"]
+    ]
+    assert (last["name"], last["against"]) == ("+ groups, diversity", "+ cross-encoder")
+    run = {
+        query: search(asked, text, top_k=10, early_exit=0)
+        for query, text in judged().queries.items()
+    }
+    assert last["measures"]["nDCG@10"] == pytest.approx(
+        measure(judged().qrels, run, ["nDCG@10"])["nDCG@10"], abs=1e-6
+    )
+    assert 0 < last["stage_ms"]["p50"] < last["total_ms"]["p50"]
+    assert found["per_query"][0]["top"][last["name"]]
+    assert found["settings"]["diversity"] == 0.5
 
 
 @pytest.mark.parametrize("blend", BLENDS)

@@ -20,15 +20,21 @@ from pgrerank.evaluation.traces import Progress, SignalPart, Trace
 from pgrerank.evaluation.variant import Variant
 from pgrerank.stages import LEGS, STAGES
 
-__all__ = ["STAGES_ALONE", "Pool", "Sizes", "blended", "complete", "pool_of", "with_signals"]
+__all__ = [
+    "STAGES_ALONE",
+    "UNGROUPED",
+    "Pool",
+    "Sizes",
+    "blended",
+    "complete",
+    "pool_of",
+    "with_signals",
+]
 
 Scores = NDArray[np.float64]
-STAGES_ALONE: dict[str, Any] = {
-    "signals": {},
-    "group_by": "",
-    "diversity": 0.0,
-    "duplicate_threshold": 1.0,
-}
+UNGROUPED: dict[str, Any] = {"group_by": "", "diversity": 0.0, "duplicate_threshold": 1.0}
+"""Arguments of a search that leave its order as the last stage made it."""
+STAGES_ALONE: dict[str, Any] = {"signals": {}, **UNGROUPED}
 """Arguments of a search that leave its order to the stages: what is put together here is that."""
 
 _NOISE = 1e-12

@@ -106,7 +106,10 @@ def ask(
     on_progress: Progress = lambda _done, _total: None,
     **changed: Any,
 ) -> dict[str, Trace]:
-    """Search every query, one SQL call each; returns traces by query id."""
+    """Search every query, one SQL call each, so that its times are a search's own.
+
+    Returns traces by query id.
+    """
     traces = {}
     for number, (identifier, query) in enumerate(queries.items(), 1):
         traces[identifier] = ask_one(connection, variant, query, **changed)

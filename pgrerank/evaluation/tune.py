@@ -23,7 +23,15 @@ from pgrerank.evaluation.depth import (
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
 from pgrerank.evaluation.measures import measure_queries
-from pgrerank.evaluation.pools import STAGES_ALONE, Pool, Sizes, complete, pool_of, with_signals
+from pgrerank.evaluation.pools import (
+    STAGES_ALONE,
+    UNGROUPED,
+    Pool,
+    Sizes,
+    complete,
+    pool_of,
+    with_signals,
+)
 from pgrerank.evaluation.result import (
     BlendFound,
     DepthPoint,
@@ -263,6 +271,6 @@ class _Tuner:
                 self.searched.judgements.queries,
                 on_progress=progress,
                 stages=[stage for stage in self.stages if STAGES[stage].is_leg],
-                **{**STAGES_ALONE, "signals": None},
+                **UNGROUPED,
             )
         return {query: (trace.keys, trace.signals) for query, trace in traces.items()}

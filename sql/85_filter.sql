@@ -62,8 +62,8 @@ BEGIN
 END
 $$;
 
--- A value as a literal of the target's type. A JSON array is one of an array type, too.
--- A value as a literal of the target's type, by the name that has no length: character means character(1).
+-- A value as a literal of the target's type, by the name that has no length: character means character(1). A JSON array
+-- is one of an array type, too.
 CREATE OR REPLACE FUNCTION _filter_literal(_target filter_target, _value jsonb) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT

@@ -210,7 +210,8 @@ BEGIN
             s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN '%2$L::float8 * n.v%1$s'
             ELSE 'coalesce(%2$L::float8 * (n.v%1$s - m.mean%1$s) / m.deviation%1$s, 0)' END, s.place, s.weight), ' + '),
-        string_agg(format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place), ', ')
+        coalesce(string_agg(CASE WHEN NOT s.is_boost THEN format(
+            'avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place) END, ', '), 'count(*)')
     INTO known, numbers, parts, moments
     FROM _signals_sql(_reranker.source, _reranker.signals) s WHERE s.weight <> 0;
     IF parts IS NOT NULL THEN

@@ -66,6 +66,7 @@ DECLARE
     scores real[];
     leg text;
 BEGIN
+    PERFORM _check_found_keys(_reranker, given.keys);
     _outcome.candidates := given.keys;
     _outcome.pool := _all_places(given.keys);
     FOREACH leg IN ARRAY _legs LOOP
@@ -103,6 +104,7 @@ BEGIN
         EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || _legs[leg])
         INTO one USING _reranker, _generation, _call, _scope;
         _outcome.reason := coalesce(_outcome.reason, one.shortage);
+        PERFORM _check_found_keys(_reranker, one.keys);
         _outcome.candidates := _united(_outcome.candidates, one.keys);
         found := found || (_legs[leg], _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;
         times := times || jsonb_build_object(_legs[leg], _milliseconds(started));

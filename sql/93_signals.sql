@@ -147,7 +147,10 @@ DECLARE
 BEGIN
     IF _name = 'boosts' THEN
         PERFORM _check_signal_words(_name, _signal, '{boost,when}');
-        RETURN _filter_sql(_source, coalesce(_signal -> 'when', '[]'));
+        IF jsonb_typeof(_signal -> 'when') IS DISTINCT FROM 'object' THEN
+            PERFORM _bad_signal(_name, 'when', _signal -> 'when', 'a filter such as {"pinned": true}');
+        END IF;
+        RETURN _filter_sql(_source, _signal -> 'when');
     ELSIF condition ? 'equals' THEN
         condition := condition - 'equals' || jsonb_build_object('=', condition -> 'equals');
     END IF;
@@ -210,8 +213,9 @@ BEGIN
             s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN '%2$L::float8 * n.v%1$s'
             ELSE 'coalesce(%2$L::float8 * (n.v%1$s - m.mean%1$s) / m.deviation%1$s, 0)' END, s.place, s.weight), ' + '),
-        coalesce(string_agg(CASE WHEN NOT s.is_boost THEN format(
-            'avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place) END, ', '), 'count(*)')
+        coalesce(string_agg(CASE WHEN NOT s.is_boost THEN
+            format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place) END, ', '),
+            'count(*)')
     INTO known, numbers, parts, moments
     FROM _signals_sql(_reranker.source, _reranker.signals) s WHERE s.weight <> 0;
     IF parts IS NOT NULL THEN

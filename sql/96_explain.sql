@@ -51,8 +51,9 @@ END
 $$;
 
 -- By key, what the worker says of these documents' texts, as the caller may read them. Its vectors are the model's
--- own, not the stored ones, which may be pooled or projected. Reading texts again takes longer than a search, and
--- people wait for it: it has half a minute, or the call's timeout if that is longer.
+-- own, not the stored ones, which may be pooled or projected; an endpoint does not say which token one is of. Reading
+-- texts again takes longer than a search, and people wait for it: it has half a minute, or the call's timeout if that
+-- is longer.
 CREATE OR REPLACE FUNCTION _aligned(_reranker rerankers, _query text, _keys text[], _strict boolean) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -64,7 +65,8 @@ DECLARE
     answer jsonb;
 BEGIN
     SELECT array_agg(t.key), array_agg(t.content) INTO readable, contents FROM _texts(_reranker, generation, _keys) t;
-    IF generation.late_interaction_model IS NULL OR _keys IS NULL OR readable IS NULL THEN
+    IF generation.late_interaction_model IS NULL OR _keys IS NULL OR readable IS NULL OR EXISTS (
+        SELECT FROM models m WHERE m.name = generation.late_interaction_model AND m.loader = 'http') THEN
         RETURN '{}';
     END IF;
     answer := _ask_worker(json_build_object('call', 'align', 'model', generation.late_interaction_model,

@@ -522,8 +522,14 @@ def test_texts_are_cross_encoded_in_their_order(asked):
     assert asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{}')").fetchone() == ([],)
     with pytest.raises(psycopg.errors.UndefinedObject, match='model "none" is not registered'):
         asked.execute("SELECT pgrerank.cross_encode('none', 'x', '{a}')")
-    with pytest.raises(psycopg.errors.NullValueNotAllowed):
-        asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{a,NULL}')")
+    for arguments in (
+        *("'reranker', 'x', '{a,NULL}'", "'reranker', 'x', '{{a},{NULL}}'", "NULL, 'x', '{a}'"),
+        "'reranker', 'x', '{a}', NULL",
+    ):
+        with pytest.raises(psycopg.errors.NullValueNotAllowed, match="cross_encode: the model, th"):
+            asked.execute(f"SELECT pgrerank.cross_encode({arguments})")
+    two = asked.execute("SELECT pgrerank.cross_encode('reranker', 'the cat', '{{a cat},{\"\"}}')")
+    assert two.fetchone()[0] == pytest.approx(scores[:2], abs=1e-4)
 
 
 def test_weights_are_found_where_a_blend_is_better():

@@ -145,6 +145,20 @@ AS $$
     FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
 $$;
 
+-- The same of one other.
+CREATE OR REPLACE FUNCTION _likeness_to(_vectors bytea[], _units float8[], _other bytea) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT _likeness(_vectors, _units, ARRAY[_other]) $$;
+
+CREATE OR REPLACE FUNCTION _likeness_to(_vectors vector[], _units float8[], _other vector) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) ORDER BY v.standing)
+    FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
+$$;
+
 -- Chooses documents of one wave, after those chosen of the waves before, until there are as many as wanted, one of each
 -- group. It chooses among the first hundred, later among three times as many as are chosen; never among more because
 -- more are wanted, so that the order of the first ones is always the same. Left out is what is more alike to one of the
@@ -190,7 +204,7 @@ BEGIN
         likeness := (
             SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> next
                 THEN greatest(d.likeness, d.likeness_to_next) END ORDER BY d.standing)
-            FROM unnest(likeness, _likeness(vectors, units, vectors[next:next]))
+            FROM unnest(likeness, _likeness_to(vectors, units, vectors[next]))
                 WITH ORDINALITY d (likeness, likeness_to_next, standing));
         IF _outcome.groups IS NOT NULL THEN
             SELECT _left_out || array_agg(m.place) FILTER (WHERE m.likeness > threshold),

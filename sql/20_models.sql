@@ -69,12 +69,27 @@ BEGIN
     VALUES (name, kind, loader, source, revision, dims, max_tokens, options, measures, takes_instruction);
 EXCEPTION WHEN foreign_key_violation THEN
     PERFORM _raise('dependent_objects_still_exist',
-        format('model "%s" is used by a reranker and can''t be changed: its stored vectors would no longer fit', name),
+        format('model "%s" is used by %s and can''t be changed: stored vectors would no longer fit',
+            name, _users_of(name)),
         'Register the new one under another name and call pgrerank.alter_reranker.');
 END
 $$;
 COMMENT ON FUNCTION register_model IS
     'Registers a model: name, kind (embedding, late_interaction, cross_encoder, listwise), where it comes from';
+
+-- The rerankers that use a model, each with the generation that does where it isn't the one in use.
+CREATE OR REPLACE FUNCTION _users_of(_model text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN (
+        SELECT string_agg(DISTINCT CASE WHEN s.kept_in = 'rerankers' OR g.number = r.generation THEN quote_ident(r.name)
+            ELSE format('%I (generation %s)', r.name, g.number) END, ', ')
+        FROM rerankers r JOIN generations g ON g.reranker = r.name JOIN _settings() s ON s.refers_to = 'models'
+        WHERE CASE s.kept_in WHEN 'rerankers' THEN to_jsonb(r) ELSE to_jsonb(g) END ->> s.setting = _model);
+END
+$$;
 
 CREATE OR REPLACE FUNCTION drop_model(name text) RETURNS void
 LANGUAGE plpgsql
@@ -86,8 +101,9 @@ BEGIN
         PERFORM _raise('undefined_object', format('model "%s" is not registered', name));
     END IF;
 EXCEPTION WHEN foreign_key_violation THEN
-    PERFORM _raise('dependent_objects_still_exist', format('model "%s" is used by a reranker', name),
-        'See pgrerank.generations and pgrerank.rerankers for which.');
+    PERFORM _raise('dependent_objects_still_exist', format('model "%s" is used by %s', name, _users_of(name)),
+        'Call pgrerank.alter_reranker with another model, or pgrerank.drop_reranker; a generation that another took '
+        'over from is kept for grace_period.');
 END
 $$;
 COMMENT ON FUNCTION drop_model IS 'Forgets a model that no reranker uses';

@@ -103,6 +103,9 @@ DECLARE
 BEGIN
     IF NOT _is_table(_source) AND _described(_source) LIKE 'relation %' THEN
         PERFORM _raise('wrong_object_type', format('%s is neither a table nor a view', _source));
+    ELSIF (SELECT c.relpersistence = 't' FROM pg_class c WHERE c.oid = _source) THEN
+        PERFORM _raise('wrong_object_type', format('%s is temporary: no worker and no other session can read it',
+            _described(_source)), 'Name a table that stays.');
     ELSIF _declared IS NULL AND columns IS NULL THEN
         PERFORM _raise('invalid_table_definition', format('%s has no primary key', _described(_source)),
             CASE WHEN _is_table(_source) THEN format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...); or name a column '
@@ -142,8 +145,8 @@ BEGIN
 END
 $$;
 
--- Raises an error where the keys of a relation that can't declare them aren't.
-CREATE OR REPLACE FUNCTION _check_keys(_reranker rerankers) RETURNS void
+-- Raises an error where keys, which a query yields, of a relation that can't declare them are none.
+CREATE OR REPLACE FUNCTION _check_keys(_reranker rerankers, _keys text) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
@@ -152,9 +155,9 @@ DECLARE
 BEGIN
     IF NOT _is_table(_reranker.source) THEN
         EXECUTE format($sql$
-            SELECT s.%1$I::text AS key, count(*) AS times FROM %2$s s
-            GROUP BY s.%1$I HAVING count(*) > 1 OR s.%1$I IS NULL LIMIT 1
-            $sql$, _reranker.key_column, _reranker.source) INTO broken;
+            SELECT k.key::text AS key, count(*) AS times FROM (%s) k (key)
+            GROUP BY k.key HAVING count(*) > 1 OR k.key IS NULL LIMIT 1
+            $sql$, _keys) INTO broken;
         IF broken.times > 0 THEN
             PERFORM _raise('unique_violation', format('key_column %I of %s is no key: %s comes %s times',
                 _reranker.key_column, _described(_reranker.source), coalesce(quote_literal(broken.key), 'NULL'),
@@ -162,6 +165,23 @@ BEGIN
         END IF;
     END IF;
 END
+$$;
+
+-- The same of all its keys, and of those that a search has found.
+CREATE OR REPLACE FUNCTION _check_all_keys(_reranker rerankers) RETURNS void
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT _check_keys(_reranker, format('SELECT s.%I FROM %s s', _reranker.key_column, _reranker.source))
+$$;
+CREATE OR REPLACE FUNCTION _check_found_keys(_reranker rerankers, _keys text[], _passages int[] DEFAULT NULL)
+RETURNS void
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT _check_keys(_reranker, format('SELECT unnest(%L::text[])', _keys))
+    WHERE cardinality(_keys) > (
+        SELECT count(DISTINCT (k.key, k.passage)) FROM unnest(_keys, _passages) k (key, passage))
 $$;
 
 -- Returns the expression that yields a document's text, made of columns, or given and checked.

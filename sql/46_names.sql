@@ -37,6 +37,59 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT coalesce(_renamed ->> _name, _name) $$;
 
+-- A filter's name as it is now: of a column, or a path that begins with one.
+CREATE OR REPLACE FUNCTION _path_now(_renamed jsonb, _name text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    head text := substring(_name FROM '^("[^"]+"|[^."]+)');
+BEGIN
+    IF _renamed ? _name THEN
+        RETURN _filter_name(_renamed ->> _name);
+    ELSIF _renamed ? btrim(head, '"') THEN
+        RETURN _filter_name(_renamed ->> btrim(head, '"')) || substr(_name, length(head) + 1);
+    END IF;
+    RETURN _name;
+END
+$$;
+
+-- A filter with its names as they are now.
+CREATE OR REPLACE FUNCTION _filter_now(_renamed jsonb, _filter jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(jsonb_object_agg(
+            CASE WHEN f.key IN ('and', 'or', 'not') THEN f.key ELSE _path_now(_renamed, f.key) END,
+            CASE WHEN f.key = 'not' THEN _filter_now(_renamed, f.value)
+                WHEN f.key IN ('and', 'or') THEN (
+                    SELECT coalesce(jsonb_agg(_filter_now(_renamed, e.value) ORDER BY e.n), '[]')
+                    FROM jsonb_array_elements(f.value) WITH ORDINALITY e (value, n))
+                ELSE f.value END), '{}')
+        FROM jsonb_each(_filter) f);
+END
+$$;
+
+-- Signals with their names as they are now; "boosts" have filters.
+CREATE OR REPLACE FUNCTION _signals_now(_renamed jsonb, _signals jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(jsonb_object_agg(
+            CASE s.key WHEN 'boosts' THEN s.key ELSE _path_now(_renamed, s.key) END,
+            CASE s.key WHEN 'boosts' THEN (
+                SELECT jsonb_agg(b || jsonb_build_object('when', _filter_now(_renamed, b -> 'when')))
+                FROM jsonb_array_elements(CASE jsonb_typeof(s.value) WHEN 'array' THEN s.value
+                    ELSE jsonb_build_array(s.value) END) b)
+                ELSE s.value END), '{}')
+        FROM jsonb_each(_signals) s);
+END
+$$;
+
 -- An expression as it is now: Postgres renames the columns in it.
 CREATE OR REPLACE FUNCTION _expression_now(_source regclass, _renamed jsonb, _expression text) RETURNS text
 LANGUAGE plpgsql
@@ -95,7 +148,7 @@ BEGIN
 END
 $$;
 
--- Ends what wants a source that is there.
+-- Ends what wants a source that is there, with its key.
 CREATE OR REPLACE FUNCTION _check_source(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -104,6 +157,12 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _reranker.source) THEN
         PERFORM _raise('undefined_table', format('the source table of reranker "%s" has been dropped', _reranker.name),
             format('Call pgrerank.drop_reranker(%L).', _reranker.name));
+    ELSIF NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = _reranker.source AND a.attname = _reranker.key_column AND NOT a.attisdropped) THEN
+        PERFORM _raise('undefined_column', format('the key column %I of reranker "%s" has been dropped from %s',
+            _reranker.key_column, _reranker.name, _described(_reranker.source)),
+            format('Call pgrerank.drop_reranker(%L), and create it again over another key.', _reranker.name));
     END IF;
 END
 $$;
@@ -123,7 +182,8 @@ BEGIN
     END IF;
     UPDATE rerankers r
     SET source_names = _now, key_column = _name_now(renamed, r.key_column),
-        embedding_column = _name_now(renamed, r.embedding_column)
+        embedding_column = _name_now(renamed, r.embedding_column), group_by = _path_now(renamed, r.group_by),
+        signals = _signals_now(renamed, r.signals)
     WHERE r.name = _reranker.name RETURNING * INTO _reranker;
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = _reranker.name LOOP
         BEGIN

@@ -33,6 +33,20 @@ COMMENT ON FUNCTION create_reranker IS
     'Creates a reranker over a table or view: side table, triggers, and the function pgrerank.NAME_search';
 COMMENT ON FUNCTION alter_reranker IS 'Changes a reranker; NULL leaves a setting as it is';
 
+-- Ends what a role may not do to a reranker.
+CREATE OR REPLACE FUNCTION _check_right(_what text, _name text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF NOT has_table_privilege('pgrerank.rerankers', 'UPDATE') THEN
+        PERFORM _raise('insufficient_privilege', format('role %I may not %s reranker "%s"', current_user, _what, _name),
+            (SELECT format('Have %I do it, who owns pgrerank''s tables, or become a member of that role.',
+                pg_get_userbyid(c.relowner)) FROM pg_class c WHERE c.oid = 'pgrerank.rerankers'::regclass));
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION _create_reranker(_name text, _source regclass, _values jsonb) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -41,6 +55,7 @@ DECLARE
     reranker rerankers := jsonb_populate_record(NULL::rerankers, _values);
     generation generations := jsonb_populate_record(NULL::generations, _values);
 BEGIN
+    PERFORM _check_right('create', _name);
     PERFORM _check_new(_name, _source);
     reranker.name := _name;
     reranker.source := _source;
@@ -55,7 +70,7 @@ BEGIN
     generation.created_at := now();
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
-    PERFORM _check_keys(reranker);
+    PERFORM _check_all_keys(reranker);
     generation.text_expression := _text_expression(_source, generation.text_columns, generation.text_expression);
     generation := _with_expressions(_source, generation);
     INSERT INTO rerankers SELECT reranker.*;
@@ -102,6 +117,7 @@ DECLARE
     present generations := _newest_generation(_name);
     changed generations := jsonb_populate_record(present, changes - '{text_columns,text_expression}'::text[]);
 BEGIN
+    PERFORM _check_right('alter', _name);
     PERFORM _check_source(reranker);
     changed.token_bits := reranker.maxsim_bit_top IS NOT NULL;
     PERFORM _check_settings(reranker, changed);
@@ -201,6 +217,7 @@ DECLARE
     newest int;
     previous int;
 BEGIN
+    PERFORM _check_right('roll back', target.name);
     SELECT * INTO target FROM rerankers r WHERE r.name = target.name FOR UPDATE;
     newest := (_newest_generation(target.name)).number;
     IF newest <> target.generation THEN
@@ -233,6 +250,7 @@ AS $$
 DECLARE
     target rerankers := _reranker(reranker);
 BEGIN
+    PERFORM _check_right('drop', target.name);
     PERFORM _have_alone(target);
     PERFORM _drop_triggers(target, t.part) FROM _triggered(target) t (part);
     PERFORM _drop_functions(target.name || '_search');
@@ -277,7 +295,7 @@ BEGIN
         column_dims := (_embedding_column(_reranker.source, _reranker.embedding_column)).dims;
     END IF;
     PERFORM FROM _signals_sql(_reranker.source, _reranker.signals);
-    PERFORM _group_sql(_reranker);
+    PERFORM _check_group(_reranker);
     PERFORM _is_diverse(_reranker, _generation);
     SELECT * INTO broken FROM (VALUES
         (late_interaction.name IS NULL

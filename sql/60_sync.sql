@@ -193,6 +193,7 @@ DECLARE
     generation generations;
 BEGIN
     PERFORM _check_source(target);
+    PERFORM _check_all_keys(target);
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
         BEGIN
             EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));

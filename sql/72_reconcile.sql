@@ -79,6 +79,8 @@ BEGIN
         $sql$, _documents(_generation), _within_sql('d', _reranker, _after), _side_table(_generation),
         _within_sql('s', _reranker, _after))
     INTO last_key USING _max_documents;
+    PERFORM _check_keys(_reranker, format('SELECT d.key FROM %s d WHERE %s',
+        _documents(_generation), _within_sql('d', _reranker, _after, last_key)));
     EXECUTE _forget_sql(_generation,
         _orphaned_keys_sql(_reranker, _generation) || ' AND ' || _within_sql('s', _reranker, _after, last_key));
     EXECUTE _enqueue_sql(_reranker.name, _generation.number,

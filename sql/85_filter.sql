@@ -31,6 +31,15 @@ AS $$
     WHERE _path ~ '^(\.("[^"]+"|[^."]+))+$'
 $$;
 
+-- A column as a filter names it: in double quotes where it would be read as something else.
+CREATE OR REPLACE FUNCTION _filter_name(_column text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _column IN ('and', 'or', 'not', 'boosts') OR _column LIKE '%.%' THEN '"' || _column || '"'
+        ELSE _column END
+$$;
+
 -- Finds what a name stands for: a column, or a path that begins with one.
 CREATE OR REPLACE FUNCTION _filter_target(_source regclass, _name text) RETURNS filter_target
 LANGUAGE plpgsql STABLE
@@ -38,19 +47,20 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     target filter_target;
-    is_path boolean := _name LIKE '%.%' AND NOT EXISTS (
+    is_column boolean := EXISTS (
         SELECT FROM pg_attribute a WHERE a.attrelid = _source AND a.attname = _name AND NOT a.attisdropped);
+    parts text[] := CASE WHEN NOT is_column THEN _filter_path('.' || _name) END;
 BEGIN
     target.name := _name;
-    target."column" := CASE WHEN is_path THEN split_part(_name, '.', 1) ELSE _name END;
+    target."column" := CASE WHEN is_column THEN _name ELSE coalesce(parts[1], split_part(_name, '.', 1)) END;
     target.type := (_column_type(_source, target."column")).type;
     target.expression := format('d.%I', target."column");
     IF target.type = 'json'::regtype THEN
         target.expression := target.expression || '::jsonb';
         target.type := 'jsonb';
     END IF;
-    IF is_path THEN
-        target.path := _filter_path(substr(_name, length(target."column") + 1));
+    IF NOT is_column AND cardinality(parts) IS DISTINCT FROM 1 THEN
+        target.path := parts[2:];
         IF target.type <> 'jsonb'::regtype OR target.path IS NULL THEN
             PERFORM _raise('invalid_parameter_value', format('filter: "%s" is no path into a column of type jsonb: '
                 'column "%s" is of type %s', _name, target."column", target.type),
@@ -62,8 +72,8 @@ BEGIN
 END
 $$;
 
--- A value as a literal of the target's type. A JSON array is one of an array type, too.
--- A value as a literal of the target's type, by the name that has no length: character means character(1).
+-- A value as a literal of the target's type, by the name that has no length: character means character(1). A JSON array
+-- is one of an array type, too.
 CREATE OR REPLACE FUNCTION _filter_literal(_target filter_target, _value jsonb) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT

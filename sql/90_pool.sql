@@ -115,23 +115,23 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     latest real[] := _said[cardinality(_said)].scores;
-    totals float8[] := ARRAY(
-        SELECT CASE WHEN s.score IS NOT NULL THEN 0 END FROM unnest(latest) WITH ORDINALITY s (score, place)
-        ORDER BY s.place);
+    totals float8[];
     one scored;
 BEGIN
     FOREACH one IN ARRAY _said LOOP
         CONTINUE WHEN NOT _weights ? one.stage;
         IF one.stage = 'signals' THEN
             totals := ARRAY(
-                SELECT t.total + t.score FROM unnest(totals, one.scores) WITH ORDINALITY t (total, score, place)
+                SELECT CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) + t.score END
+                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place)
                 ORDER BY t.place);
             CONTINUE;
         END IF;
         totals := (
             WITH here AS MATERIALIZED (
-                SELECT t.place, t.total, CASE WHEN t.total IS NOT NULL THEN t.score END AS score
-                FROM unnest(totals, one.scores) WITH ORDINALITY t (total, score, place))
+                SELECT t.place, CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) END AS total,
+                    CASE WHEN t.latest IS NOT NULL THEN t.score END AS score
+                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place))
             SELECT array_agg(h.total + coalesce((h.score - m.mean) * m.unit, 0) ORDER BY h.place)
             FROM here h, (
                 SELECT avg(h.score::float8) AS mean,

@@ -66,6 +66,7 @@ DECLARE
     scores real[];
     leg text;
 BEGIN
+    PERFORM _check_found_keys(_reranker, given.keys);
     _outcome.candidates := given.keys;
     _outcome.pool := _all_places(given.keys);
     FOREACH leg IN ARRAY _legs LOOP
@@ -104,6 +105,7 @@ BEGIN
         EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || _legs[leg])
         INTO one USING _reranker, _generation, _call, _scope;
         _outcome.reason := coalesce(_outcome.reason, one.shortage);
+        PERFORM _check_found_keys(_reranker, one.keys, one.passages);
         _outcome.candidates := _united(_outcome.candidates, _distinct(one.keys, one.passages));
         _outcome.found := _outcome.found || _found(_legs[leg], one.keys, one.passages, one.scores);
         found := found || (_legs[leg], _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;

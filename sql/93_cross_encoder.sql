@@ -116,15 +116,16 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF NOT (_model(model, 'cross_encoder')).takes_instruction AND instruction IS NOT NULL THEN
-        PERFORM _raise('invalid_parameter_value', format('model "%s" takes no instruction', model));
-    END IF;
-    IF query IS NULL OR documents IS NULL OR array_position(documents, NULL) IS NOT NULL THEN
+    IF model IS NULL OR query IS NULL OR documents IS NULL OR timeout IS NULL
+        OR EXISTS (SELECT FROM unnest(documents) d (document) WHERE d.document IS NULL) THEN
         PERFORM _raise('null_value_not_allowed',
-            'cross_encode: the query, documents or one of them is NULL, texts expected');
+            'cross_encode: the model, the query, documents, one of them or the timeout is NULL');
+    ELSIF NOT (_model(model, 'cross_encoder')).takes_instruction AND instruction IS NOT NULL THEN
+        PERFORM _raise('invalid_parameter_value', format('model "%s" takes no instruction', model));
     ELSIF documents = '{}' THEN
         RETURN '{}';
     END IF;
+    documents := ARRAY(SELECT d.document FROM unnest(documents) d (document));  -- whatever its dimensions and bounds
     RETURN _cross_encode(model, query, documents, instruction, clock_timestamp() + timeout);
 END
 $$;

@@ -1,7 +1,8 @@
 -- Diversity: documents are chosen one by one, each by its own relevance less its likeness to those chosen before
 -- (maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998), and near-duplicates of those are left out.
 
--- Whether documents are to be chosen so; an error where there are no embeddings to tell likeness by.
+-- Whether documents are to be chosen so; an error where there are neither embeddings to tell likeness by nor, with the
+-- native kernel, token vectors.
 CREATE OR REPLACE FUNCTION _is_diverse(_reranker rerankers, _generation generations) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -9,14 +10,22 @@ AS $$
 BEGIN
     IF _reranker.diversity = 0 AND _reranker.duplicate_threshold = 1 THEN
         RETURN false;
-    ELSIF _reranker.embedding_column IS NULL AND _generation.embedding_model IS NULL THEN
+    ELSIF NOT _has_embeddings(_reranker, _generation)
+        AND (_generation.late_interaction_model IS NULL OR NOT has_native_kernel()) THEN
         PERFORM _raise('invalid_parameter_value', format('reranker "%s" has no embeddings, by which diversity and '
             'duplicate_threshold tell how much alike documents are', _reranker.name),
-            'Name an embedding_model by pgrerank.alter_reranker, or leave them at 0 and 1.');
+            'Name an embedding_model by pgrerank.alter_reranker, or a late_interaction_model where the server has the '
+            'native kernel; or leave them at 0 and 1.');
     END IF;
     RETURN true;
 END
 $$;
+
+-- Whether a generation's documents have embeddings, of a model's or the user's own.
+CREATE OR REPLACE FUNCTION _has_embeddings(_reranker rerankers, _generation generations) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT _reranker.embedding_column IS NOT NULL OR _generation.embedding_model IS NOT NULL $$;
 
 -- How relevant documents are by the totals that they were ranked by: 1 for the first of them, 0 for the hundredth, in
 -- proportion between, never more than one before. By their standing where they have no totals.
@@ -39,21 +48,33 @@ AS $$
         WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
 $$;
 
--- The embeddings of documents, in their order: of each that of its best passage.
-CREATE OR REPLACE FUNCTION _embeddings_of(_reranker rerankers, _outcome search_outcome, _places int[]) RETURNS vector[]
+-- Documents by their places, with the number of the best passage of each.
+CREATE OR REPLACE FUNCTION _best_of_places(_outcome search_outcome, _places int[], OUT keys text[], OUT passages int[])
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    keys := ARRAY(
+        SELECT _outcome.candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing)
+        ORDER BY p.standing);
+    passages := ARRAY(
+        SELECT coalesce(b.passage, 1)
+        FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
+        ORDER BY k.place);
+END
+$$;
+
+-- By what documents are compared, in their order: embeddings or token vectors, as those are that come with the call; of
+-- each those of its best passage, all token vectors packed together.
+CREATE OR REPLACE FUNCTION _vectors_of(_reranker rerankers, _outcome search_outcome, _places int[], _others vector[])
+RETURNS vector[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
+    best record := _best_of_places(_outcome, _places);
     documents text := format('%s s ON s.passage = k.passage AND s.key',
         _side_table(_reranker.name, _reranker.generation, 'passages'));
-    keys text[] := ARRAY(
-        SELECT _outcome.candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing)
-        ORDER BY p.standing);
-    passages int[] := ARRAY(
-        SELECT coalesce(b.passage, 1)
-        FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
-        ORDER BY k.place);
     embeddings vector[];
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
@@ -63,18 +84,85 @@ BEGIN
         SELECT array_agg(%s::vector ORDER BY k.place)
         FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place) LEFT JOIN %s = k.key
         $sql$, (_distance_sql(_reranker)).embedding, _reranker.key_type, documents)
-    INTO embeddings USING keys, passages;
+    INTO embeddings USING best.keys, best.passages;
     RETURN embeddings;
 END
 $$;
 
+CREATE OR REPLACE FUNCTION _vectors_of(_reranker rerankers, _outcome search_outcome, _places int[], _others bytea[])
+RETURNS bytea[]
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    best record := _best_of_places(_outcome, _places);
+    tokens bytea[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg((
+            SELECT string_agg(t.tokens, '') FROM %s t WHERE (t.key, t.passage) = (k.key, k.passage)) ORDER BY k.place)
+        FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place)
+        $sql$, _side_table(_reranker.name, _reranker.generation, 'tokens'), _reranker.key_type)
+    INTO tokens USING best.keys, best.passages;
+    RETURN tokens;
+END
+$$;
+
+-- What the likeness of each document to others is measured by: of token vectors, MaxSim with itself.
+CREATE OR REPLACE FUNCTION _units_of(_vectors vector[]) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT array_fill(1::float8, ARRAY[cardinality(_vectors)]) $$;
+
+CREATE OR REPLACE FUNCTION _units_of(_vectors bytea[]) RETURNS float8[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    units float8[];
+BEGIN
+    EXECUTE 'SELECT array_agg(maxsim(v.tokens, v.tokens)::float8 ORDER BY v.standing) '
+        'FROM unnest($1) WITH ORDINALITY v (tokens, standing)' INTO units USING _vectors;
+    RETURN units;
+END
+$$;
+
+-- How much of each document is in the most alike of others, by MaxSim: 0 where there is none.
+CREATE OR REPLACE FUNCTION _likeness(_vectors bytea[], _units float8[], _others bytea[]) RETURNS float8[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    likeness float8[];
+BEGIN
+    EXECUTE 'SELECT array_agg(greatest(0, (SELECT max(maxsim(v.tokens, o.tokens)) FROM unnest($3) o (tokens)) '
+        '/ nullif(v.unit, 0)) ORDER BY v.standing) FROM unnest($1, $2) WITH ORDINALITY v (tokens, unit, standing)'
+    INTO likeness USING _vectors, _units, _others;
+    RETURN likeness;
+END
+$$;
+
 -- How much alike each of these vectors is to the most alike of others: 0 where there is none, or they point apart.
-CREATE OR REPLACE FUNCTION _likeness(_vectors vector[], _others vector[]) RETURNS float8[]
+CREATE OR REPLACE FUNCTION _likeness(_vectors vector[], _units float8[], _others vector[]) RETURNS float8[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT array_agg(greatest(0, (
         SELECT max(nullif(1 - (v.vector <=> o.vector), 'NaN')) FROM unnest(_others) o (vector))) ORDER BY v.standing)
+    FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
+$$;
+
+-- The same of one other.
+CREATE OR REPLACE FUNCTION _likeness_to(_vectors bytea[], _units float8[], _other bytea) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT _likeness(_vectors, _units, ARRAY[_other]) $$;
+
+CREATE OR REPLACE FUNCTION _likeness_to(_vectors vector[], _units float8[], _other vector) RETURNS float8[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) ORDER BY v.standing)
     FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
 $$;
 
@@ -84,7 +172,7 @@ $$;
 -- chosen than the threshold allows.
 CREATE OR REPLACE FUNCTION _choose(
     _reranker rerankers, _outcome search_outcome, _places int[], _wanted int,
-    INOUT _chosen int[], INOUT _vectors vector[], INOUT _left_out int[], _deadline timestamptz)
+    INOUT _chosen int[], INOUT _vectors anyarray, INOUT _left_out int[], _deadline timestamptz)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -93,7 +181,8 @@ DECLARE
     before int := cardinality(_chosen);
     size int := 0;
     relevance float8[];
-    vectors vector[] := '{}';
+    vectors _vectors%TYPE := '{}';
+    units float8[] := '{}';
     -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
     likeness float8[] := '{}';
     next int;
@@ -103,8 +192,9 @@ BEGIN
         IF size > cardinality(vectors) THEN
             relevance := _relevance(_outcome, _places[:size]);
             next := cardinality(vectors) + 1;
-            vectors := vectors || _embeddings_of(_reranker, _outcome, _places[next:size]);
-            likeness := likeness || _likeness(vectors[next:], _vectors);
+            vectors := vectors || _vectors_of(_reranker, _outcome, _places[next:size], _vectors);
+            units := units || _units_of(vectors[next:]);
+            likeness := likeness || _likeness(vectors[next:], units[next:], _vectors);
         END IF;
         next := (
             SELECT d.standing FROM unnest(relevance, likeness) WITH ORDINALITY d (relevance, likeness, standing)
@@ -120,8 +210,9 @@ BEGIN
         _vectors := _vectors || vectors[next];
         likeness := (
             SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> next
-                THEN greatest(d.likeness, nullif(1 - (d.vector <=> vectors[next]), 'NaN')) END ORDER BY d.standing)
-            FROM unnest(likeness, vectors) WITH ORDINALITY d (likeness, vector, standing));
+                THEN greatest(d.likeness, d.likeness_to_next) END ORDER BY d.standing)
+            FROM unnest(likeness, _likeness_to(vectors, units, vectors[next]))
+                WITH ORDINALITY d (likeness, likeness_to_next, standing));
         IF _outcome.groups IS NOT NULL THEN
             SELECT _left_out || array_agg(m.place) FILTER (WHERE m.likeness > threshold),
                 array_agg(CASE WHEN NOT m.is_of_group THEN m.likeness END ORDER BY m.standing)
@@ -137,8 +228,26 @@ BEGIN
 END
 $$;
 
--- The outcome with its pool in the order in which documents are chosen, wave by wave, which end in the pool at _ends.
--- Those not chosen follow as they stood, as do all that are not chosen by the deadline.
+-- Chooses documents wave by wave, which end in the pool at _ends, by vectors of the type of those that are given.
+CREATE OR REPLACE FUNCTION _chosen_in_waves(
+    _reranker rerankers, _outcome search_outcome, _ends int[], _top_k int, _vectors anyarray, _deadline timestamptz,
+    OUT chosen int[], OUT left_out int[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    chosen := '{}';
+    left_out := '{}';
+    FOR wave IN 1..coalesce(cardinality(_ends), 0) LOOP
+        SELECT c.* INTO chosen, _vectors, left_out
+        FROM _choose(_reranker, _outcome, _outcome.pool[coalesce(_ends[wave - 1], 0) + 1:_ends[wave]], _top_k, chosen,
+            _vectors, left_out, _deadline) c;
+    END LOOP;
+END
+$$;
+
+-- The outcome with its pool in the order in which documents are chosen. Those not chosen follow as they stood, as do
+-- all that are not chosen by the deadline.
 CREATE OR REPLACE FUNCTION _diversified(
     _reranker rerankers, _outcome search_outcome, _ends int[], _top_k int, _deadline timestamptz)
 RETURNS search_outcome
@@ -147,15 +256,16 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
-    chosen int[] := '{}';
-    vectors vector[] := '{}';
-    left_out int[] := '{}';
+    chosen int[];
+    left_out int[];
 BEGIN
-    FOR wave IN 1..coalesce(cardinality(_ends), 0) LOOP
-        SELECT c.* INTO chosen, vectors, left_out
-        FROM _choose(_reranker, _outcome, _outcome.pool[coalesce(_ends[wave - 1], 0) + 1:_ends[wave]], _top_k, chosen,
-            vectors, left_out, _deadline) c;
-    END LOOP;
+    IF _has_embeddings(_reranker, _generation(_reranker.name, _reranker.generation)) THEN
+        SELECT c.chosen, c.left_out INTO chosen, left_out
+        FROM _chosen_in_waves(_reranker, _outcome, _ends, _top_k, '{}'::vector[], _deadline) c;
+    ELSE
+        SELECT c.chosen, c.left_out INTO chosen, left_out
+        FROM _chosen_in_waves(_reranker, _outcome, _ends, _top_k, '{}'::bytea[], _deadline) c;
+    END IF;
     _outcome.pool := chosen || ARRAY(
         SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
         WHERE p.place <> ALL (chosen || left_out) ORDER BY p.standing);

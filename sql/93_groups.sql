@@ -18,6 +18,24 @@ BEGIN
 END
 $$;
 
+-- Ends what would group by a column that is not there, or of a type whose values can't be told to be equal.
+CREATE OR REPLACE FUNCTION _check_group(_reranker rerankers) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    target filter_target;
+BEGIN
+    IF _reranker.group_by IS NOT NULL THEN
+        target := _filter_target(_reranker.source, _reranker.group_by);
+        EXECUTE format('SELECT FROM (SELECT NULL::%s) t (value) GROUP BY t.value', target.type);
+    END IF;
+EXCEPTION WHEN undefined_function THEN
+    PERFORM _raise('datatype_mismatch', format('group_by: column "%s" is of type %s, whose values can''t be compared '
+        'for equality', _reranker.group_by, target.type), 'Group by a number, a text, or a path into JSON.');
+END
+$$;
+
 -- A query for the groups of documents, as numbers in their order, given what yields their places and values. One
 -- without a value is a group of its own.
 CREATE OR REPLACE FUNCTION _numbers_sql(_places text) RETURNS text
@@ -173,8 +191,10 @@ BEGIN
         $sql$, _reranker.key_column, _group_sql(_reranker), _reranker.source, _reranker.key_type)
     INTO found, alone USING _outcome.candidates;
     _call.filter := coalesce(_call.filter, '{}') || jsonb_build_object('and', coalesce(_call.filter -> 'and', '[]')
-        || jsonb_build_object('not', jsonb_build_object(_reranker.group_by, jsonb_build_object('in', found)))
-        || jsonb_build_object(_reranker.key_column, jsonb_build_object('not in', alone)));
+        || jsonb_build_object('not', jsonb_build_object(
+            CASE WHEN _reranker.group_by IN ('and', 'or', 'not') THEN _filter_name(_reranker.group_by)
+                ELSE _reranker.group_by END, jsonb_build_object('in', found)))
+        || jsonb_build_object(_filter_name(_reranker.key_column), jsonb_build_object('not in', alone)));
     _call.stages := ARRAY(
         SELECT s.stage FROM unnest(_outcome.said) s
         WHERE s.stage NOT IN ('signals', 'listwise') AND (s.stage <> 'cross_encoder' OR _reranker.maxsim_top > 0));

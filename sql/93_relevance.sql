@@ -153,7 +153,10 @@ BEGIN
         PERFORM _raise('object_not_in_prerequisite_state', format('reranker "%s": min_relevance is %s, and the '
             'relevance of %s of %s documents is not known: generation %s is not calibrated for what has scored them',
             _reranker.name, _reranker.min_relevance, unknown, cardinality(first), _reranker.generation),
-            format('Run pgrerank calibrate %s --qrels SET, or give min_relevance => 0.', _reranker.name));
+            CASE WHEN _reranker.instruction IS DISTINCT FROM (_reranker(_reranker.name)).instruction
+                THEN 'A calibration holds for the reranker''s own instruction: leave out instruction, or give '
+                    'min_relevance => 0.'
+                ELSE format('Run pgrerank calibrate %s --qrels SET, or give min_relevance => 0.', _reranker.name) END);
     END IF;
     _outcome.pool := coalesce(_outcome.pool, '{}');
     _outcome.left_out := cardinality(first) - cardinality(_outcome.pool);

@@ -147,7 +147,10 @@ DECLARE
 BEGIN
     IF _name = 'boosts' THEN
         PERFORM _check_signal_words(_name, _signal, '{boost,when}');
-        RETURN _filter_sql(_source, coalesce(_signal -> 'when', '[]'));
+        IF jsonb_typeof(_signal -> 'when') IS DISTINCT FROM 'object' THEN
+            PERFORM _bad_signal(_name, 'when', _signal -> 'when', 'a filter such as {"pinned": true}');
+        END IF;
+        RETURN _filter_sql(_source, _signal -> 'when');
     ELSIF condition ? 'equals' THEN
         condition := condition - 'equals' || jsonb_build_object('=', condition -> 'equals');
     END IF;
@@ -210,7 +213,9 @@ BEGIN
             s.place), ', '),
         string_agg(format(CASE WHEN s.is_boost THEN '%2$L::float8 * n.v%1$s'
             ELSE 'coalesce(%2$L::float8 * (n.v%1$s - m.mean%1$s) / m.deviation%1$s, 0)' END, s.place, s.weight), ' + '),
-        string_agg(format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place), ', ')
+        coalesce(string_agg(CASE WHEN NOT s.is_boost THEN
+            format('avg(n.v%1$s) AS mean%1$s, nullif(stddev_pop(n.v%1$s), 0) AS deviation%1$s', s.place) END, ', '),
+            'count(*)')
     INTO known, numbers, parts, moments
     FROM _signals_sql(_reranker.source, _reranker.signals) s WHERE s.weight <> 0;
     IF parts IS NOT NULL THEN
@@ -221,6 +226,34 @@ BEGIN
             || CASE WHEN group_sql IS NULL THEN 'NULL' ELSE format('(%s)', _numbers_sql('n')) END
         INTO scores, groups USING _candidates;
     END IF;
+END
+$$;
+
+-- What each signal alone would add with a weight of 1 to the candidates of a pool, in its order: an object each.
+CREATE OR REPLACE FUNCTION _signal_parts(_reranker rerankers, _outcome search_outcome) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    parts jsonb := '[]';
+    one record;
+    scores real[];
+BEGIN
+    FOR one IN
+        SELECT s.key AS name, e.number, e.value AS signal,
+            CASE WHEN s.key = 'boosts' OR e.value ? 'boost' THEN 'boost' ELSE 'weight' END AS word
+        FROM jsonb_each(_reranker.signals) s, jsonb_array_elements(
+            CASE jsonb_typeof(s.value) WHEN 'array' THEN s.value ELSE jsonb_build_array(s.value) END)
+            WITH ORDINALITY e (value, number)
+    LOOP
+        _reranker.signals := jsonb_build_object(one.name, one.signal || jsonb_build_object(one.word, 1));
+        scores := (_signals_of(_reranker, _outcome.candidates)).scores;
+        parts := parts || jsonb_build_object('name', one.name, 'number', one.number,
+            'weight', one.signal -> one.word, 'scores', ARRAY(
+                SELECT scores[p.place] FROM unnest(_outcome.pool) WITH ORDINALITY p (place, standing)
+                ORDER BY p.standing));
+    END LOOP;
+    RETURN parts;
 END
 $$;
 

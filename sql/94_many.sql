@@ -44,8 +44,15 @@ DECLARE
     calls search_call[];
     done int := 0;
     call search_call;
+    empty record;
 BEGIN
     _queries := ARRAY(SELECT q.query FROM unnest(_queries) q (query));  -- whatever its dimensions and bounds
+    SELECT * INTO empty FROM unnest(_queries) WITH ORDINALITY q (query, number)
+    WHERE coalesce(btrim(q.query), '') = '' ORDER BY q.number LIMIT 1;
+    IF FOUND THEN
+        PERFORM _raise('invalid_parameter_value', format('nothing to search for: query %s of %s is %s',
+            empty.number, cardinality(_queries), coalesce(quote_literal(empty.query), 'NULL')));
+    END IF;
     WHILE done < cardinality(_queries) LOOP
         calls := _calls_with_vectors(reranker, _call, _queries[done + 1:done + _encoded_together()]);
         FOREACH call IN ARRAY calls LOOP

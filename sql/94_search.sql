@@ -25,6 +25,7 @@ BEGIN
         generation := _generation(_name, reranker.generation);
         PERFORM _check_settings(reranker, generation);
         PERFORM _check_instruction(reranker, generation);
+        PERFORM _check_group(reranker);
     END IF;
     reranker.candidates := greatest(reranker.candidates, _call.top_k);
     RETURN reranker;
@@ -53,6 +54,10 @@ BEGIN
             'nothing to search for: give a query, keys or query_embedding'),
         ('invalid_parameter_value', cardinality(_call.after) > most,
             format('after has %s elements, expected up to %s', cardinality(_call.after), most)),
+        ('invalid_parameter_value',
+            _call.top_k > most AND _call.top_k - cardinality(_call.after) BETWEEN 1 AND most,
+            format('after has %s elements and top_k is %s, expected up to %s together',
+                cardinality(_call.after), _call.top_k - cardinality(_call.after), most)),
         ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
             format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
         ('invalid_parameter_value', cardinality(_call.keys) > most,

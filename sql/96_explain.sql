@@ -39,6 +39,7 @@ BEGIN
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'relevance', ARRAY(
                 SELECT d.relevance FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
+            'signals', _signal_parts(reranker, outcome),
             'units', _score_units(_generation(reranker.name, reranker.generation), outcome.call),
             'left_out', outcome.left_out,
             'scored', _scored_counts(outcome),
@@ -51,9 +52,9 @@ BEGIN
 END
 $$;
 
--- By key, what the worker says of the passages that are shown. Its vectors are the model's
--- own, not the stored ones, which may be pooled or projected. Reading texts again takes longer than a search, and
--- people wait for it: it has half a minute, or the call's timeout if that is longer.
+-- By key, what the worker says of the passages that are shown. Its vectors are the model's own, not the stored ones,
+-- which may be pooled or projected; an endpoint does not say which token one is of. Reading texts again takes longer
+-- than a search, and people wait for it: it has half a minute, or the call's timeout if that is longer.
 CREATE OR REPLACE FUNCTION _aligned(_reranker rerankers, _query text, _shown jsonb, _strict boolean) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -66,7 +67,8 @@ DECLARE
 BEGIN
     SELECT array_agg(s.key), array_agg(left(s.value ->> 'text', _most_characters())) INTO readable, contents
     FROM jsonb_each(_shown) s;
-    IF generation.late_interaction_model IS NULL OR readable IS NULL THEN
+    IF generation.late_interaction_model IS NULL OR readable IS NULL OR EXISTS (
+        SELECT FROM models m WHERE m.name = generation.late_interaction_model AND m.loader = 'http') THEN
         RETURN '{}';
     END IF;
     answer := _ask_worker(json_build_object('call', 'align', 'model', generation.late_interaction_model,

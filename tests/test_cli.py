@@ -258,3 +258,11 @@ def test_a_worker_without_a_database_says_so(empty_dsn):
     assert done.returncode == 1
     assert "has no pgrerank: run pgrerank install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("top_k", ["0", "-1", "100001"])
+def test_top_k_has_bounds(top_k):
+    for command in ("search", "explain"):
+        result = run(command, "documents", "cat", "--top-k", top_k)
+        assert result.exit_code == 2
+        assert "or equal to 1" in result.output  # or 100000

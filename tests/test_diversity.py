@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgrerank import tokens
 from tests.helpers.searching import Searching, property_of
 from tests.helpers.sources import Source
 
@@ -84,7 +85,12 @@ def cosine(a, b) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def chosen(rows, vectors, diversity, threshold, top_k) -> tuple[list[int], int]:
+def share_said(a, b) -> float:
+    """How much of one document's token vectors another's have."""
+    return float((a @ b.T).max(axis=1).sum() / (a @ a.T).max(axis=1).sum())
+
+
+def chosen(rows, vectors, diversity, threshold, top_k, likeness_of=cosine) -> tuple[list[int], int]:
     """What the definition says: the documents chosen, and how many were left out."""
     scores = [np.inf if row["score"] is None else row["score"] for row in rows]
     lowest = np.minimum.accumulate(scores)
@@ -103,7 +109,7 @@ def chosen(rows, vectors, diversity, threshold, top_k) -> tuple[list[int], int]:
         best = left[int(np.argmax(values))]
         picked.append(ids[best])
         for place, key in enumerate(ids):
-            likeness[place] = max(likeness[place], cosine(vectors[key], vectors[ids[best]]))
+            likeness[place] = max(likeness[place], likeness_of(vectors[key], vectors[ids[best]]))
     size = max(100, 3 * len(picked))
     out = [p for p in range(min(size, len(ids))) if likeness[p] > threshold]
     return picked, len([p for p in out if ids[p] not in picked])
@@ -213,6 +219,51 @@ def test_what_comes_last_composes(varied, signals, groups, diversity, filter_, k
             assert len(set(found)) == min(12, len(set(group.values())))
     elif not diversity:
         assert len(rows) == min(12, len(matching))
+
+
+def test_without_embeddings_token_vectors_tell_likeness_where_the_kernel_is(db, source):
+    if not db.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]:
+        pytest.skip("the server has no native kernel")
+    random = np.random.default_rng(3)
+    db.execute("DELETE FROM documents")
+    db.execute(
+        "INSERT INTO documents (title) SELECT repeat('cat ', i % 9 + 1) || repeat('x ', i)"
+        " FROM generate_series(1, 30) i"
+    )
+    source.create(embedding_model=None, timeout="20 s")
+    source.encode_by_hand()
+    ids = [key for (key,) in db.execute("SELECT id FROM documents ORDER BY id").fetchall()]
+    vectors = {}
+    for place, key in enumerate(ids):
+        matrix = random.normal(size=(12, 32)) + 0.4
+        if place >= 15:  # says again what another does, and the last ones a part of it
+            matrix = vectors[ids[place - 15]][: 12 if place < 25 else 5]
+            matrix = matrix + 0.02 * random.normal(size=matrix.shape)
+        vectors[key] = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    with db.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO pgrerank.documents_1_tokens (key, passage, part, tokens)"
+            " VALUES (%s, 1, %s, %s)",
+            [
+                (key, part, tokens.pack(rows.astype(np.float32), tokens.DType.FLOAT16))
+                for key, matrix in vectors.items()
+                for part, rows in enumerate((matrix[:4], matrix[4:]), 1)
+                if len(rows)
+            ],
+        )
+    search = (
+        "SELECT id, score FROM pgrerank.documents_search('cat', stages => '{lexical}',"
+        " top_k => %s, diversity => %s, duplicate_threshold => %s, strict => true)"
+    )
+    with db.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        everything = cursor.execute(search, (30, 0.0, 1.0)).fetchall()
+        for diversity, threshold in ((0.4, 1.0), (0.0, 0.95), (0.7, 0.9)):
+            picked, left_out = chosen(
+                *(everything, vectors, diversity, threshold if threshold < 1 else 2, 10, share_said)
+            )
+            rows = cursor.execute(search, (10, diversity, threshold)).fetchall()
+            assert [row["id"] for row in rows] == picked
+            assert (left_out > 0) == (threshold < 1)
 
 
 def test_a_call_needs_embeddings_and_numbers_in_range(db, source):

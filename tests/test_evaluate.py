@@ -18,10 +18,11 @@ from pgrerank.evaluation.blending import find_weights
 from pgrerank.evaluation.calibration import calibrate
 from pgrerank.evaluation.evaluate import evaluate, search_all
 from pgrerank.evaluation.orders import warnings
-from pgrerank.evaluation.pools import Pool, Sizes, pool_of
+from pgrerank.evaluation.pools import Pool, Sizes, pool_of, with_signals
 from pgrerank.evaluation.reliability import reliability
 from pgrerank.evaluation.result import Tuning
-from pgrerank.evaluation.traces import ask
+from pgrerank.evaluation.signals import find_signals
+from pgrerank.evaluation.traces import SignalPart, ask
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.judgements import Judgements, save_set
@@ -39,6 +40,7 @@ BLENDS = [
     {"maxsim": 1, "cross_encoder": 2},
 ]
 DOCUMENTS = 40
+PLANTED = {"9": 1, "17": 1, "25": 1, "33": 1}
 
 
 def judged() -> Judgements:
@@ -54,10 +56,15 @@ def asked_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
     dsn = make_database(pgrerank_template)
     with psycopg.connect(dsn, autocommit=True) as connection:
         source = Source(connection)
+        connection.execute("ALTER TABLE documents ADD answers int, ADD chance int")
         connection.execute(
             "INSERT INTO documents (title, body) SELECT a.word, b.word || ' with ' || a.word"
             " FROM unnest(%s::text[]) a (word), unnest(%s::text[]) b (word) LIMIT %s",
             (WORDS, WORDS, DOCUMENTS - 3),
+        )
+        connection.execute(
+            "UPDATE documents SET answers = (id::text = ANY (%s))::int, chance = id * id %% 7",
+            (list(PLANTED),),
         )
         source.models(**tiny_models)
         source.create(timeout="20 s", candidates=20, maxsim_top=5)
@@ -74,7 +81,7 @@ def asked(asked_dsn):
         yield connection
         connection.execute(
             "SELECT pgrerank.alter_reranker('documents', candidates => 20, maxsim_top => 5,"
-            " blend => %s)",
+            " blend => %s, signals => '{}', group_by => '', diversity => 0)",
             (Jsonb(DEFAULT_BLEND),),
         )
 
@@ -119,6 +126,29 @@ def test_each_order_is_measured_as_searches_return_it(asked):
     assert (first["id"], first["relevant"]) == ("q0", 2)
     assert {shown["relevance"] for shown in first["top"]["+ MaxSim"]} <= {None, 0, 1, 2}
     assert all(shown["text"] for shown in first["top"]["+ MaxSim"])
+
+
+def test_what_groups_and_diversity_make_of_the_order_is_measured_after_the_stages(asked):
+    plain = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    asked.execute(
+        "SELECT pgrerank.alter_reranker('documents', group_by => 'title', diversity => 0.5)"
+    )
+    found = evaluate(asked, search_all(asked, Variant("documents"), judged()), qrels="dev")
+    *stages, last = found["orders"]
+    assert [(one["name"], one["measures"]) for one in stages] == [
+        (one["name"], one["measures"]) for one in plain["orders"]
+    ]
+    assert (last["name"], last["against"]) == ("+ groups, diversity", "+ cross-encoder")
+    run = {
+        query: search(asked, text, top_k=10, early_exit=0)
+        for query, text in judged().queries.items()
+    }
+    assert last["measures"]["nDCG@10"] == pytest.approx(
+        measure(judged().qrels, run, ["nDCG@10"])["nDCG@10"], abs=1e-6
+    )
+    assert 0 < last["stage_ms"]["p50"] < last["total_ms"]["p50"]
+    assert found["per_query"][0]["top"][last["name"]]
+    assert found["settings"]["diversity"] == 0.5
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -192,6 +222,7 @@ def test_tuning_finds_sizes_and_a_blend_and_writes_them(asked):
             {"setting": "candidates", "value": 40, "gain": 0.1, "p": 0.06, **recommended},
         ],
         blend={**blend, "p": 0.01, "quality": blend["present"] + 0.1},
+        signals=None,
         warnings=[],
     )
     chosen = apply(asked, {**evaluation, "tuning": better})
@@ -199,6 +230,71 @@ def test_tuning_finds_sizes_and_a_blend_and_writes_them(asked):
     assert asked.execute(
         "SELECT candidates, maxsim_top, blend FROM pgrerank.rerankers"
     ).fetchone() == (20, 10, blend["weights"])
+
+
+SIGNALS = {
+    "answers": [{"weight": 0}, {"equals": 99, "boost": 0.1}],
+    "chance": {"weight": 0},
+    "boosts": {"when": {"title": "cat"}, "boost": 0},
+}
+
+
+@pytest.mark.parametrize("blend", [{}, {"cross_encoder": 1}, DEFAULT_BLEND])
+def test_what_other_weights_of_signals_would_make_is_what_searches_then_make(asked, blend):
+    variant, queries = Variant("documents", timeout="20 s"), judged().queries
+    asked.execute("SELECT pgrerank.alter_reranker('documents', blend => %s)", (Jsonb(blend),))
+    wide = ask(asked, variant, queries, candidates=40, stages=["dense", "lexical", "maxsim"])
+    deep = ask(asked, variant, queries, candidates=40, maxsim_top=40)
+    said = ask(asked, variant, queries, stages=["dense", "lexical"], signals=SIGNALS)
+    weights = (0.4, 1.5, -0.2, 0.7)
+    signals = {
+        "answers": [{"weight": 0.4}, {"equals": 99, "boost": 1.5}],
+        "boosts": {"when": {"title": "cat"}, "boost": -0.2},
+        "chance": {"weight": 0.7},
+    }
+    for query, text in queries.items():
+        parts = said[query].signals
+        assert [(part.name, part.number, part.weight) for part in parts] == [
+            *(("boosts", 1, 0), ("chance", 1, 0), ("answers", 1, 0), ("answers", 2, 0.1)),
+        ]
+        by_name = (weights[2], weights[3], weights[0], weights[1])
+        pool = with_signals(pool_of(wide[query], deep[query]), (said[query].keys, parts), by_name)
+        found = search(asked, text, top_k=20, early_exit=0, signals=Jsonb(signals))
+        assert pool.order(Sizes(20, 5), blend)[:20] == found
+
+
+def test_tuning_finds_the_weight_of_a_signal_that_tells_and_gives_none_to_chance(asked, asked_dsn):
+    asked.execute(
+        "SELECT pgrerank.alter_reranker('documents', candidates => 40, signals => %s)",
+        (Jsonb(SIGNALS),),
+    )
+    queries = judged().queries
+    save_set(asked, "planted", Judgements(queries, dict.fromkeys(queries, PLANTED)))
+    arguments = ["documents", "--dsn", asked_dsn, "--qrels", "planted", "--apply", "--json"]
+    done = CliRunner().invoke(app, ["tune", *arguments, "--max-maxsim-top", "5"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["tuning"]["signals"]
+    assert found["weights"]["answers"] > 0.1
+    assert {found["weights"][name] for name in ("answers 2", "chance", "boosts")} == {0}
+    assert found["quality"] > found["present"] + 0.1
+    assert found["p"] < 0.05
+    [(stored,)] = asked.execute("SELECT signals FROM pgrerank.rerankers").fetchall()
+    assert stored["answers"] == [
+        {"weight": found["weights"]["answers"]},
+        {"equals": 99, "boost": 0},
+    ]
+    assert stored["chance"] == {"weight": 0}
+    assert stored["boosts"] == {"when": {"title": "cat"}, "boost": 0}
+
+
+def test_signals_that_are_chance_are_given_no_weight():
+    chance = np.random.default_rng(2)
+    values = chance.normal(size=(3, 60))
+    parts = [SignalPart(name, 1, 0.5, np.zeros(0)) for name in ("a", "b", "c")]
+    setting = {part.name: {"weight": part.weight} for part in parts}
+    found = find_signals(parts, setting, lambda weights: 0.5 + 0.1 * np.tanh(weights @ values))
+    assert found["weights"] == {"a": 0, "b": 0, "c": 0}
+    assert found["signals"] == {name: {"weight": 0} for name in "abc"}
 
 
 @pytest.fixture
@@ -238,7 +334,7 @@ def test_a_blend_that_chance_may_have_made_is_not_written(asked):
         "present": 0.8,
         "p": 0.3,
     }
-    tuning = Tuning(depth={}, recommendations=[], blend=blend, warnings=[])
+    tuning = Tuning(depth={}, recommendations=[], blend=blend, signals=None, warnings=[])
     assert apply(asked, {**evaluation, "tuning": tuning}) == {}
     assert apply(asked, evaluation) == {}
 
@@ -426,8 +522,14 @@ def test_texts_are_cross_encoded_in_their_order(asked):
     assert asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{}')").fetchone() == ([],)
     with pytest.raises(psycopg.errors.UndefinedObject, match='model "none" is not registered'):
         asked.execute("SELECT pgrerank.cross_encode('none', 'x', '{a}')")
-    with pytest.raises(psycopg.errors.NullValueNotAllowed):
-        asked.execute("SELECT pgrerank.cross_encode('reranker', 'x', '{a,NULL}')")
+    for arguments in (
+        *("'reranker', 'x', '{a,NULL}'", "'reranker', 'x', '{{a},{NULL}}'", "NULL, 'x', '{a}'"),
+        "'reranker', 'x', '{a}', NULL",
+    ):
+        with pytest.raises(psycopg.errors.NullValueNotAllowed, match="cross_encode: the model, th"):
+            asked.execute(f"SELECT pgrerank.cross_encode({arguments})")
+    two = asked.execute("SELECT pgrerank.cross_encode('reranker', 'the cat', '{{a cat},{\"\"}}')")
+    assert two.fetchone()[0] == pytest.approx(scores[:2], abs=1e-4)
 
 
 def test_weights_are_found_where_a_blend_is_better():

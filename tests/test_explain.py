@@ -286,6 +286,19 @@ def test_a_degraded_search_says_so(db: Any, dsn: str, source: Any) -> None:
     )
 
 
+def test_tokens_that_only_an_endpoint_knows_are_not_asked_for(
+    db: Any, dsn: str, source: Any
+) -> None:
+    source.create()
+    source.encode_by_hand()
+    command = ["explain", "documents", "bread", "--dsn", dsn, "--stages", "lexical"]
+    for loader, is_told in (("sentence_transformer", True), ("http", False)):
+        db.execute("UPDATE pgrerank.models SET loader = %s WHERE name = 'tokens'", (loader,))
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert ("tokens are not aligned" in result.stderr) == is_told
+
+
 def _ok_of(dsn: str, query: str, *options: str) -> str:
     result = CliRunner().invoke(app, ["explain", "documents", query, "--dsn", dsn, *options])
     assert result.exit_code == 0, result.output
@@ -460,7 +473,8 @@ def test_special_tokens_stand_beside_the_text() -> None:
                 "text": "cat",
                 "passage": None,
                 "score": None,
-                "signals_score": None,
+                "signals_score": -0.25,
+                "relevance": 0.734,
                 "rank": 1,
                 "stage": "dense",
                 "alignment": _alignment(
@@ -473,4 +487,10 @@ def test_special_tokens_stand_beside_the_text() -> None:
     assert "Not in the text, but read with it" in html
     assert ">[CLS]</span>" in html
     assert "q &amp; &lt;q&gt;" in html
+    assert ">0.73<" in html
+    assert ">-0.2500<" in html
+    found["documents"][0] |= {"signals_score": None, "relevance": None}
+    html = heat_map(found)
+    assert "<th>relevance</th>" not in html
+    assert "<th>signals</th>" not in html
     assert "<i>" not in html.replace("<i aria-label", "")

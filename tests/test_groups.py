@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
 
 from tests.helpers.searching import Searching, property_of
 from tests.helpers.sources import Source
@@ -155,6 +156,48 @@ def test_a_reranker_has_groups_that_one_call_can_do_without(db, source):
                 db.execute(statement, [group_by])
     db.execute("SELECT pgrerank.alter_reranker('documents', group_by => '')")
     assert db.execute(search % "").fetchone() == (10,)
+
+
+@pytest.mark.parametrize("name", ["and", "or", "not", "a.b"])
+def test_columns_with_the_names_of_operators_and_with_dots_are_keys_and_groups(db, name):
+    db.execute(
+        f'CREATE TABLE docs ("{name}" int PRIMARY KEY, "{name}s" int, "x.y" jsonb, body text)'
+    )
+    db.execute(
+        "INSERT INTO docs SELECT i, i / 4, jsonb_build_object('k.l', i / 4), 'a word'"
+        " FROM generate_series(0, 39) i"
+    )
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}')")
+    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+        pass
+    search = (
+        "SELECT count(*) FROM pgrerank.docs_search('word', candidates => 2, group_by => %s,"
+        " filter => %s)"
+    )
+    for group_by in (f"{name}s", '"x.y"."k.l"'):
+        assert db.execute(search, [group_by, None]).fetchone() == (10,)
+    db.execute(f'ALTER TABLE docs RENAME "{name}" TO id')
+    db.execute(f'ALTER TABLE docs RENAME "{name}s" TO "{name}"')
+    for group_by in (name, f'"{name}"'):
+        assert db.execute(search, [group_by, None]).fetchone() == (10,)
+        only = Jsonb({f'"{name}"': {"<": 3}})
+        assert db.execute(search, [group_by, only]).fetchone() == (3,)
+
+
+@pytest.mark.parametrize("of_type", ["point", "xml", "point[]"])
+def test_values_that_are_never_equal_make_no_groups(db, source, of_type):
+    db.execute(f"ALTER TABLE documents ADD place {of_type}")
+    source.create()
+    source.encode_by_hand()
+    for statement in (
+        "SELECT pgrerank.alter_reranker('documents', group_by => 'place')",
+        "SELECT FROM pgrerank.documents_search('cat', group_by => 'place')",
+        "SELECT FROM pgrerank.documents_search('zebra', group_by => 'place', strict => false)",
+    ):
+        with pytest.raises(
+            psycopg.errors.DatatypeMismatch, match=r'column "place" is of type .*equality'
+        ):
+            db.execute(statement)
 
 
 def test_what_the_caller_may_not_see_is_in_no_group_and_no_signal(dsn, db, source, make_role):

@@ -88,8 +88,11 @@ def test_queries_are_encoded_by_one_request_a_hundred(many):
 def test_no_queries_have_no_rows_and_an_empty_one_is_refused(many):
     assert rows(many, "documents_search_many", [], {}) == []
     assert rows(many, "documents_search_many", None, {}) == []
-    for wrong in (["cat", None], ["cat", " "]):
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="nothing to search for"):
+    for wrong, named in (
+        (["cat", None], "query 2 of 2 is NULL"),
+        ([" ", "cat", ""], "1 of 3 is ' '"),
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=f"nothing to.*{named}"):
             rows(many, "documents_search_many", wrong, {})
 
 

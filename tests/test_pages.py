@@ -96,3 +96,8 @@ def test_own_candidates_have_pages_too(search):
 def test_more_than_can_be_known(search):
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="after has 100001 elements"):
         search(after=list(range(100_001)))
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue,
+        match="after has 99999 elements and top_k is 2, expected up to 100000 together",
+    ):
+        search(after=list(range(99_999)), top_k=2)

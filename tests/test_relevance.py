@@ -151,6 +151,9 @@ def test_without_a_calibration_that_holds_relevance_is_null(db, calibrated, sour
     assert calibrated_at() is not None
     db.execute("UPDATE pgrerank.models SET takes_instruction = true")
     assert {relevance for _, relevance in search(db, instruction="find cats")} == {None}
+    with pytest.raises(psycopg.Error, match="is not calibrated for what has scored") as raised:
+        search(db, instruction="find cats", min_relevance=0.5)
+    assert "leave out instruction, or give" in (raised.value.diag.message_hint or "")
     assert None not in {relevance for _, relevance in search(db)}
     db.execute("SELECT pgrerank.alter_reranker('documents', text_columns => '{body}')")
     source.encode_by_hand()

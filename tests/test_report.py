@@ -34,7 +34,10 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 PHONE, DESKTOP = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
-SECTIONS = ("headline", "warnings", "quality", "depth", "hnsw", "latency", "blend", "queries")
+SECTIONS = (
+    *("headline", "warnings", "quality", "depth", "hnsw", "latency", "blend", "signals"),
+    "queries",
+)
 
 
 def rows(file: Path) -> list[dict[str, str]]:

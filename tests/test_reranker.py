@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 ANYTHING_LEFT = """
     SELECT relname FROM pg_class WHERE relnamespace = 'pgrerank'::regnamespace AND relname ~ '^d2'
@@ -201,14 +202,45 @@ def test_alter_of_an_empty_source_switches_too(db, source):
 def test_a_used_model_can_be_neither_changed_nor_dropped(db, source):
     source.create()
     source.models()  # the same again is no change
-    with pytest.raises(psycopg.errors.DependentObjectsStillExist, match="is used by a reranker"):
-        db.execute("SELECT pgrerank.register_model('embedding', 'embedding', '/other', 32)")
-    with pytest.raises(psycopg.errors.DependentObjectsStillExist, match="is used by a reranker"):
+    source.create("others", embedding_model=None, late_interaction_model=None)
+    for model, users in (("embedding", "documents"), ("reranker", "documents, others")):
+        message = f'model "{model}" is used by {users}(\n| and)'
+        with pytest.raises(psycopg.errors.DependentObjectsStillExist, match=message):
+            db.execute(
+                "SELECT pgrerank.register_model(%s, kind, '/other', dims)"
+                " FROM pgrerank.models WHERE name = %s",
+                (model, model),
+            )
+        with pytest.raises(psycopg.errors.DependentObjectsStillExist, match=message):
+            db.execute("SELECT pgrerank.drop_model(%s)", (model,))
+    db.execute("SELECT pgrerank.drop_reranker('others')")
+    db.execute("DELETE FROM documents")
+    db.execute("SELECT pgrerank.alter_reranker('documents', embedding_model => '')")
+    db.execute("SELECT pgrerank.claim()")
+    with pytest.raises(psycopg.Error, match=r"is used by documents \(generation 1\)"):
         db.execute("SELECT pgrerank.drop_model('embedding')")
     db.execute("SELECT pgrerank.drop_reranker('documents')")
     db.execute("SELECT pgrerank.drop_model('embedding')")
     with pytest.raises(psycopg.errors.UndefinedObject, match="is not registered"):
         db.execute("SELECT pgrerank.drop_model('embedding')")
+
+
+def test_who_may_not_change_a_reranker_is_told_who_may(dsn, db, source, make_role):
+    source.create()
+    role = make_role()
+    with psycopg.connect(make_conninfo(dsn, user=role, password=role), autocommit=True) as other:
+        for call, what in (
+            ("alter_reranker('documents', candidates => 5)", "alter"),
+            ("drop_reranker('documents')", "drop"),
+            ("rollback_reranker('documents')", "roll back"),
+            ("create_reranker('another', 'pg_class', '{relname}')", "create"),
+        ):
+            with pytest.raises(
+                psycopg.errors.InsufficientPrivilege,
+                match=f'role "?{role}"? may not {what} reranker "(documents|another)"',
+            ) as raised:
+                other.execute(f"SELECT pgrerank.{call}")
+            assert db.info.user in (raised.value.diag.message_hint or "")
 
 
 def test_a_model_needs_dims_and_a_loader_of_its_kind(db):

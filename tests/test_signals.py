@@ -229,7 +229,8 @@ def test_signals_order_the_callers_candidates(news):
         ),
         ({"pinned": {"~": 1, "boost": 1}}, '"~" with 1 is not an operator'),
         ({"pinned": {"equals": True, "boost": None}}, '"boost" of "pinned" is null, expected'),
-        ({"boosts": {"boost": 1}}, "filter is a JSON array"),
+        ({"boosts": {"boost": 1}}, '"when" of "boosts" is missing, expected a filter such as'),
+        ({"boosts": {}}, '"when" of "boosts" is missing, expected a filter such as'),
         ({"boosts": {"when": {}, "weight": 1}}, '"boosts" has "weight", which is not among'),
     ],
 )

@@ -220,6 +220,61 @@ def test_a_view_s_key_that_is_none_is_refused(db) -> None:
         db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
 
 
+def test_a_view_whose_keys_come_twice_later_is_named_by_whatever_reads_it(db) -> None:
+    db.execute("CREATE TABLE base (id int, body text)")
+    db.execute("INSERT INTO base VALUES (1, 'a word'), (2, 'a word too')")
+    db.execute("CREATE VIEW docs AS SELECT * FROM base")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
+    settle(db)
+    assert found(db, "word") == ["1", "2"]
+    db.execute("INSERT INTO base VALUES (2, 'another word'), (2, 'a third')")
+    for statement in (
+        "SELECT FROM pgrerank.docs_search('word')",
+        "SELECT FROM pgrerank.docs_search('word', keys => '{1,2}')",
+        "SELECT pgrerank.enqueue('docs')",
+        "SELECT pgrerank.reconcile('docs')",
+    ):
+        with pytest.raises(
+            psycopg.errors.UniqueViolation, match="key_column id of view docs is no key: '2' comes "
+        ):
+            db.execute(statement)
+    db.execute("DELETE FROM base WHERE body IN ('another word', 'a third')")
+    assert found(db, "word") == ["1", "2"]
+    db.execute("SELECT pgrerank.enqueue('docs')")
+
+
+def test_a_temporary_table_is_refused(db) -> None:
+    db.execute("CREATE TEMPORARY TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("CREATE TEMPORARY VIEW seen AS SELECT * FROM docs")
+    for name, arguments in (("table docs", ""), ("view seen", ", key_column => 'id'")):
+        with pytest.raises(psycopg.errors.WrongObjectType, match=f"{name} is temporary: no worker"):
+            db.execute(
+                f"SELECT pgrerank.create_reranker('docs', '{name.split()[1]}', '{{body}}'"
+                f"{arguments})"
+            )
+
+
+def test_a_key_column_that_is_dropped_is_named(db) -> None:
+    db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    db.execute("INSERT INTO docs VALUES (1, 'a word')")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}')")
+    settle(db)
+    db.execute("ALTER TABLE docs DROP COLUMN id")
+    for statement in (
+        "SELECT FROM pgrerank.docs_search('word')",
+        "SELECT FROM pgrerank.docs_search('word', keys => '{1}')",
+        "SELECT pgrerank.enqueue('docs')",
+        "SELECT pgrerank.alter_reranker('docs', candidates => 5)",
+        "SELECT pgrerank.texts('docs')",
+    ):
+        with pytest.raises(
+            psycopg.errors.UndefinedColumn,
+            match='the key column id of reranker "docs" has been dropped from table docs',
+        ):
+            db.execute(statement)
+    db.execute("SELECT pgrerank.drop_reranker('docs')")
+
+
 def test_inherited_rows_are_documents(db) -> None:
     db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
     db.execute("CREATE TABLE letters (sender text, PRIMARY KEY (id)) INHERITS (docs)")
@@ -281,6 +336,43 @@ def test_documents_are_taken_apart_as_a_view_is(reader, docs) -> None:
     assert reader.execute("SELECT key FROM pgrerank.docs_1 WHERE key IN (1, 2)").fetchall() == [
         (1,)
     ]
+
+
+def test_signals_and_groups_follow_renamed_columns(db) -> None:
+    db.execute(
+        "CREATE TABLE docs (id int PRIMARY KEY, body text, votes int, meta jsonb, pinned boolean)"
+    )
+    db.execute(
+        "INSERT INTO docs SELECT i, 'a word', i, jsonb_build_object('part', i % 2), i = 3"
+        " FROM generate_series(1, 4) i"
+    )
+    db.execute(
+        "SELECT pgrerank.create_reranker('docs', 'docs', '{body}', group_by => 'meta.part',"
+        ' signals => \'{"votes": [{"weight": 1}, {">": 9, "boost": 1}], "meta.at": {"weight": 0},'
+        ' "boosts": {"when": {"or": [{"pinned": true}, {"not": {"votes": {">": 0}}}]},'
+        ' "boost": 9}}\')'
+    )
+    settle(db)
+    search = "SELECT id FROM pgrerank.docs_search('word') ORDER BY rank"
+    assert db.execute(search).fetchall() == [(3,), (4,)]
+    db.execute('ALTER TABLE docs RENAME votes TO "and"')
+    db.execute('ALTER TABLE docs RENAME meta TO "a.b"')
+    db.execute("ALTER TABLE docs RENAME pinned TO votes")
+    assert db.execute(search).fetchall() == [(3,), (4,)]
+    stored = db.execute("SELECT group_by, signals FROM pgrerank.rerankers").fetchone()
+    assert stored == (
+        '"a.b".part',
+        {
+            '"and"': [{"weight": 1}, {">": 9, "boost": 1}],
+            '"a.b".at': {"weight": 0},
+            "boosts": [
+                {
+                    "when": {"or": [{"votes": True}, {"not": {'"and"': {">": 0}}}]},
+                    "boost": 9,
+                }
+            ],
+        },
+    )
 
 
 RENAMINGS = {

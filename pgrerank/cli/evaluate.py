@@ -110,10 +110,10 @@ def tune_command(
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Find the sizes and the blend that serve a reranker best, on judged queries.
+    """Find the sizes, the blend and the weights of signals that serve best, on judged queries.
 
     Quality and time by candidates and maxsim_top, the smallest that keep 95 % of the gain, and
-    weights of the stages' scores, cross-validated: recommended if they gain by more than chance.
+    weights of stages and signals, cross-validated: recommended if they gain by more than chance.
     """
     with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
         variant = parse_variant(name)
@@ -284,4 +284,12 @@ def _print_advice(tuning: Tuning, measure: str) -> None:
             f"best: {blend['name']}, {weights}; {measure} {blend['present']:.4f} with the present"
             f" one, {blend['quality']:.4f} with it on queries that it was not found on"
             f" (p = {blend['p']:.3f})"
+        )
+    signals = tuning["signals"]
+    if signals is not None:
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in signals["weights"].items())
+        note(
+            f"signals: {weights}; {measure} {signals['present']:.4f} with the present weights,"
+            f" {signals['quality']:.4f} with these on queries that they were not found on"
+            f" (p = {signals['p']:.3f})"
         )

@@ -118,7 +118,7 @@ DuplicateThreshold = Annotated[
 
 # What else a search takes.
 Query = Annotated[str, typer.Argument(help="What to look for.")]
-TopK = Annotated[int, typer.Option(help="Documents to return.")]
+TopK = Annotated[int, typer.Option(min=1, max=100_000, help="Documents to return.")]
 Filter = Annotated[dict[str, Any] | None, _object("--filter", help="""{"column": value, …}.""")]
 Stages = Annotated[
     Words | None,

@@ -17,7 +17,14 @@ from pgrerank.evaluation.significance import compare, is_worth_it
 from pgrerank.judgements import Qrels
 from pgrerank.stages import DEFAULT_BLEND, STAGES
 
-__all__ = ["find_weights", "fixed_blends", "weights_to_try"]
+__all__ = [
+    "check_queries",
+    "cross_validated",
+    "find_weights",
+    "fixed_blends",
+    "folds",
+    "weights_to_try",
+]
 
 FOLDS = 5
 
@@ -68,11 +75,7 @@ def find_weights(
     EvaluationError where there are fewer than ten queries: what is found on those is chance.
     """
     queries = sorted(qrels)
-    if len(queries) < 2 * FOLDS:
-        raise EvaluationError(
-            f"{len(queries)} judged queries are too few to find weights on:"
-            f" expected {2 * FOLDS} at least"
-        )
+    check_queries(len(queries))
     tried = list(weights_to_try(stages))
     values = np.array([_values(pools, qrels, weights, sizes, measure) for weights in tried])
     smooth = _smoothed(
@@ -81,7 +84,7 @@ def find_weights(
         step=1 / _steps(stages),
     )
     best = int(smooth.mean(axis=1).argmax())
-    choices = {"the blend found": (tried[best], _cross_validated(values, smooth, seed))}
+    choices = {"the blend found": (tried[best], cross_validated(values, smooth, seed))}
     for name, weights in fixed_blends(stages).items():
         choices[name] = (weights, _values(pools, qrels, weights, sizes, measure))
     now = _values(pools, qrels, present, sizes, measure)
@@ -90,6 +93,14 @@ def find_weights(
         for name, (weights, held) in choices.items()
     ]
     return max(found, key=lambda one: (is_worth_it(_gain(one), one["p"]), _gain(one)))
+
+
+def check_queries(number: int) -> None:
+    """Raise EvaluationError where weights would be found on too few queries."""
+    if number < 2 * FOLDS:
+        raise EvaluationError(
+            f"{number} judged queries are too few to find weights on: expected {2 * FOLDS} at least"
+        )
 
 
 def _choice(
@@ -135,14 +146,19 @@ def _smoothed(
     return smooth
 
 
-def _cross_validated(
+def folds(number: int, seed: int) -> list[list[int]]:
+    """So many places in five parts, at random."""
+    places = list(range(number))
+    random.Random(seed).shuffle(places)  # noqa: S311
+    return [places[fold::FOLDS] for fold in range(FOLDS)]
+
+
+def cross_validated(
     values: NDArray[np.float64], smooth: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    places = list(range(values.shape[1]))
-    random.Random(seed).shuffle(places)  # noqa: S311
+    """Each query's value by the weights, a row each, that are best by `smooth` on other parts."""
     held = np.zeros(values.shape[1])
-    for fold in range(FOLDS):
-        out = places[fold::FOLDS]
+    for out in folds(values.shape[1], seed):
         best = int(np.delete(smooth, out, axis=1).mean(axis=1).argmax())
         held[out] = values[best, out]
     return held

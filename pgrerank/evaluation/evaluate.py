@@ -19,8 +19,10 @@ from pgrerank.evaluation.orders import (
     Measured,
     measure_orders,
     percentiles,
+    returned,
     warnings,
 )
+from pgrerank.evaluation.pools import UNGROUPED
 from pgrerank.evaluation.reliability import reliability_of_searches
 from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown, Tuning
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
@@ -46,7 +48,8 @@ _SNIPPET = 300
 _SETTINGS = (
     *("candidates", "maxsim_bit_top", "maxsim_top", "early_exit", "min_relevance", "blend"),
     *("cross_encoder_model", "embedding_model", "late_interaction_model", "listwise_model"),
-    *("listwise_top", "instruction"),
+    *("listwise_top", "instruction", "signals"),
+    *("group_by", "per_group", "diversity", "duplicate_threshold"),
     *("token_precision", "token_dims", "token_pool"),
 )
 """What an evaluation tells of the reranker's settings: those that its orders depend on."""
@@ -64,13 +67,17 @@ def silently(_title: str) -> Any:
 
 @dataclass(frozen=True)
 class Searched:
-    """The searches of an evaluation: with its stages, and by exact dense recall alone, if any."""
+    """The searches of an evaluation: by its stages alone, and by exact dense recall, if any.
+
+    `chosen` are those of the same reranker with its groups and diversity; empty where it has none.
+    """
 
     variant: Variant
     judgements: Judgements
     settings: dict[str, Any]
     traces: Mapping[str, Trace]
     exact: Mapping[str, Trace]
+    chosen: Mapping[str, Trace] = field(default_factory=dict)
     measures: Sequence[str] = field(default=MEASURES)
 
 
@@ -84,6 +91,8 @@ def search_all(
     phase: Phase = silently,
 ) -> Searched:
     """Ask a reranker every judged query, once models are loaded; by `exact` recall too.
+
+    What its groups and diversity make of the order is asked apart from the stages.
 
     Raises psycopg.Error where it can't be asked, and EvaluationError where the first search is
     degraded: then the worker would be measured, not the reranker.
@@ -100,11 +109,21 @@ def search_all(
     if exact and "dense" in possible_stages(settings, variant):
         with phase("exact recall") as progress:
             exactly = ask(
-                connection, variant, queries, on_progress=progress, stages=["dense"], recall="exact"
+                connection,
+                variant,
+                queries,
+                on_progress=progress,
+                stages=["dense"],
+                recall="exact",
+                **UNGROUPED,
             )
     with phase(f"searching {variant.reranker}") as progress:
-        traces = ask(connection, variant, queries, on_progress=progress)
-    return Searched(variant, judgements, settings, traces, exactly, tuple(measures))
+        traces = ask(connection, variant, queries, on_progress=progress, **UNGROUPED)
+    chosen: dict[str, Trace] = {}
+    if any(settings[name] not in (None, value) for name, value in UNGROUPED.items()):
+        with phase("with groups and diversity") as progress:
+            chosen = ask(connection, variant, queries, on_progress=progress)
+    return Searched(variant, judgements, settings, traces, exactly, chosen, tuple(measures))
 
 
 def possible_stages(settings: Mapping[str, Any], variant: Variant) -> list[str]:
@@ -140,7 +159,11 @@ def evaluate(
         )
     degraded = [trace.reason for trace in searched.traces.values() if trace.reason]
     orders, measured = measure_orders(
-        searched.judgements.qrels, searched.traces, searched.exact, searched.measures
+        searched.judgements.qrels,
+        searched.traces,
+        searched.exact,
+        searched.chosen,
+        searched.measures,
     )
     told = warnings(orders, searched.measures[0], len(searched.traces))
     missing = missing_keys(connection, searched.variant.reranker, searched.judgements)
@@ -180,6 +203,9 @@ def runs_of(searched: Searched, orders: Sequence[Order]) -> dict[str, Run]:
     """The run of each order, by its name."""
     runs: dict[str, Run] = {}
     for order in orders:
+        if order["stage"] == "chosen":
+            runs[order["name"]] = returned(searched.chosen)
+            continue
         exact = order["stage"] == "exact_recall"
         traces, stage = (searched.exact, "dense") if exact else (searched.traces, order["stage"])
         runs[order["name"]] = {query: trace.order(stage) for query, trace in traces.items()}
@@ -215,6 +241,7 @@ def _hnsw(connection: Connection, searched: Searched, phase: Phase) -> list[EfPo
                     on_progress=lambda one, _, done=done: progress(  # type: ignore[misc]
                         done + one, len(EF_SEARCH) * len(some)
                     ),
+                    **UNGROUPED,
                 )
             finally:
                 _set_ef_search(connection, "")

@@ -7,7 +7,7 @@ smaller head or other weights needs no search: it is put together as sql/90_pool
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,25 @@ from numpy.typing import NDArray
 
 from pgrerank.catalog import call_statement
 from pgrerank.evaluation.early_exit import read_head
-from pgrerank.evaluation.traces import Progress, Trace
+from pgrerank.evaluation.traces import Progress, SignalPart, Trace
 from pgrerank.evaluation.variant import Variant
 from pgrerank.stages import LEGS, STAGES
 
-__all__ = ["STAGES_ALONE", "Pool", "Sizes", "blended", "complete", "pool_of"]
+__all__ = [
+    "STAGES_ALONE",
+    "UNGROUPED",
+    "Pool",
+    "Sizes",
+    "blended",
+    "complete",
+    "pool_of",
+    "with_signals",
+]
 
 Scores = NDArray[np.float64]
-STAGES_ALONE: dict[str, Any] = {
-    "signals": {},
-    "group_by": "",
-    "diversity": 0.0,
-    "duplicate_threshold": 1.0,
-}
+UNGROUPED: dict[str, Any] = {"group_by": "", "diversity": 0.0, "duplicate_threshold": 1.0}
+"""Arguments of a search that leave its order as the last stage made it."""
+STAGES_ALONE: dict[str, Any] = {"signals": {}, **UNGROUPED}
 """Arguments of a search that leave its order to the stages: what is put together here is that."""
 
 _NOISE = 1e-12
@@ -61,10 +67,14 @@ class Sizes:
 
 @dataclass
 class Pool:
-    """A query's candidates, with their scores by stage; NaN for unknown ones."""
+    """A query's candidates, with their scores by stage; NaN for unknown ones.
+
+    `signals` are what signals add to the score of each; None where there are none.
+    """
 
     keys: list[str]
     scores: dict[str, Scores]
+    signals: Scores | None = None
 
     def before_head(self, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """The candidates' places in the order whose head the cross-encoder reads."""
@@ -82,7 +92,7 @@ class Pool:
 
     def _after(self, last: str, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
         """Rank the head by the stage's scores; the rest follows in its order before."""
-        places = self._recalled(sizes.candidates, blend)
+        places = self._with_signals(self._recalled(sizes.candidates, blend), blend)
         stages = [stage for stage in STAGES if stage in weighted(self.scores, blend)]
         for stage in stages:
             if STAGES[stage].is_leg or list(STAGES).index(stage) > list(STAGES).index(last):
@@ -104,10 +114,30 @@ class Pool:
         """What the last of the stages makes of a head: its scores, or a blend up to it."""
         latest = self.scores[stages[-1]][head]
         known = np.isfinite(latest)
-        if blend and STAGES[stages[-1]].is_blended and known.any():
+        weights = blend if STAGES[stages[-1]].is_blended else {}
+        if self.signals is not None:
+            weights = beside_signals(stages, weights)
+        if weights and known.any():
             scored = head[known]
-            latest[known] = blended({name: self.scores[name][scored] for name in stages}, blend)
+            added = None if self.signals is None else self.signals[scored]
+            latest[known] = blended(
+                {name: self.scores[name][scored] for name in stages}, weights, added
+            )
         return latest
+
+    def _with_signals(
+        self, places: NDArray[np.int64], blend: Mapping[str, float]
+    ) -> NDArray[np.int64]:
+        """What recall made, in the order of its scores and signals (sql/93_signals.sql)."""
+        if self.signals is None or not len(places):
+            return places
+        legs = [leg for leg in LEGS if leg in weighted(self.scores, blend)]
+        scores = {leg: self.scores[leg][places] for leg in legs}
+        if len(legs) > 1 and not any(blend.get(leg) for leg in legs):
+            legs, blend = ["recall"], {}
+            scores = {"recall": 1 / (60 + np.arange(1.0, len(places) + 1))}
+        values = blended(scores, beside_signals(legs, blend), self.signals[places])
+        return self._best(places, values)
 
     def _read(
         self,
@@ -183,14 +213,23 @@ def weighted(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> list[s
     return [stage for stage in known if stage in runs]
 
 
-def blended(scores: Mapping[str, Scores], weights: Mapping[str, float]) -> Scores:
-    """Blend scores: the weighted sum of each stage's z-scores.
+def beside_signals(stages: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights of these stages beside signals: they add up to 1, or the last one has all."""
+    own = {stage: weights[stage] for stage in stages if weights.get(stage)}
+    whole = sum(own.values())
+    return {stage: weight / whole for stage, weight in own.items()} or {stages[-1]: 1.0}
+
+
+def blended(
+    scores: Mapping[str, Scores], weights: Mapping[str, float], added: Scores | None = None
+) -> Scores:
+    """Blend scores: the weighted sum of each stage's z-scores, and what is added to it.
 
     The arrays are parallel. What has no score, no weight, or the same score for all, adds nothing
     (Montague and Aslam, CIKM 2001: zero-mean, unit-variance). sql/90_pool.sql computes the same, in
     type real: what is the same there is here.
     """
-    total = np.zeros(len(next(iter(scores.values()))))
+    total = np.zeros(len(next(iter(scores.values())))) if added is None else added.copy()
     for stage, values in scores.items():
         known = np.isfinite(values)
         if not weights.get(stage) or not known.any():
@@ -209,6 +248,21 @@ def pool_of(wide: Trace, known: Trace) -> Pool:
     scored = dict(zip(known.keys, known.scores["cross_encoder"].tolist(), strict=True))
     scores["cross_encoder"] = np.array([scored.get(key, np.nan) for key in keys], np.float64)
     return Pool(keys, scores)
+
+
+def with_signals(
+    pool: Pool, said: tuple[Sequence[str], Sequence[SignalPart]], weights: Sequence[float]
+) -> Pool:
+    """The pool with what signals add by these weights, as they are said of keys."""
+    if not any(weights):
+        return pool
+    keys, parts = said
+    added = sum(
+        (weight * part.scores for part, weight in zip(parts, weights, strict=True)),
+        start=np.zeros(len(keys)),
+    )
+    known = dict(zip(keys, added.astype(np.float32).tolist(), strict=True))
+    return replace(pool, signals=np.array([known.get(key, 0.0) for key in pool.keys]))
 
 
 def complete(

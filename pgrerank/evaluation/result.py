@@ -16,6 +16,7 @@ __all__ = [
     "Recommendation",
     "Reliability",
     "Shown",
+    "SignalsFound",
     "Tuning",
     "tuning_of",
 ]
@@ -121,16 +122,32 @@ class BlendFound(TypedDict):
     p: float
 
 
+class SignalsFound(TypedDict):
+    """The signals with the weights found, 0 for those that gain no more than chance.
+
+    `weights` are by name, with a number after all but the first of one. `quality` is on queries
+    that they were not found on, `present` with the weights in use; `p` compares the two.
+    """
+
+    signals: dict[str, object]
+    weights: dict[str, float]
+    quality: float
+    present: float
+    p: float
+
+
 class Tuning(TypedDict):
-    """Which sizes and which blend serve best.
+    """Which sizes, which blend and which weights of signals serve best.
 
     `depth` is by setting: `candidates` and `maxsim_top`. `blend` is None where there are too few
-    queries to find weights on, as `warnings` then say, or one stage alone.
+    queries to find weights on, as `warnings` then say, or one stage alone; `signals` where there
+    are too few, or no signals.
     """
 
     depth: dict[str, list[DepthPoint]]
     recommendations: list[Recommendation]
     blend: BlendFound | None
+    signals: SignalsFound | None
     warnings: list[str]
 
 
@@ -182,4 +199,6 @@ class Evaluation(TypedDict):
 
 def tuning_of(evaluation: Evaluation) -> Tuning:
     """The tuning of an evaluation; an empty one where only the orders were measured."""
-    return evaluation["tuning"] or Tuning(depth={}, recommendations=[], blend=None, warnings=[])
+    return evaluation["tuning"] or Tuning(
+        depth={}, recommendations=[], blend=None, signals=None, warnings=[]
+    )

@@ -15,10 +15,23 @@ from pgrerank.catalog import call, fetch_one
 from pgrerank.evaluation.variant import Variant
 from pgrerank.stages import STAGES
 
-__all__ = ["Progress", "Trace", "ask", "ask_one"]
+__all__ = ["Progress", "SignalPart", "Trace", "ask", "ask_one"]
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is to do."""
+
+
+@dataclass(frozen=True)
+class SignalPart:
+    """One signal of a search: the `number`th of its name, counted from 1.
+
+    `scores` are what it would add to each key's score with a weight of 1.
+    """
+
+    name: str
+    number: int
+    weight: float
+    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,9 @@ class Trace:
 
     They are those of the whole pool; `candidates` is how many a search returns at most.
     `relevance` is parallel to the keys, NaN where it is not known; `units` are by what a stage's
-    scores are divided to be compared between queries, 1 where it has none. `times` are milliseconds
-    by stage, with `encode_query` and `total`; `reason` says why it is degraded, if it is.
+    scores are divided to be compared between queries, 1 where it has none; `signals` are in the
+    order of their names. `times` are milliseconds by stage, with `encode_query` and `total`;
+    `reason` says why it is degraded, if it is.
     """
 
     candidates: int
@@ -38,6 +52,7 @@ class Trace:
     times: Mapping[str, float]
     relevance: NDArray[np.float64]
     units: Mapping[str, float]
+    signals: Sequence[SignalPart] = ()
     reason: str | None = None
 
     @classmethod
@@ -52,6 +67,13 @@ class Trace:
             {stage: float(spent) for stage, spent in value["times"].items()},
             np.array(value["relevance"], np.float64),
             value["units"],
+            [
+                SignalPart(
+                    *(one["name"], one["number"], one["weight"]),
+                    np.array(one["scores"], np.float64),
+                )
+                for one in value["signals"]
+            ],
             value["reason"],
         )
 
@@ -84,7 +106,10 @@ def ask(
     on_progress: Progress = lambda _done, _total: None,
     **changed: Any,
 ) -> dict[str, Trace]:
-    """Search every query, one SQL call each; returns traces by query id."""
+    """Search every query, one SQL call each, so that its times are a search's own.
+
+    Returns traces by query id.
+    """
     traces = {}
     for number, (identifier, query) in enumerate(queries.items(), 1):
         traces[identifier] = ask_one(connection, variant, query, **changed)

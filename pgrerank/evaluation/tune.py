@@ -1,4 +1,4 @@
-"""Finds the sizes and the blend that serve a reranker best, on judged queries."""
+"""Finds the sizes, the blend and the weights of signals that serve best, on judged queries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 
 from pgrerank.catalog import call, read_reranker
 from pgrerank.errors import EvaluationError
@@ -20,10 +22,27 @@ from pgrerank.evaluation.depth import (
     time_by_size,
 )
 from pgrerank.evaluation.evaluate import Phase, Searched, possible_stages, silently
-from pgrerank.evaluation.pools import STAGES_ALONE, Pool, Sizes, complete, pool_of
-from pgrerank.evaluation.result import BlendFound, DepthPoint, Evaluation, Recommendation, Tuning
+from pgrerank.evaluation.measures import measure_queries
+from pgrerank.evaluation.pools import (
+    STAGES_ALONE,
+    UNGROUPED,
+    Pool,
+    Sizes,
+    complete,
+    pool_of,
+    with_signals,
+)
+from pgrerank.evaluation.result import (
+    BlendFound,
+    DepthPoint,
+    Evaluation,
+    Recommendation,
+    SignalsFound,
+    Tuning,
+)
+from pgrerank.evaluation.signals import find_signals
 from pgrerank.evaluation.significance import is_worth_it
-from pgrerank.evaluation.traces import Trace, ask
+from pgrerank.evaluation.traces import Progress, SignalPart, Trace, ask
 from pgrerank.stages import STAGES
 
 __all__ = ["apply", "tune"]
@@ -39,7 +58,7 @@ def tune(
     max_maxsim_top: int | None = None,
     phase: Phase = silently,
 ) -> Tuning:
-    """Find depth curves, the sizes that are worth their time, and the best blend.
+    """Find depth curves, the sizes that are worth their time, the best blend, signals' weights.
 
     Looks at up to `max_candidates` (by default 200, or what the reranker has if that is more) and
     `max_maxsim_top` (by default 50), with all stages that the reranker can run. Only what the
@@ -73,11 +92,17 @@ def tune(
         )
     if present.maxsim_top and settings["blend"].get("cross_encoder", 1):
         recommended.append(tuner.early_exit(pools))
-    blend, warnings = tuner.blend(pools)
+    try:
+        blend = tuner.blend(pools)
+        signals = tuner.signals(pools, blend)
+        warnings = []
+    except EvaluationError as error:
+        blend, signals, warnings = None, None, [str(error)]
     return Tuning(
         depth=curves,
         recommendations=[one for one in recommended if one is not None],
         blend=blend,
+        signals=signals,
         warnings=warnings,
     )
 
@@ -92,12 +117,18 @@ def apply(connection: Connection, evaluation: Evaluation) -> dict[str, Any]:
         for one in tuning["recommendations"]
         if one["setting"] == "early_exit" or (one["value"] and is_worth_it(one["gain"], one["p"]))
     }
-    blend = tuning["blend"]
-    if blend is not None and is_worth_it(blend["quality"] - blend["present"], blend["p"]):
+    blend, signals = tuning["blend"], tuning["signals"]
+    if blend is not None and _is_better(blend):
         chosen["blend"] = blend["weights"]
+    if signals is not None and _is_better(signals):
+        chosen["signals"] = signals["signals"]
     if chosen:
         call(connection, "alter_reranker", {"reranker": evaluation["reranker"], **chosen})
     return chosen
+
+
+def _is_better(found: BlendFound | SignalsFound) -> bool:
+    return is_worth_it(found["quality"] - found["present"], found["p"])
 
 
 @dataclass(frozen=True)
@@ -127,17 +158,20 @@ class _Tuner:
         pools = {
             query: pool_of(trace, self.searched.traces[query]) for query, trace in wide.items()
         }
-        if "cross_encoder" in self.stages:
-            with self.phase("scoring what is missing") as progress:
-                complete(
-                    self.connection,
-                    self.searched.variant,
-                    self.searched.judgements.queries,
-                    pools,
-                    self._heads(pools, sizes),
-                    progress,
-                )
+        with self.phase("scoring what is missing") as progress:
+            self._complete(pools, self._heads(pools, sizes), progress)
         return pools
+
+    def _complete(
+        self,
+        pools: Mapping[str, Pool],
+        heads: Mapping[str, set[int]],
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        """Have the cross-encoder, where it runs, score what it has not scored of these places."""
+        if "cross_encoder" in self.stages:
+            queries = self.searched.judgements.queries
+            complete(self.connection, self.searched.variant, queries, pools, heads, progress)
 
     def _heads(self, pools: Mapping[str, Pool], sizes: Sequence[Sizes]) -> dict[str, set[int]]:
         """The places that the cross-encoder reads for any of the sizes or weights."""
@@ -191,13 +225,52 @@ class _Tuner:
             self.searched.measures[0],
         )
 
-    def blend(self, pools: Mapping[str, Pool]) -> tuple[BlendFound | None, list[str]]:
-        """Find the best weights of the blended stages, or say why there are none."""
+    def blend(self, pools: Mapping[str, Pool]) -> BlendFound | None:
+        """Find the best weights of the blended stages; None where there is one alone."""
         if len(self._blended) < 2:
-            return None, []
+            return None
         qrels, measure = self.searched.judgements.qrels, self.searched.measures[0]
-        try:
-            weights = self.searched.settings["blend"]
-            return find_weights(pools, qrels, self._blended, self.present, measure, weights), []
-        except EvaluationError as error:
-            return None, [str(error)]
+        weights = self.searched.settings["blend"]
+        return find_weights(pools, qrels, self._blended, self.present, measure, weights)
+
+    def signals(self, pools: Mapping[str, Pool], blend: BlendFound | None) -> SignalsFound | None:
+        """Find the weights of signals, beside the blend that is in use or takes over."""
+        signals = self.searched.settings["signals"]
+        if not signals:
+            return None
+        parts = self._signal_parts()
+        weights = self.searched.settings["blend"]
+        if blend is not None and _is_better(blend):
+            weights = blend["weights"]
+        qrels, name = self.searched.judgements.qrels, self.searched.measures[0]
+
+        def measure(signal_weights: Sequence[float]) -> NDArray[np.float64]:
+            run = {
+                query: with_signals(pool, parts[query], signal_weights)
+                for query, pool in pools.items()
+            }
+            top = self.present.maxsim_top
+            heads = {
+                query: set(pool.before_head(self.present, weights)[:top].tolist())
+                for query, pool in run.items()
+            }
+            self._complete(run, heads)
+            orders = {query: pool.order(self.present, weights) for query, pool in run.items()}
+            found = measure_queries(qrels, orders, [name])[name]
+            return np.array([found[query] for query in sorted(qrels)])
+
+        with self.phase("weighing signals"):
+            return find_signals(next(iter(parts.values()))[1], signals, measure)
+
+    def _signal_parts(self) -> dict[str, tuple[Sequence[str], Sequence[SignalPart]]]:
+        """What signals say of each query's candidates of the present size, by their keys."""
+        with self.phase("reading signals") as progress:
+            traces = ask(
+                self.connection,
+                self.searched.variant,
+                self.searched.judgements.queries,
+                on_progress=progress,
+                stages=[stage for stage in self.stages if STAGES[stage].is_leg],
+                **UNGROUPED,
+            )
+        return {query: (trace.keys, trace.signals) for query, trace in traces.items()}

@@ -60,6 +60,8 @@ def heat_map(explanation: Explanation) -> str:
         times=times,
         total=shown_time(explanation["times"].get("total", 0)),
         stages=through,
+        has_relevance=any(one["relevance"] is not None for one in explanation["documents"]),
+        has_signals=any(one["signals_score"] is not None for one in explanation["documents"]),
         aligned=bool(aligned),
         levels=_LEVELS,
         least=heat.least,
@@ -131,7 +133,9 @@ class _Document(NamedTuple):
     key: str
     passage: tuple[int, int] | None
     beginning: str
+    relevance: float | None
     steps: list[Step]
+    signals_score: float | None
     maxsim_score: float | None
     answers: list[_Answered]
     total: float
@@ -151,7 +155,9 @@ def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) 
         key=document["key"],
         passage=document["passage"],
         beginning=flat if len(flat) <= _BEGINNING else flat[:_BEGINNING] + "…",
+        relevance=document["relevance"],
         steps=list(steps(document, through)),
+        signals_score=document["signals_score"],
         maxsim_score=document["scores"]["maxsim"],
         answers=answered,
         total=sum(answer.score for answer in answered),

@@ -75,6 +75,13 @@ def evaluation(**changed: Any) -> Evaluation:
                 "present": 0.55,
                 "p": 0.04,
             },
+            "signals": {
+                "signals": {"votes": {"log": True, "weight": 0.2}},
+                "weights": {"votes": 0.2},
+                "quality": 0.63,
+                "present": 0.61,
+                "p": 0.03,
+            },
             "warnings": [],
         },
         "warnings": ["2 of 6 searches were degraded: timeout <b>"],

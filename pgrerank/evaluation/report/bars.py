@@ -17,7 +17,7 @@ RUN_COLOURS = {"A": "grey", "B": "blue"}
 _ORDER_COLOURS: Mapping[str, str] = {
     "exact_recall": "grey",
     **{name: stage.colour for name, stage in STAGES.items()},
-    "blend": "green",
+    "chosen": "orange",
 }
 _NAME_COLUMNS = 20
 _LEFT = 132.0

@@ -372,7 +372,7 @@ BEGIN
 END
 $$;
 
--- What a call returns, and its part in the log.
+-- What a call returns, and its part in the log and in the statistics.
 CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call) RETURNS SETOF ranked
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -383,6 +383,7 @@ BEGIN
     IF _reranker.log_sample > 0 THEN
         PERFORM _log_search(_reranker, _call, outcome);
     END IF;
+    PERFORM _count_search(_reranker, outcome);
     RETURN QUERY SELECT * FROM _ranked(outcome, outcome.returned);
 END
 $$;

@@ -176,8 +176,8 @@ BEGIN
     IF reranker IS NOT NULL THEN
         PERFORM _reranker(reranker);
     END IF;
-    DELETE FROM counted_searches c WHERE reset_stats.reranker IS NULL OR c.reranker = reset_stats.reranker;
     DELETE FROM summed_searches s WHERE reset_stats.reranker IS NULL OR s.reranker = reset_stats.reranker;
+    DELETE FROM counted_searches c WHERE reset_stats.reranker IS NULL OR c.reranker = reset_stats.reranker;
     INSERT INTO stats_resets AS s (reranker)
     SELECT r.name FROM rerankers r WHERE reset_stats.reranker IS NULL OR r.name = reset_stats.reranker
     ON CONFLICT ON CONSTRAINT stats_resets_pkey DO UPDATE SET reset_at = now();

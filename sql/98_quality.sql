@@ -52,8 +52,19 @@ AS $$
         ORDER BY l.searched_at DESC LIMIT 200) s
 $$;
 
+-- Whether one of a reranker's models is behind an endpoint, which may want money for each answer.
+CREATE OR REPLACE FUNCTION _asks_elsewhere(_reranker rerankers) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT EXISTS (
+        SELECT FROM models m, _generation(_reranker.name, _reranker.generation) g
+        WHERE m.loader = 'http' AND m.name IN (g.embedding_model, g.late_interaction_model,
+            _reranker.cross_encoder_model, _reranker.cross_encoder_fallback, _reranker.listwise_model))
+$$;
+
 -- Takes a query that has not been searched for since that time, of up to a hundred for each reranker, so that no other
--- worker does. None while documents or requests wait. What takes too long tells nothing, and isn't tried again soon.
+-- worker does. None of a reranker that asks endpoints, nor while documents or requests wait. What takes too long tells nothing, and isn't tried again soon.
 CREATE OR REPLACE FUNCTION next_check(since timestamptz DEFAULT now() - interval '1 day')
 RETURNS TABLE (reranker text, query text)
 LANGUAGE plpgsql
@@ -67,7 +78,7 @@ BEGIN
         OR NOT pg_try_advisory_xact_lock(_lock_class('checking', 0), 0) THEN
         RETURN;
     END IF;
-    FOR r IN SELECT * FROM rerankers x ORDER BY random() LOOP
+    FOR r IN SELECT * FROM rerankers x WHERE NOT _asks_elsewhere(x) ORDER BY random() LOOP
         DELETE FROM checked_queries c WHERE c.reranker = r.name AND c.checked_at < now() - interval '7 days';
         CONTINUE WHEN 100 <= (
             SELECT count(*) FROM checked_queries c

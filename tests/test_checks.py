@@ -148,6 +148,13 @@ def test_nothing_is_checked_while_documents_or_requests_wait(db, lexical):
     )
     assert check_all(db) == 0
     db.execute("UPDATE pgrerank.announcements SET waiting = 0")
+    db.execute(
+        "SELECT pgrerank.register_model('paid', 'cross_encoder', 'https://x.example', NULL, 'http',"
+        """ options => '{"api": "cohere"}')"""
+    )
+    db.execute("SELECT pgrerank.alter_reranker('documents', cross_encoder_model => 'paid')")
+    assert check_all(db) == 0, "no endpoint is asked for what nobody wants to know"
+    db.execute("SELECT pgrerank.alter_reranker('documents', cross_encoder_model => '')")
     assert check_all(db) == 1
 
 

@@ -18,6 +18,7 @@ SCHEMA: tuple[Check, ...] = (
     workers.known_workers,
     workers.answering,
     queue.documents,
+    queue.missing,
     queue.setbacks,
     queue.triggers,
     queue.comparisons,

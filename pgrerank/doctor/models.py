@@ -9,8 +9,10 @@ def calibrations(connection: Connection) -> Found:
     """Rerankers whose scores mean nothing between queries."""
     rows = ask(
         connection,
-        "SELECT r.name, r.min_relevance FROM pgrerank.rerankers r JOIN pgrerank.status s"
-        " ON s.reranker = r.name WHERE s.calibrated_at IS NULL",
+        "SELECT r.name, r.min_relevance FROM pgrerank.rerankers r WHERE NOT EXISTS ("
+        "SELECT FROM pgrerank.calibrations c WHERE c.reranker = r.name"
+        " AND c.generation = r.generation AND c.instruction IS NOT DISTINCT FROM r.instruction"
+        " AND c.cross_encoder_model IS NOT DISTINCT FROM r.cross_encoder_model)",
     )
     for row in rows:
         about, remedy = f"reranker {row.name}", f"pgrerank calibrate {row.name} --qrels SET"

@@ -11,14 +11,13 @@ SHARE = 0.05
 def checks(connection: Connection) -> Found:
     """HNSW that misses, a stage that hurts, vectors of old texts."""
     for row in ask(connection, "SELECT * FROM pgrerank.checks c WHERE c.is_bad"):
-        quoted = row.reranker.replace("'", "''")
         match row.measure:
             case "hnsw_recall":
                 message = f"HNSW finds {row.value:.0%} of what an exact search does"
-                remedy = f"ALTER DATABASE {connection.info.dbname} SET pgrerank.ef_search = 400;"
+                remedy = f'ALTER DATABASE "{connection.info.dbname}" SET pgrerank.ef_search = 400;'
             case "stale_documents":
                 message = f"{row.value:.0%} of documents found have vectors of another text"
-                remedy = f"SELECT pgrerank.enqueue('{quoted}');"
+                remedy = f"SELECT pgrerank.enqueue('{row.reranker}');"
             case _:
                 message = (
                     f"stage {row.stage} hurts: nDCG@10 is {-row.value:.3f} less after it than"
@@ -37,6 +36,5 @@ def degraded(connection: Connection) -> Found:
         if share > SHARE:
             reasons = ", ".join(f"{reason} {count}" for reason, count in lost.items())
             message = f"{share:.0%} of {row.calls} searches were degraded: {reasons}"
-            quoted = row.reranker.replace("'", "''")
-            remedy = f"SELECT pgrerank.reset_stats('{quoted}');  -- once mended, to see anew"
+            remedy = f"SELECT pgrerank.reset_stats('{row.reranker}');  -- once mended, to see anew"
             yield Severity.WARNING, f"reranker {row.reranker}", message, remedy

@@ -9,26 +9,39 @@ LATE = 600
 
 
 def documents(connection: Connection) -> Found:
-    """Documents that failed, wait for long, or are neither encoded nor waiting."""
-    for row in ask(connection, "SELECT * FROM pgrerank.status"):
+    """Documents that failed, or have waited for long."""
+    rows = ask(
+        connection,
+        "SELECT p.reranker, count(*) FILTER (WHERE p.failed_at IS NOT NULL) AS failed,"
+        " count(*) FILTER (WHERE p.failed_at IS NULL) AS waiting, now() - min(p.enqueued_at)"
+        " FILTER (WHERE p.failed_at IS NULL) AS waited, (array_agg(p.last_error"
+        " ORDER BY p.failed_at DESC) FILTER (WHERE p.failed_at IS NOT NULL))[1] AS last_error"
+        " FROM pgrerank.pending p GROUP BY p.reranker ORDER BY p.reranker",
+    )
+    for row in rows:
         about = f"reranker {row.reranker}"
-        quoted = row.reranker.replace("'", "''")
-        if row.source_rows is None and row.last_error:
-            remedy = f"SELECT pgrerank.drop_reranker('{quoted}');"
-            yield Severity.ERROR, about, row.last_error, remedy
-            continue
         if row.failed:
             message = f"{row.failed} documents failed, the last: {row.last_error}"
-            remedy = f"SELECT pgrerank.enqueue('{quoted}', retry_failed => true);"
+            remedy = f"SELECT pgrerank.enqueue('{row.reranker}', retry_failed => true);"
             yield Severity.ERROR, about, message, remedy
-        waited = row.oldest_pending.total_seconds() if row.oldest_pending else 0
-        if waited > LATE:
-            message = f"{row.pending} documents wait to be encoded, the oldest for {waited:.0f} s"
+        seconds = row.waited.total_seconds() if row.waited else 0
+        if seconds > LATE:
+            message = f"{row.waiting} documents wait to be encoded, the oldest for {seconds:.0f} s"
             yield Severity.WARNING, about, message, "pgrerank worker --no-serve  # one more"
-        missing = (row.source_rows or 0) - (row.encoded or 0) - row.pending - row.failed
-        if missing > 0:
-            message = f"{missing} of {row.source_rows} documents are neither encoded nor waiting"
-            yield Severity.WARNING, about, message, f"SELECT pgrerank.enqueue('{quoted}');"
+
+
+def missing(connection: Connection) -> Found:
+    """Documents that are neither encoded nor waiting, and sources that have gone."""
+    for row in ask(connection, "SELECT * FROM pgrerank.status"):
+        about = f"reranker {row.reranker}"
+        if row.source_rows is None and row.last_error:
+            remedy = f"SELECT pgrerank.drop_reranker('{row.reranker}');"
+            yield Severity.ERROR, about, row.last_error, remedy
+            continue
+        count = (row.source_rows or 0) - (row.encoded or 0) - row.pending - row.failed
+        if count > 0:
+            message = f"{count} of {row.source_rows} documents are neither encoded nor waiting"
+            yield Severity.WARNING, about, message, f"SELECT pgrerank.enqueue('{row.reranker}');"
 
 
 def setbacks(connection: Connection) -> Found:
@@ -61,8 +74,7 @@ def triggers(connection: Connection) -> Found:
     for row in rows:
         if row.tgname is None:
             message = f"{row.source} has no trigger: what is written there is found late"
-            quoted = row.name.replace("'", "''")
-            remedy = f"SELECT pgrerank.reconcile('{quoted}', anew => true);"
+            remedy = f"SELECT pgrerank.reconcile('{row.name}', anew => true);"
         else:
             message = f"trigger {row.tgname} on {row.table_name} is disabled: writes are found late"
             remedy = f'ALTER TABLE {row.table_name} ENABLE TRIGGER "{row.tgname}";'

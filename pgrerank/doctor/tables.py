@@ -39,8 +39,7 @@ def memory(connection: Connection) -> Found:
             f"take {size(row.bytes)}, more than the {size(row.cache)} that Postgres may count on"
             " for them (effective_cache_size): searches read from disk"
         )
-        quoted = row.largest.replace("'", "''")
-        remedy = f"SELECT pgrerank.alter_reranker('{quoted}', token_precision => 'bit');"
+        remedy = f"SELECT pgrerank.alter_reranker('{row.largest}', token_precision => 'bit');"
         remedy += "  -- or more memory, and ALTER SYSTEM SET effective_cache_size"
         yield Severity.WARNING, "side tables", message, remedy
 

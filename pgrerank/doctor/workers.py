@@ -26,7 +26,7 @@ def known_workers(connection: Connection) -> Found:
         if row.is_silent:
             seconds = row.silent_for.total_seconds()
             message = f"has given no sign of life for {seconds:.0f} s"
-            yield Severity.ERROR, about, message, START
+            yield Severity.WARNING, about, message, START
         elif row.version not in (VERSION, None):
             message = f"is of version {row.version}, this package is {VERSION}"
             yield Severity.WARNING, about, message, f"pip install 'pgrerank[worker]=={VERSION}'"

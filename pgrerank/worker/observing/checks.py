@@ -21,6 +21,8 @@ QUIET = 2.0
 """Seconds without a search, after which one may be checked."""
 LOOK = 5.0
 """Seconds between two checks at least; they take a twentieth of the time at most."""
+NOTHING = 15.0
+"""Seconds until the next look where nothing was to be checked."""
 LONGEST = "5s"
 """What one check may take."""
 
@@ -39,32 +41,32 @@ class Checks:
     async def run(self) -> None:
         """Check for ever, whenever the worker has been idle for a while."""
         while True:
-            took = 0.0
+            took: float | None = 0.0
             try:
                 if await self._is_quiet():
                     took = await self._check()
             except (psycopg.Error, PgrerankError) as error:
                 log.warning("checks: %s", str(error).strip())
-            await asyncio.sleep(max(LOOK, 20 * took))
+            await asyncio.sleep(NOTHING if took is None else max(LOOK, 20 * took))
 
     async def _is_quiet(self) -> bool:
         before = self._asked()
         await asyncio.sleep(QUIET)
         return self._asked() == before and not self._is_busy()
 
-    async def _check(self) -> float:
-        """Check a query; returns the seconds that it took."""
+    async def _check(self) -> float | None:
+        """Check a query; returns the seconds that it took, None where there was none."""
         async with await connect(self._dsn, "checks") as connection:
             await check_schema(connection)
             cursor = await connection.execute("SELECT pg_is_in_recovery()")
             if await cursor.fetchone() == (True,):
-                return 0.0
+                return None
             await connection.execute(f"SET statement_timeout = '{LONGEST}'")
             await connection.execute("SET max_parallel_workers_per_gather = 0")
             cursor = await connection.execute("SELECT reranker, query FROM pgrerank.next_check()")
             chosen = await cursor.fetchone()
             if chosen is None:
-                return 0.0
+                return None
             begun = time.monotonic()
             await self._search(connection, *chosen)
             return time.monotonic() - begun

@@ -257,6 +257,7 @@ BEGIN
     PERFORM _drop_functions(target.name || '_search_many');
     DELETE FROM rerankers r WHERE r.name = target.name;
     DELETE FROM searches s WHERE s.reranker = target.name;
+    PERFORM _forget_stats(target.name);
     PERFORM _drop_stale_side_tables(target.name);
 END
 $$;

@@ -10,6 +10,7 @@ CREATE TABLE IF NOT EXISTS announcements (
     models text[] NOT NULL DEFAULT '{}',
     waiting int NOT NULL DEFAULT 0,
     sessions int NOT NULL DEFAULT 0,
+    version text,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     alive_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);  -- each row is written every second
@@ -87,7 +88,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT x'70670000'::int  -- the letters "pg" in ASCII
-        + CASE _purpose WHEN 'alive' THEN 0 WHEN 'connecting' THEN x'10000'::int ELSE x'20000'::int END + _worker
+        + 65536 * array_position('{alive,connecting,cancelling,counting,checking}'::text[], _purpose) - 65536 + _worker
 $$;
 
 CREATE OR REPLACE FUNCTION _ticks() RETURNS bigint
@@ -122,7 +123,7 @@ AS $$ SELECT t.worker, min(t.age) FROM _times_of('alive') t GROUP BY t.worker $$
 
 CREATE OR REPLACE VIEW workers AS
 SELECT a.worker, a.host, a.port, a.is_registered, a.models, a.capacity, a.waiting, a.sessions, a.started_at, a.alive_at,
-    p.age * interval '1 millisecond' AS heartbeat_age
+    p.age * interval '1 millisecond' AS heartbeat_age, a.version
 FROM announcements a LEFT JOIN _pulses() p ON p.worker = a.worker
 ORDER BY a.worker;
 COMMENT ON VIEW workers IS
@@ -133,7 +134,8 @@ GRANT SELECT ON workers TO PUBLIC;
 -- have not been heard of for a minute are forgotten. Without a password searches are not sent to the worker, and its
 -- address is not to be unique.
 CREATE OR REPLACE FUNCTION announce_worker(
-    host text, port int, capacity int, password text DEFAULT NULL, options jsonb DEFAULT '{}') RETURNS int
+    host text, port int, capacity int, password text DEFAULT NULL, options jsonb DEFAULT '{}',
+    version text DEFAULT NULL) RETURNS int
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -155,8 +157,8 @@ BEGIN
     SELECT min(n) INTO number
     FROM generate_series(1, 32767) n
     WHERE n NOT IN (SELECT a.worker FROM announcements a UNION ALL SELECT p.worker FROM _pulses() p);
-    INSERT INTO announcements (worker, host, port, is_registered, capacity)
-    VALUES (number, host, port, password IS NOT NULL, capacity);
+    INSERT INTO announcements (worker, host, port, is_registered, capacity, version)
+    VALUES (number, host, port, password IS NOT NULL, capacity, version);
     IF password IS NOT NULL THEN
         PERFORM _create_server(_server_of(number), host, port, password, options);
     END IF;

@@ -214,6 +214,18 @@ EXCEPTION
 END
 $$;
 
+-- What the session says of its requests, as further members of each: the trace that it belongs to, in the words of W3C
+-- Trace Context, and whether nobody waits for it. Anything else in these settings is left out.
+CREATE OR REPLACE FUNCTION _context() RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT concat(
+        ', "traceparent": "' || substring(current_setting('pgrerank.traceparent', true)
+            FROM '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$') || '"',
+        CASE WHEN current_setting('pgrerank.background', true) = 'on' THEN ', "background": true' END)
+$$;
+
 -- Sends a request, a JSON object as text, and returns its answer.
 CREATE OR REPLACE FUNCTION _answer(_connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
@@ -227,8 +239,9 @@ BEGIN
     IF octet_length(_request) >= 65536 THEN
         PERFORM _exchange(_connection, 'PING', _tried, _deadline);
     END IF;
-    answer := _exchange(_connection, format('{"id": %s, "timeout_ms": %s, "request": %s}', id,
-        greatest(1, (extract(epoch FROM _deadline - clock_timestamp()) * 1000)::int), _request), _tried, _deadline);
+    answer := _exchange(_connection, format('{"id": %s, "timeout_ms": %s%s, "request": %s}', id,
+        greatest(1, (extract(epoch FROM _deadline - clock_timestamp()) * 1000)::int), _context(), _request),
+        _tried, _deadline);
     IF answer -> 'id' IS DISTINCT FROM to_jsonb(id) THEN
         PERFORM _raise('PGR01', 'the connection to the worker broke: it answered another request');
     END IF;

@@ -321,7 +321,8 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    deadline timestamptz := clock_timestamp() + _reranker.timeout;
+    started timestamptz := clock_timestamp();
+    deadline timestamptz := started + _reranker.timeout;
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
     asked rerankers := _reranker;
     page int := _call.top_k;
@@ -366,8 +367,10 @@ BEGIN
         PERFORM _raise('PGR02', diverse.reason);
     END IF;
     diverse.returned := _call.top_k;
-    RETURN _with_passages(
+    outcome := _with_passages(
         asked, _page_after(_with_relevance(asked, _by_groups(diverse, _call.top_k)), _call.after, page), deadline);
+    outcome.times := outcome.times || jsonb_build_object('total', _milliseconds(started));
+    RETURN outcome;
 END
 $$;
 
@@ -380,7 +383,7 @@ BEGIN
 END
 $$;
 
--- What a call returns, and its part in the log.
+-- What a call returns, and its part in the log and in the statistics.
 CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call) RETURNS SETOF ranked
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -391,6 +394,7 @@ BEGIN
     IF _reranker.log_sample > 0 THEN
         PERFORM _log_search(_reranker, _call, outcome);
     END IF;
+    PERFORM _count_search(_reranker, outcome);
     RETURN QUERY SELECT * FROM _ranked(outcome, outcome.returned);
 END
 $$;

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgrerank.cli import app
 from pgrerank.install import kernel
+from pgrerank.worker.observing.metrics import Live, Metrics
+from pgrerank.worker.observing.statistics import Said
 from tests.helpers.sources import Source
 from tests.helpers.workers import WorkerProcess, wait_for
 from tests.test_native_install import embedded_pg_config, needs_compiler
@@ -59,7 +63,7 @@ def environment(service: str, values: dict[str, str]) -> dict[str, str]:
 
 
 def test_each_image_is_built_from_files_that_are_there_and_not_ignored():
-    built = {ROOT / service["build"]["dockerfile"] for service in SERVICES.values()}
+    built = {ROOT / s["build"]["dockerfile"] for s in SERVICES.values() if "build" in s}
     assert built == set(DOCKERFILES)
     rules = (ROOT / ".dockerignore").read_text("utf-8").split()
     for dockerfile in DOCKERFILES:
@@ -82,7 +86,7 @@ def test_secrets_come_from_the_environment_alone():
     assert secrets == {"POSTGRES_PASSWORD", "PGRERANK_WORKER_PASSWORD"}
     assert all(variables()[name] == "" for name in secrets)
     for name, service in SERVICES.items():
-        for key, value in service["environment"].items():
+        for key, value in service.get("environment", {}).items():
             if "PASSWORD" in key:
                 assert re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), f"{name}: {key}"
     for dockerfile in DOCKERFILES:
@@ -133,6 +137,76 @@ def test_the_kernel_is_built_as_the_image_builds_it(tmp_path):
     }
 
 
+def metrics_named(text: str) -> set[str]:
+    """Metrics of ours in expressions."""
+    return set(re.findall(r"\bpgrerank_\w+|\bprocess_\w+", text))
+
+
+def dashboard_expressions() -> list[str]:
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/pgrerank.json").read_text("utf-8"))
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def test_the_dashboard_and_the_alerts_name_metrics_that_a_worker_has():
+    metrics = Metrics()
+    metrics.watch(
+        Live(
+            waiting=dict,
+            sessions=int,
+            caches={},
+            weights=list,
+            said=lambda: Said(time.monotonic(), [], [], [], ()),
+        )
+    )
+    there = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", metrics.text().decode(), re.MULTILINE):
+        there |= (
+            {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
+        )
+    expressions = dashboard_expressions()
+    rules = yaml.safe_load((ROOT / "docker/prometheus/alerts.yml").read_text("utf-8"))
+    expressions += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    named = set().union(*map(metrics_named, expressions))
+    assert len(named) > 15
+    assert named <= there
+
+
+def test_what_prometheus_and_grafana_mount_is_there_and_fits_together():
+    for name in ("prometheus", "grafana"):
+        assert SERVICES[name]["profiles"] == ["observe"]
+        for volume in SERVICES[name]["volumes"]:
+            if volume.startswith("./"):
+                assert (ROOT / volume.partition(":")[0]).is_dir()
+    folder = ROOT / "docker" / "grafana"
+    source = yaml.safe_load((folder / "provisioning/datasources/prometheus.yml").read_text("utf-8"))
+    dashboard = json.loads((folder / "dashboards/pgrerank.json").read_text("utf-8"))
+    used = {panel["datasource"]["uid"] for panel in dashboard["panels"]}
+    assert used == {source["datasources"][0]["uid"]}
+    config = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text("utf-8"))
+    [job] = config["scrape_configs"]
+    assert job["static_configs"][0]["targets"][0] in SERVICES["worker"]["command"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_takes_its_configuration_and_alerts_fire_as_they_should(tmp_path):
+    rules = [{"record": f"r{n}", "expr": e} for n, e in enumerate(dashboard_expressions())]
+    dashboard = tmp_path / "dashboard.yml"
+    dashboard.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    for command in (
+        ["check", "config", "prometheus.yml"],
+        ["test", "rules", "alerts_test.yml"],
+        ["check", "rules", str(dashboard)],
+    ):
+        done = subprocess.run(
+            ["promtool", *command],
+            cwd=ROOT / "docker" / "prometheus",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run(command: list[str], settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A service's command, with this Python."""
     program, *arguments = command
@@ -180,8 +254,9 @@ def test_after_the_services_have_started_a_search_works(
     assert done.returncode == 0, done.stderr
 
     host, port = address.split(":")
-    listening = [word.replace(ADDRESS, address) for word in SERVICES["worker"]["command"]]
-    assert address in listening
+    there = {ADDRESS: address, "worker:9187": "127.0.0.1:0"}
+    listening = [there.get(word, word) for word in SERVICES["worker"]["command"]]
+    assert set(there.values()) <= set(listening)
     check = SERVICES["worker"]["healthcheck"]["test"][1:]
     assert 'host="worker", port=6432' in check[-1]
     check[-1] = check[-1].replace('host="worker", port=6432', f'host="{host}", port={port}')
@@ -200,5 +275,6 @@ def test_after_the_services_have_started_a_search_works(
             wait_for(db, "pending = 0")
             found = db.execute("SELECT stage, degraded FROM pgrerank.documents_search('bread')")
             assert found.fetchall() == [("cross_encoder", False)] * 3
+        assert "metrics at http://127.0.0.1:" in worker.log.read_text("utf-8")
     finally:
         worker.close()

@@ -5,6 +5,7 @@ import typer
 from pgrerank.cli import (
     calibrate,
     deployment,
+    doctor,
     evaluate,
     explain,
     judge,
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (deployment, rerankers, explain, replay, evaluate, calibrate, measure, train):
+for module in (deployment, doctor, rerankers, explain, replay, evaluate, calibrate, measure, train):
     app.add_typer(module.app)
 qrels_app.add_typer(judge.app)
 app.add_typer(models_app, name="models")

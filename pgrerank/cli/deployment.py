@@ -115,6 +115,16 @@ def worker(
         str | None,
         typer.Option(help="HOST:PORT for HTTP clients too: of TEI, Cohere, Jina, OpenAI."),
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Prometheus, such as 127.0.0.1:9187.")
+    ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(help="URL of an OTLP/HTTP collector of traces: http://127.0.0.1:4318."),
+    ] = None,
+    checks: Annotated[
+        bool, typer.Option(help="While idle, check what stages and HNSW bring.")
+    ] = True,
 ) -> None:
     """Run a worker: the ingest loop and the scoring server.
 
@@ -140,6 +150,9 @@ def worker(
             cache=cache,
             http=http,
             http_key=os.environ.get("PGRERANK_HTTP_KEY"),
+            metrics=metrics,
+            traces=traces,
+            checks=checks,
         )
         asyncio.run(
             run_worker(

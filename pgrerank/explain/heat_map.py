@@ -75,6 +75,7 @@ def _part_colours() -> dict[str, tuple[str, str]]:
     names = {
         "encode_query": "grey",
         **{name: stage.colour for name, stage in STAGES.items()},
+        "passages": "muted",
         "rest": "grid",
     }
     return {part: PALETTE[colour] for part, colour in names.items()}

@@ -46,7 +46,9 @@ class OnnxReranker:
         options = Options(spec, OPTIONS)
         folder = _folder(spec)
         self._name = spec.name
-        self._session = _session(spec, folder / (options.text("file") or GRAPH))
+        graph = folder / (options.text("file") or GRAPH)
+        self._session = _session(spec, graph)
+        self.graph_bytes = graph.stat().st_size
         self._inputs = _inputs(spec, self._session)
         tokenizer = _tokenizer(spec, folder)
         self._cutter = Cutter(tokenizer)

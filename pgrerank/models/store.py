@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pgrerank.errors import ModelError
 from pgrerank.models.source import locate
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from pgrerank.models.http.model import HttpModel
 
 Loaded = Encoder | Reranker | ListwiseJudge
+
+
+class Weights(NamedTuple):
+    """A model's bytes on a device; specs of one checkpoint have one model, named by the first."""
+
+    model: str
+    device: str
+    bytes: int
 
 
 def load_encoder(spec: ModelSpec) -> Encoder:
@@ -46,6 +54,7 @@ class ModelStore:
 
     def __init__(self) -> None:
         self._loaded: dict[str, Loaded] = {}
+        self._names: dict[str, str] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -78,14 +87,38 @@ class ModelStore:
         found = (model for model in self._loaded.values() if hasattr(model, "endpoint"))
         return sorted(cast(Iterable["HttpModel"], found), key=lambda model: model.name)
 
+    def weights(self) -> list[Weights]:
+        """What the models that run here take of which device."""
+        return [
+            Weights(self._names[key], device, size)
+            for key, model in sorted(self._loaded.items())
+            for device, size in _sizes(model).items()
+        ]
+
     def _get(self, spec: ModelSpec) -> Loaded:
         key = _identity(spec)
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             if key not in self._loaded:
+                self._names[key] = spec.name
                 self._loaded[key] = _load(spec)
             return self._loaded[key]
+
+
+def _sizes(model: Loaded) -> dict[str, int]:
+    """By device, the bytes of a model's weights; of a graph those of its file."""
+    if graph := getattr(model, "graph_bytes", 0):
+        return {"cpu": graph}
+    tensors = {
+        tensor.data_ptr(): tensor
+        for copy in getattr(model, "models", ())
+        for tensor in (*copy.parameters(), *copy.buffers())
+    }
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        sizes[str(tensor.device)] = sizes.get(str(tensor.device), 0) + tensor.nbytes
+    return sizes
 
 
 def _identity(spec: ModelSpec) -> str:

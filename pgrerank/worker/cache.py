@@ -20,8 +20,8 @@ OVERHEAD = 256
 class Cache:
     """Results by what they were made of; the least recently used go first.
 
-    It belongs to one event loop. `hits` counts results that were found, and `saved` the seconds
-    that they would have taken, by what others took that were computed.
+    It belongs to one event loop. `hits` counts results that were found, `computed`
+    others, and `saved` the seconds that the former would have taken, by what the latter took.
     """
 
     def __init__(self, capacity: int, size: Callable[[Any], int]) -> None:
@@ -29,8 +29,8 @@ class Cache:
             capacity, getsizeof=lambda result: OVERHEAD + size(result)
         )
         self.hits = 0
+        self.computed = 0
         self.saved = 0.0
-        self._computed = 0
         self._took = 0.0
 
     async def get(
@@ -51,7 +51,7 @@ class Cache:
             begun = time.monotonic()
             computed = await compute(list(missing.values()))
             self._took += time.monotonic() - begun
-            self._computed += len(missing)
+            self.computed += len(missing)
             for key, result in zip(missing, computed, strict=True):
                 found[key] = result
                 self._keep(key, result)
@@ -59,8 +59,8 @@ class Cache:
 
     def _count(self, hits: int) -> None:
         self.hits += hits
-        if self._computed:
-            self.saved += hits * self._took / self._computed
+        if self.computed:
+            self.saved += hits * self._took / self.computed
 
     def _keep(self, key: Hashable, result: Any) -> None:
         if self._results.getsizeof(result) <= self._results.maxsize:

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,9 +38,18 @@ comes too late is lost, and under load each that is accepted is close to that.""
 class Engine:
     """Lanes of jobs, and the threads that run them."""
 
-    def __init__(self, *, capacity: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = 64,
+        on_batch: Callable[[str, int, int, float], None] = lambda *_: None,
+    ) -> None:
+        """`on_batch` is told of each batch: its lane, items, tokens, and the seconds that it took;
+        in a thread that runs models.
+        """
         self.lanes = {name: Lane() for name in LANES}
         self._capacity = capacity
+        self._on_batch = on_batch
         self._speeds = Speeds()
         self._wake = threading.Condition()
         self._closed = False
@@ -63,7 +72,7 @@ class Engine:
             return []
         if isinstance(steps, Remote):
             return await self._ask(lane, steps, items, timeout)
-        job = Job(steps, items, time.monotonic() + timeout)
+        job = Job(lane, steps, items, time.monotonic() + timeout)
         job.tokens = self._speeds.size(steps, len(items))
         try:
             with self._wake:
@@ -215,12 +224,14 @@ class Engine:
             self._recover(batch, error)
             return
         took = time.monotonic() - begun
+        tokens = sum(part.input.tokens for part in batch)
         with self._wake:
             for part, output in done:
                 part.job.outputs[part.item][part.place] = output
                 part.job.missing -= 1
                 part.job.tokens -= part.input.tokens
-            self._speeds.ran(steps, sum(part.input.tokens for part in batch), took)
+            self._speeds.ran(steps, tokens, took)
+        self._on_batch(batch[0].job.lane, len(batch), tokens, took)
 
     def _recover(self, batch: list[Part], error: Exception) -> None:
         by_job: dict[Job, list[Part]] = {}

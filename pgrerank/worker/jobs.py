@@ -20,6 +20,7 @@ PREPARED_AT_ONCE = 128
 class Job:
     """The items of one caller."""
 
+    lane: str
     steps: Steps
     items: Sequence[Any]
     deadline: float

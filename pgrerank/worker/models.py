@@ -11,6 +11,7 @@ from pgrerank.catalog import MODELS
 from pgrerank.errors import RequestError
 from pgrerank.models import Encoder, ListwiseJudge, ModelSpec, ModelStore, Reranker
 from pgrerank.models.http.model import HttpModel
+from pgrerank.models.store import Weights
 from pgrerank.worker.session import open_session
 
 TTL = 5.0
@@ -37,6 +38,11 @@ class Models:
     def remote(self) -> list[HttpModel]:
         """The models behind endpoints that have been asked for."""
         return self._store.remote()
+
+    @property
+    def weights(self) -> list[Weights]:
+        """What the models in memory take there."""
+        return self._store.weights()
 
     async def spec(self, name: str, kind: str) -> ModelSpec:
         """The model registered as `name`. Raises RequestError when there is none of that kind."""

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from pgrerank import __version__
 from pgrerank.errors import WorkerError
 from pgrerank.worker.session import open_session
 
@@ -120,11 +121,11 @@ class Presence:
         address = self.address
         values = (
             *(address.host, address.port, address.capacity, address.password),
-            Jsonb(address.options),
+            *(Jsonb(address.options), __version__),
         )
         try:
             cursor = await connection.execute(
-                "SELECT pgrerank.announce_worker(%s, %s, %s, %s, %s)", values
+                "SELECT pgrerank.announce_worker(%s, %s, %s, %s, %s, %s)", values
             )
             [self._worker] = await cursor.fetchone() or [None]
             await self._report(connection)

@@ -17,6 +17,7 @@ from pgrerank.worker.http.service import Service
 from pgrerank.worker.indexes import tend_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.models import Models
+from pgrerank.worker.observing.observation import Observation
 from pgrerank.worker.presence import Address, Load, Presence
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.scoring import Scorer
@@ -38,31 +39,44 @@ async def run_worker(
     Raises InstallError when the database's schema is of another version or missing; WorkerError, or
     psycopg.Error where it registers or preloads, when the database can't be reached.
     """
-    stop = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    stop = _stop_signal()
     with contextlib.suppress(psycopg.OperationalError):  # one that is down may come up yet
         await (await connect(settings.dsn, "start")).close()
     models = Models(settings.dsn)
     projections = Projections(settings.dsn)
-    engine = Engine(capacity=settings.queue)
-    scorer = Scorer(settings.dsn, models, engine, projections, settings.cache)
+    observation = Observation(settings)
+    observers = observation.observers
+    engine = Engine(capacity=settings.queue, on_batch=observers.batch)
+    scorer = Scorer(settings.dsn, models, engine, projections, settings.cache, observers)
     ingest = Ingest(settings.dsn, models, engine, projections)
     try:
         if settings.preload:
             await models.preload()
         async with contextlib.AsyncExitStack() as running:
-            port, presence = None, None
+            running.push_async_callback(observation.close)
+            server, port, presence = None, None, None
             if settings.serve:
                 server = await _listen(settings, scorer, running)
                 port, presence = server.port, _presence(settings, server, models, engine)
                 running.push_async_callback(presence.leave)
                 await presence.begin()
             await _serve_http(settings, Service(models, engine, scorer), running)
+            looking = observation.running(
+                models, engine, scorer, lambda: server.connections if server else 0
+            )
+            await running.enter_async_context(looking)
             on_ready(port)
             await _ingest_until(stop, settings, ingest, presence)
     finally:
         await asyncio.to_thread(engine.close)
+
+
+def _stop_signal() -> asyncio.Event:
+    """What is set once the process is told to stop."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
 
 
 async def _ingest_until(

@@ -95,11 +95,17 @@ Request = Encode | MaxSim | CrossEncode | Listwise | Align | Highlight
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A request with the id that its answer repeats, and its deadline in milliseconds."""
+    """A request with the id that its answer repeats, and its deadline in milliseconds.
+
+    `traceparent` is the span that it belongs to, as W3C Trace Context writes it, if that is what it
+    is. Nobody waits for one in the background.
+    """
 
     request: Request
     id: Any = None
     timeout_ms: Annotated[float, msgspec.Meta(gt=0)] = 60_000
+    traceparent: Any = None
+    background: bool = False
 
 
 def unhex(text: str) -> bytes:

@@ -22,6 +22,7 @@ from pgrerank.worker.encoding import encode_texts
 from pgrerank.worker.engine import Engine
 from pgrerank.worker.highlighting import highlight
 from pgrerank.worker.models import Models, read_specs
+from pgrerank.worker.observing.observer import Observers
 from pgrerank.worker.projections import Projections
 from pgrerank.worker.requests import (
     Align,
@@ -45,11 +46,17 @@ class Scorer:
     """Answers requests: JSON objects, and a few words for people with psql.
 
     What it has computed it keeps in up to `cache` bytes, half for scores and half for the vectors
-    of queries.
+    of queries. `asked` counts the requests that somebody waits for.
     """
 
     def __init__(
-        self, dsn: str, models: Models, engine: Engine, projections: Projections, cache: int
+        self,
+        dsn: str,
+        models: Models,
+        engine: Engine,
+        projections: Projections,
+        cache: int,
+        observers: Observers,
     ) -> None:
         self._dsn = dsn
         self._models = models
@@ -57,13 +64,15 @@ class Scorer:
         self._projections = projections
         self._scores = Cache(cache // 2, lambda found: 8 * np.size(found))
         self._queries = Cache(cache // 2, _size)
+        self._observers = observers
+        self.asked = 0
 
     async def __call__(self, statement: str, _session: Session) -> Rows:
         """Answer one statement. Raises RequestError for what can't be answered."""
         words = statement.strip().removesuffix(";").strip()
         if words.startswith("{"):
             try:
-                return await self._answer(parse(words))
+                return await self._answer_observed(parse(words))
             finally:
                 if len(words) > memory.LARGE:
                     await memory.give_back()
@@ -86,15 +95,19 @@ class Scorer:
             sqlstate="42601",
         )
 
+    @property
+    def caches(self) -> dict[str, Cache]:
+        """What is kept, by the lane of what computes it."""
+        return {"encode": self._queries, "cross_encode": self._scores}
+
     def _status(self) -> Rows:
-        caches = {"encode": self._queries, "cross_encode": self._scores}
         rows = [
             (
                 *(name, str(lane.done), str(self._engine.waiting(name))),
                 *((str(kept.hits), f"{1000 * kept.saved:.0f}") if kept else ("0", "0")),
             )
             for name, lane in self._engine.lanes.items()
-            for kept in [caches.get(name)]
+            for kept in [self.caches.get(name)]
         ]
         return Rows(("lane", "requests", "waiting", "cache_hits", "saved_ms"), list(rows), "SHOW")
 
@@ -107,15 +120,21 @@ class Scorer:
         columns = ("model", "requests", "failed", "tokens_read", "tokens_written", "cost")
         return Rows(columns, list(rows), "SHOW")
 
+    async def _answer_observed(self, envelope: Envelope) -> Rows:
+        self.asked += not envelope.background
+        with self._observers.request(envelope):
+            return await self._answer(envelope)
+
     async def _answer(self, envelope: Envelope) -> Rows:
         timeout = envelope.timeout_ms / 1000
+        in_place_of = {"lane": "ingest"} if envelope.background else {}
         memory.check(envelope.request)
         try:
             match envelope.request:
                 case Encode() as request:
-                    answer = await self._encode(request, timeout)
+                    answer = await self._encode(request, timeout, **in_place_of)
                 case MaxSim() as request:
-                    answer = await self._maxsim(request, timeout)
+                    answer = await self._maxsim(request, timeout, **in_place_of)
                 case CrossEncode() as request:
                     scores = await self.score(
                         request.model,
@@ -123,10 +142,11 @@ class Scorer:
                         request.documents,
                         timeout,
                         instruction=request.instruction,
+                        **in_place_of,
                     )
                     answer = {"scores": scores}
                 case Listwise() as request:
-                    answer = {"scores": await self._order(request, timeout)}
+                    answer = {"scores": await self._order(request, timeout, **in_place_of)}
                 case Align() as request:
                     encoder = await self._models.encoder(request.model, "late_interaction")
                     answer = await align(
@@ -141,7 +161,9 @@ class Scorer:
             raise RequestError(str(error), sqlstate="22023") from error
         return _row("answer", json.dumps({"id": envelope.id, **answer}, allow_nan=False))
 
-    async def _encode(self, request: Encode, timeout: float) -> dict[str, Any]:
+    async def _encode(
+        self, request: Encode, timeout: float, lane: str = "encode"
+    ) -> dict[str, Any]:
         names = {
             "embedding": request.embedding,
             "late_interaction": request.late_interaction,
@@ -162,7 +184,7 @@ class Scorer:
             [(text,) for text in request.texts],
             lambda texts: encode_texts(
                 self._engine,
-                "encode" if len(texts) == 1 else "ingest",
+                lane if len(texts) == 1 else "ingest",
                 encoders,
                 "query",
                 [text for (text,) in texts],
@@ -173,22 +195,24 @@ class Scorer:
         )
         return {"queries": [_written(vectors) for vectors in encoded]}
 
-    async def _order(self, request: Listwise, timeout: float) -> list[float]:
+    async def _order(
+        self, request: Listwise, timeout: float, lane: str = "cross_encode"
+    ) -> list[float]:
         judge = await self._models.judge(request.model)
         steps = judge.steps(request.instruction)
         [scores] = await self._scores.get(
             (id(judge), request.instruction),
             [(request.query, *request.documents)],
-            lambda items: self._engine.submit("cross_encode", steps, items, timeout=timeout),
+            lambda items: self._engine.submit(lane, steps, items, timeout=timeout),
         )
         return list(scores)
 
-    async def _maxsim(self, request: MaxSim, timeout: float) -> dict[str, Any]:
+    async def _maxsim(
+        self, request: MaxSim, timeout: float, lane: str = "maxsim"
+    ) -> dict[str, Any]:
         query = unhex(request.query)
         documents = [unhex(text) for text in request.documents]
-        [scores] = await self._engine.submit(
-            "maxsim", _MAXSIM, [(query, documents)], timeout=timeout
-        )
+        [scores] = await self._engine.submit(lane, _MAXSIM, [(query, documents)], timeout=timeout)
         return {"scores": scores.tolist()}
 
     async def score(
@@ -199,6 +223,7 @@ class Scorer:
         timeout: float,
         *,
         instruction: str | None = None,
+        lane: str = "cross_encode",
     ) -> list[float]:
         """Documents' raw scores by a cross-encoder, which is given the instruction if it takes one;
         `timeout` is in seconds.
@@ -210,7 +235,7 @@ class Scorer:
         return await self._scores.get(
             (id(reranker), instruction),
             [(query, document) for document in documents],
-            lambda pairs: self._engine.submit("cross_encode", steps, pairs, timeout=timeout),
+            lambda pairs: self._engine.submit(lane, steps, pairs, timeout=timeout),
         )
 
 

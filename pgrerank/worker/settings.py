@@ -6,6 +6,7 @@ import secrets
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pgrerank.errors import SettingsError
 from pgrerank.models.http.address import is_loopback
@@ -17,7 +18,7 @@ class WorkerSettings:
 
     `address` is where Postgres reaches it, if that is not where it listens. `http` is the address
     for HTTP clients, who must show the `http_key`, if there is one. `queue` is in requests, `cache`
-    in bytes.
+    in bytes. `metrics` is the address for Prometheus, and `traces` the URL of an OTLP collector.
     """
 
     dsn: str
@@ -34,6 +35,9 @@ class WorkerSettings:
     cache: int = 64 * 2**20
     http: tuple[str, int] | None = None
     http_key: str | None = None
+    metrics: tuple[str, int] | None = None
+    traces: str | None = None
+    checks: bool = True
 
 
 def worker_settings(  # noqa: PLR0913 - the options of a command
@@ -50,6 +54,9 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
     cache: int = 64,
     http: str | None = None,
     http_key: str | None = None,
+    metrics: str | None = None,
+    traces: str | None = None,
+    checks: bool = True,
 ) -> WorkerSettings:
     """Check the command line's settings, `cache` in MiB. Raises SettingsError.
 
@@ -69,6 +76,11 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
         raise SettingsError(
             f"--http {http} is open to other machines: set PGRERANK_HTTP_KEY to the key that"
             " clients shall show, or listen on 127.0.0.1"
+        )
+    if traces is not None and urlsplit(traces).scheme not in ("http", "https"):
+        raise SettingsError(
+            f"--traces is {traces!r}: the URL of an OTLP/HTTP collector expected, such as"
+            " http://127.0.0.1:4318"
         )
     if serve and not password:
         if not register:
@@ -92,6 +104,9 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
         cache=cache * 2**20,
         http=http_address,
         http_key=http_key or None,
+        metrics=None if metrics is None else _host_and_port("--metrics", metrics),
+        traces=traces,
+        checks=checks,
     )
 
 

@@ -21,7 +21,7 @@ from pgrerank.models.options import Options
 from pgrerank.models.passes import Passes
 from pgrerank.models.readable import Row, read_text
 from pgrerank.models.reduction import of_length_one
-from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
+from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Span, Vectors
 from pgrerank.models.steps import Input, Prepared, run_all
 from pgrerank.models.windows import Window, room_for_text, without_surrogates
 
@@ -60,6 +60,7 @@ class _Encoder(ABC):
             "query": Reading(self, "query", _prompt(model, "query")),
             "document": Reading(self, "document", _prompt(model, "document")),
         }
+        self.room = self._readings["document"].room
         self._template = options.template() or template_of(self._readings["query"].prompt)
         self._instructed = functools.lru_cache(KEPT)(self._with_instruction)
         self.takes_instruction = self._template is not None
@@ -79,6 +80,9 @@ class _Encoder(ABC):
             shape = (len(texts), self.embedding_dims or 0)
             stacked = np.array([one.embedding for one in found], np.float32).reshape(shape)
         return Encoded(stacked, [one.tokens for one in found] if tokens else None)
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        return self.cutter.offsets(texts)
 
     def encode_readable(self, texts: Sequence[str], *, role: Role) -> list[ReadableTokens]:
         return run_all(self.steps(role, embeddings=False, tokens=True, readable=True), texts)

@@ -133,6 +133,18 @@ class Encoder(Protocol):
         """Tokens of the window."""
         ...
 
+    @property
+    def room(self) -> int:
+        """Tokens of a document that it reads at once, besides special ones and a prompt."""
+        ...
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """The tokens of texts, special ones apart: of each its first character and its end.
+
+        They are an estimate where an endpoint keeps the tokenizer.
+        """
+        ...
+
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
     ) -> Encoded:

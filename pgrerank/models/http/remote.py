@@ -20,7 +20,7 @@ from pgrerank.models.http.model import HttpModel, all_or_none
 from pgrerank.models.instructions import no_instruction, with_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.reduction import of_length_one
-from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Vectors
+from pgrerank.models.spec import Encoded, ModelSpec, ReadableTokens, Role, Span, Vectors
 from pgrerank.models.steps import Remote
 from pgrerank.models.windows import without_surrogates
 
@@ -36,6 +36,8 @@ MAX_CHARACTERS = 8000
 """Characters of a text that are encoded at once: 8,191 tokens, which is what OpenAI's models take,
 in nearly all scripts."""
 _ROOM = 2**20
+_TOKEN = re.compile(r"[A-Za-z0-9]{1,4}|\S")
+"""What is taken for a token of a model whose tokenizer isn't here: rather too little of a text."""
 _ECHO = 6
 """How many bytes an answer may have for each of the request: some repeat the texts, escaped."""
 
@@ -148,6 +150,15 @@ class HttpEncoder(_Batched):
         self._dims = self.options.count("dims")
         self.prompts: Mapping[str, str] = self.options.prompts() or {}
         self.most = self.options.count("max_characters") or MAX_CHARACTERS
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that is sent as a whole; see :class:`pgrerank.models.Encoder`."""
+        return max(1, self.most // 5)
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """What may be the tokens of texts; see :class:`pgrerank.models.Encoder`."""
+        return [[found.span() for found in _TOKEN.finditer(text)] for text in texts]
 
     @functools.cached_property
     def embedding_dims(self) -> int | None:

@@ -142,7 +142,7 @@ def test_passages_are_sent_whole(provider):
     model = encoder(provider, "embedding", "openai", max_characters=400)
     text = "Pools, of size 1000, are in use. " * 40 + "面包和水。" * 200
     passages = [
-        text[start:end] for start, end in cut_passages(text, model.offsets, size=model.room)
+        one.text for one in cut_passages(text, model.offsets, size=model.room)
     ]
     assert len(passages) > 10
     model.encode(passages, role="document", embeddings=True, tokens=False)

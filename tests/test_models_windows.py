@@ -171,5 +171,5 @@ def test_each_passage_that_fits_an_encoder_is_one_window(tmp_path: Path, text: s
     passages = cut_passages(text, encoder.offsets, size=encoder.room)
     assert len(passages) > 4
     steps = encoder.steps("document", embeddings=True, tokens=False)
-    prepared = steps.prepare([text[start:end] for start, end in passages])
+    prepared = steps.prepare([one.text for one in passages])
     assert [len(one.inputs) for one in prepared] == [1] * len(passages)

@@ -41,9 +41,8 @@ AS $$
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
-        SELECT c.key::text, c.passage, c.starts, c.ends, c.score, c.standing::int, t.text, c.prefix,
-            c.bounds IS NULL OR (
-                SELECT p.cut_hash = _cut_hash(t.text) FROM %4$s p WHERE (p.key, p.passage) = (c.key, c.passage))
+        SELECT c.key::text, c.passage, c.starts, c.ends, c.score, c.standing::int, t.text,
+            nullif(concat_ws(E'\n', c.prefix, p.headings), ''), c.bounds IS NULL OR p.cut_hash = _cut_hash(t.text)
         FROM (
             SELECT d.key, p.passage, p.starts, p.ends, s.bounds, b.score, d.content, d.prefix,
                 row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
@@ -52,9 +51,10 @@ BEGIN
                 SELECT 1 AS passage, 0 AS starts, length(d.content) AS ends, 1 AS place WHERE s.bounds IS NULL
                 UNION ALL SELECT * FROM _passages_of(s.bounds) WHERE s.bounds IS NOT NULL) p
             LEFT JOIN best b ON b.key = d.key::text AND b.passage = p.passage
-            WHERE d.key = ANY ($2::%3$s[])) c,
-            LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
-                ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
+            WHERE d.key = ANY ($2::%3$s[])) c
+        CROSS JOIN LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
+            ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
+        LEFT JOIN %4$s p ON c.bounds IS NOT NULL AND (p.key, p.passage) = (c.key, c.passage)
         WHERE c.standing <= $3
         $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type,
         _side_table(_generation, 'passages'))
@@ -157,13 +157,12 @@ EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
 END
 $$;
 
--- Spans within a passage as characters of its document.
+-- Spans within a passage as characters of its document; NULL where there are none.
 CREATE OR REPLACE FUNCTION _moved(_spans jsonb, _start int) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT coalesce(jsonb_agg(jsonb_build_object('start', (s.span ->> 'start')::int + _start,
-        'end', (s.span ->> 'end')::int + _start, 'score', s.span -> 'score') ORDER BY (s.span ->> 'start')::int), '[]')
+    SELECT jsonb_agg(jsonb_build_object('start', (s.span ->> 'start')::int + _start,
+        'end', (s.span ->> 'end')::int + _start, 'score', s.span -> 'score') ORDER BY (s.span ->> 'start')::int)
     FROM jsonb_array_elements(CASE jsonb_typeof(_spans) WHEN 'array' THEN _spans END) s (span)
-    WHERE jsonb_typeof(_spans) = 'array'
 $$;

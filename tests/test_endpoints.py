@@ -17,6 +17,7 @@ from pgrerank.errors import EndpointError, ModelError, RequestError
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
 from pgrerank.models.http import breaker, endpoint
 from pgrerank.models.http.dialects import DIALECTS
+from pgrerank.passages import cut as cut_passages
 from tests.helpers import provider as providers
 
 KEY = "sk-a-key-for-tests"
@@ -135,6 +136,15 @@ def test_a_long_text_is_encoded_in_pieces(provider):
     assert one @ (wanted / np.linalg.norm(wanted)) == pytest.approx(1, abs=0.01)
     assert np.linalg.norm(one) == pytest.approx(1)
     assert short.argmax() == np.argmax(providers.embedding("bread"))
+
+
+def test_passages_are_sent_whole(provider):
+    model = encoder(provider, "embedding", "openai", max_characters=400)
+    text = "Pools, of size 1000, are in use. " * 40 + "面包和水。" * 200
+    passages = [one.text for one in cut_passages(text, model.offsets, size=model.room)]
+    assert len(passages) > 10
+    model.encode(passages, role="document", embeddings=True, tokens=False)
+    assert {text for _, body, _ in provider.asked for text in body["input"]} == set(passages)
 
 
 def test_instructions_are_written_into_queries(provider):

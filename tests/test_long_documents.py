@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Any
 
@@ -324,3 +325,39 @@ def test_another_size_is_another_generation(dsn, db, encoded, tmp_path):
 def test_settings_are_checked(source, settings, message):
     with pytest.raises(psycopg.Error, match=message):
         source.create(**settings)
+
+
+MARKDOWN = "# Bread\n\n{}\n\n## Salt\n\n{}\n\n# Cats\n\n{}"
+HTML = "<h1>Bread</h1><p>{}</p><h2>Salt</h2><p>{}</p><h1>Cats</h1><p class='x'>{}</p>"
+
+
+@pytest.mark.parametrize(("structure", "template"), [("markdown", MARKDOWN), ("html", HTML)])
+def test_structured_texts_are_cut_at_headings_which_are_read_too(
+    dsn, db, source, tiny_models, tmp_path, structure, template
+):
+    source.models(**tiny_models)
+    source.create(text_columns=["body"], passage_structure=structure, timeout="20 s")
+    parts = [" ".join(sentence(n) for n in range(first, first + 5)) for first in (0, 10, 20)]
+    db.execute("UPDATE documents SET body = %s WHERE id = 1", (template.format(*parts),))
+    with worker(dsn, tmp_path):
+        wait_for(db, "pending = 0 AND encoded = source_rows")
+        found = db.execute("SELECT headings FROM pgrerank.documents_1_passages WHERE key = 1")
+        assert {"Bread", "Bread > Salt", "Cats"} <= {name for (name,) in found.fetchall()}
+        reranker = load_reranker(
+            ModelSpec("reranker", "cross_encoder", "cross_encoder", tiny_models["reranker"])
+        )
+        cursor = db.cursor(row_factory=dict_row)
+        search = "SELECT * FROM pgrerank.documents_search(%s, keys => '{1}', highlights => true)"
+        [row] = cursor.execute(search, (QUERY,)).fetchall()
+        body = template.format(*parts)
+        assert row["passage"] == body[row["passage_start"] : row["passage_end"]]
+        [above] = db.execute(
+            "SELECT headings FROM pgrerank.documents_1_passages"
+            " WHERE key = 1 AND cut_hash = pgrerank._cut_hash(%s)",
+            (row["passage"],),
+        ).fetchone()
+        plain = re.sub("<[^>]*>", " ", row["passage"]) if structure == "html" else row["passage"]
+        read = plain if plain.startswith(above) else f"{above}\n{plain}"
+        [score] = reranker.score([(QUERY, read)])
+        assert row["cross_encoder_score"] == pytest.approx(score, abs=1e-3)
+        assert (row["highlights"] is None) == (structure == "html")

@@ -16,6 +16,7 @@ from pgrerank.models import ModelSpec, Role, load_encoder
 from pgrerank.models.pairs import cut_pairs, join_scores
 from pgrerank.models.steps import Input, Prepared
 from pgrerank.models.windows import Cutter, room_for_text
+from pgrerank.passages import cut as cut_passages
 from tests.helpers import models_fixtures as tiny
 
 WORDS = {"[UNK]": 0, "cat": 1, "sat": 2, "mat": 3, ".": 4}
@@ -161,3 +162,14 @@ def test_a_pair_scores_the_mean_over_query_windows_of_the_maximum_over_document_
     assert join_scores("m", items, scores) == [5.0, (9 - 1) / 2, 7.0]
     with pytest.raises(ModelError, match="model m: pair 1 gave nan, not a score"):
         join_scores("m", items[:1] * 2, [[5.0], [math.nan]])
+
+
+@pytest.mark.parametrize("text", ["the cat sat in the pool. " * 30, "🙂 é " * 90, "yes no" * 70])
+def test_each_passage_that_fits_an_encoder_is_one_window(tmp_path: Path, text: str) -> None:
+    folder = tiny.save_sentence_transformer(tmp_path, {"document": "passage: "})
+    encoder = load_encoder(ModelSpec("m", "embedding", "sentence_transformer", str(folder)))
+    passages = cut_passages(text, encoder.offsets, size=encoder.room)
+    assert len(passages) > 4
+    steps = encoder.steps("document", embeddings=True, tokens=False)
+    prepared = steps.prepare([one.text for one in passages])
+    assert [len(one.inputs) for one in prepared] == [1] * len(passages)

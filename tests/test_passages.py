@@ -61,7 +61,7 @@ def _marked_words() -> Tokenizer:
     return tokenizer
 
 
-def _words(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+def tokens_of_words(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
     """Each word is a token."""
     found = []
     for text in texts:
@@ -87,19 +87,20 @@ def test_passages_hold_the_whole_text_in_order_and_fit(
     overlap = data.draw(st.integers(0, size // 4))
     passages = cut(text, tokenise, size=size, overlap=overlap)
     assert passages == cut(text, tokenise, size=size, overlap=overlap)
-    held = {place for start, end in passages for place in range(start, end)}
+    held = {place for one in passages for place in range(one.start, one.end)}
     assert {place for place, letter in enumerate(text) if not letter.isspace()} <= held
     for before, after in itertools.pairwise(passages):
         assert before.start < after.start
         assert before.end < after.end
         assert overlap or before.end <= after.start
-    texts = [text[start:end] for start, end in passages]
+    texts = [text[one.start : one.end] for one in passages]
+    assert texts == [one.text for one in passages]
     assert all(one.strip() for one in texts)
     for one, tokens in zip(texts, tokenise(texts), strict=True):
         assert len(tokens) <= size or len(one) == 1
 
 
-def _essay(words: int, seed: int, per_paragraph: int = 90) -> str:
+def essay(words: int, seed: int, per_paragraph: int = 90) -> str:
     """Sentences of words of letters by chance, in paragraphs."""
     rng = random.Random(seed)
     written = [[] for _ in range(-(-words // per_paragraph))]
@@ -113,21 +114,21 @@ def _essay(words: int, seed: int, per_paragraph: int = 90) -> str:
     return "\n\n".join(map(" ".join, written))
 
 
-def _texts(text: str, tokenise: Tokenise = _words, **how: int) -> list[str]:
-    return [text[start:end] for start, end in cut(text, tokenise, **how)]
+def _texts(text: str, tokenise: Tokenise = tokens_of_words, **how: int) -> list[str]:
+    return [one.text for one in cut(text, tokenise, **how)]
 
 
 @pytest.mark.parametrize("per_paragraph", [90, 1000, 20_000])
 def test_an_edit_changes_few_passages(per_paragraph: int) -> None:
     """Of about a hundred; also where there are no paragraphs."""
-    text = _essay(20_000, per_paragraph, per_paragraph)
+    text = essay(20_000, per_paragraph, per_paragraph)
     before = set(_texts(text, size=254, overlap=20))
     assert len(before) > 95
 
     def changed(after: str) -> int:
         return len(set(_texts(after, size=254, overlap=20)) - before)
 
-    assert changed(text + "\n\n" + _essay(90, 1)) <= 3
+    assert changed(text + "\n\n" + essay(90, 1)) <= 3
     counts = []
     for tenth in (0, 3, 6, 9):
         place = text.index(" ", len(text) * tenth // 10)
@@ -138,8 +139,8 @@ def test_an_edit_changes_few_passages(per_paragraph: int) -> None:
 
 
 def test_a_text_that_fits_is_one_passage_and_a_blank_one_has_none() -> None:
-    assert cut(" two words\n", _words, size=4) == [Passage(0, 11)]
-    assert cut("", _words, size=4) == cut(" \n" * 1000, TOKENISE["_bytes"], size=4) == []
+    assert cut(" two words\n", tokens_of_words, size=4) == [Passage(0, 11, " two words\n")]
+    assert cut("", tokens_of_words, size=4) == cut(" \n" * 1000, TOKENISE["_bytes"], size=4) == []
 
 
 def test_cuts_are_at_ends_of_sentences() -> None:
@@ -179,7 +180,7 @@ def test_an_overlap_begins_with_a_sentence_or_else_with_a_word() -> None:
 
 
 def test_passages_are_at_least_a_third_full_but_the_last() -> None:
-    lengths = [len(one.split()) for one in _texts(_essay(5000, 5), size=100)]
+    lengths = [len(one.split()) for one in _texts(essay(5000, 5), size=100)]
     assert 34 <= min(lengths[:-1]) < sum(lengths) / len(lengths) / 1.2
     assert lengths[-1] >= 25
 
@@ -203,6 +204,6 @@ def test_large_texts_take_no_long_time(text: str) -> None:
 
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="size is 3, expected at least 4 tokens"):
-        cut("a", _words, size=3)
+        cut("a", tokens_of_words, size=3)
     with pytest.raises(ValueError, match="overlap is 6, expected 0 to 5: a quarter of the size"):
-        cut("a", _words, size=20, overlap=6)
+        cut("a", tokens_of_words, size=20, overlap=6)

@@ -60,6 +60,7 @@ class _Encoder(ABC):
             "query": Reading(self, "query", _prompt(model, "query")),
             "document": Reading(self, "document", _prompt(model, "document")),
         }
+        self.room = self._readings["document"].room
         self._template = options.template() or template_of(self._readings["query"].prompt)
         self._instructed = functools.lru_cache(KEPT)(self._with_instruction)
         self.takes_instruction = self._template is not None
@@ -79,6 +80,9 @@ class _Encoder(ABC):
             shape = (len(texts), self.embedding_dims or 0)
             stacked = np.array([one.embedding for one in found], np.float32).reshape(shape)
         return Encoded(stacked, [one.tokens for one in found] if tokens else None)
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        return self.cutter.offsets(texts)
 
     def encode_readable(self, texts: Sequence[str], *, role: Role) -> list[ReadableTokens]:
         return run_all(self.steps(role, embeddings=False, tokens=True, readable=True), texts)
@@ -103,15 +107,6 @@ class _Encoder(ABC):
         if self._template is None:
             raise no_instruction(self.name)
         return Reading(self, "query", prefix(self.name, self._template, instruction))
-
-    @property
-    def room(self) -> int:
-        """Tokens of a document that it reads at once, besides special ones and the prompt."""
-        return self._readings["document"].room
-
-    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Where the tokens of texts stand in these."""
-        return [one.offsets for one in self.cutter.tokenise(texts)]
 
     def window(self, role: str) -> int:
         """Tokens that the model reads at once in this role, special ones and prompt included."""

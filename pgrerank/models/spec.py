@@ -135,11 +135,14 @@ class Encoder(Protocol):
 
     @property
     def room(self) -> int:
-        """Tokens of a document that it reads at once, besides special ones and the prompt."""
+        """Tokens of a document that it reads at once, besides special ones and a prompt."""
         ...
 
     def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Where the tokens of texts stand in these: first character, and the one after the last."""
+        """The tokens of texts, special ones apart: of each its first character and its end.
+
+        They are an estimate where an endpoint keeps the tokenizer.
+        """
         ...
 
     def encode(

@@ -56,6 +56,10 @@ class Cutter:
         encodings = self._tokenizer.encode_batch(valid, add_special_tokens=False)
         return [Tokenised(text, e.ids, e.offsets) for text, e in zip(valid, encodings, strict=True)]
 
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The tokens of texts, without special ones: of each its first character and its end."""
+        return [one.offsets for one in self.tokenise(texts)]
+
     def ids(self, texts: Sequence[Text], *, types: bool) -> list[tuple[Ids, Ids | None]]:
         """Tokenise valid texts, or pairs, with special tokens: ids and, if wanted, segments."""
         return [

@@ -13,19 +13,23 @@ System, SOSP 2001.
 
 from __future__ import annotations
 
+import bisect
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from pgrerank.passages.marks import Level, Marks
+from pgrerank.passages.marks import Level, marks_of, stripped
 
 _AROUND = 24
 """Characters to each side of a place, of which the hash is made."""
 _JOINER = "\u200d"
+_INSIDE = 10
+"""How many levels lower a place is inside of what is kept whole: lower than all others."""
 
 
 class Stretch(NamedTuple):
@@ -39,15 +43,25 @@ class Stretch(NamedTuple):
 class Filling:
     """A text with the places where it may be cut, and the tokens that are between them."""
 
-    def __init__(self, text: str, marks: Marks, offsets: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, text: str, offsets: ArrayLike, whole: Sequence[tuple[int, int]] = ()
+    ) -> None:
         self._text = text
-        self._marks = marks
+        self._marks = marks = marks_of(text)
         places = np.array(offsets, np.int64).reshape(-1, 2)
         self._token_starts = np.maximum.accumulate(places[:, 0])
         # Of each place, the tokens before what comes after it, and those before its own end.
         self._first = np.searchsorted(np.maximum.accumulate(places[:, 1]), marks.starts, "right")
         self._last = np.searchsorted(self._token_starts, marks.ends, "left")
         self._first[0], self._last[0], self._last[-1] = 0, 0, len(places)
+        # What is kept whole, as the numbers of the places where it begins and ends.
+        self._whole = [
+            (np.searchsorted(marks.starts, begin), np.searchsorted(marks.ends, end))
+            for begin, end in (stripped(text, *one) for one in whole)
+            if begin < end
+        ]
+        for first, last in self._whole:
+            marks.levels[first + 1 : last] -= _INSIDE
 
     def stretches(self, room: int, overlap: int) -> Iterator[Stretch]:
         """Stretches of ``room`` tokens at most, besides up to ``overlap`` of the one before.
@@ -57,11 +71,10 @@ class Filling:
         """
         before = -1
         for begin, end in self._windows(room):
-            text = self._text[begin:end]
-            if text.strip():
-                own = begin + len(text) - len(text.lstrip())
+            own, end = stripped(self._text, begin, end)
+            if own < end:
                 first = self._overlapping(before, own, overlap) if overlap else own
-                yield Stretch(first, own, begin + len(text.rstrip()))
+                yield Stretch(first, own, end)
                 before = own
 
     def _windows(self, room: int) -> Iterator[tuple[int, int]]:
@@ -87,6 +100,8 @@ class Filling:
             levels = self._marks.levels[first:last]
             best = first + np.flatnonzero(levels == levels.max())
             mark = best[self._choose(self._marks.starts[best])]
+            if self._marks.levels[mark] < 0:
+                mark = self._outside(mark, token, room)
             ends, starts, _ = self._marks
             return int(ends[mark]), int(starts[mark]), int(self._first[mark])
         inside = self._inside_word(token, low, high)
@@ -94,6 +109,13 @@ class Filling:
             return None
         place = int(self._token_starts[inside])
         return place, place, inside
+
+    def _outside(self, mark: int, token: int, room: int) -> int:
+        """Where what is kept whole begins, or else ends, if it fits; or else this place inside."""
+        first, last = self._whole[bisect.bisect(self._whole, mark, key=itemgetter(0)) - 1]
+        if self._last[last] - self._first[first] > room:
+            return mark
+        return int(first if self._first[first] > token else last)
 
     def _inside_word(self, token: int, low: int, high: int) -> int | None:
         """The token to cut before, where there is no end of a word: between characters."""

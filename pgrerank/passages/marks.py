@@ -44,13 +44,19 @@ class Marks(NamedTuple):
 
 def marks_of(text: str) -> Marks:
     """Find all places, of a text that is not blank."""
-    begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    begin, end = stripped(text, 0, len(text))
     gaps = [found.span() for found in _GAP.finditer(text, begin, end)]
     found = [(begin, begin, Level.PARAGRAPH)]
     found += [_mark(text, *gap) for gap in gaps if gap[1] < end]
     found.append((end, end, Level.PARAGRAPH))
     ends, starts, levels = zip(*found, strict=True)
     return Marks(np.array(ends), np.array(starts), np.array(levels, np.int8))
+
+
+def stripped(text: str, begin: int, end: int) -> tuple[int, int]:
+    """A stretch without white space at its ends; an empty one if it is blank."""
+    own = text[begin:end]
+    return end - len(own.lstrip()), begin + max(len(own.rstrip()), len(own) - len(own.lstrip()))
 
 
 def _mark(text: str, begin: int, end: int) -> tuple[int, int, Level]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pgrerank.passages import Structure
+
 
 class Document(NamedTuple):
     """A claimed document.
@@ -39,7 +41,7 @@ class Claim:
     projection: str | None
     passage_size: int | None
     passage_overlap: int
-    passage_structure: str
+    passage_structure: Structure
     keys: Sequence[str]
     tickets: Sequence[int]
     contents: Sequence[str | None]

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pgrerank.models import Encoder
+from pgrerank.passages import Passage as Found
 from pgrerank.passages import cut
 from pgrerank.worker.claim import Claim, Document
 
-_TAG = re.compile("<[^>]*>")
 LARGEST = 512
 """Tokens of a passage at most, unless passage_size says otherwise: a longer one has one embedding
 for too many things."""
 
 
 class Passage(NamedTuple):
-    """A passage that is to be encoded: its number, and what a model reads of it."""
+    """A passage that is to be encoded: its number, what a model reads of it, the hashes of that and
+    of its stretch of the text, and the headings that it stands under.
+    """
 
     number: int
     reading: str
     hash: bytes
     cut_hash: bytes
+    headings: str | None
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,14 @@ def _cut(claim: Claim, document: Document, encoder: Encoder, size: int) -> CutDo
     prefix = document.prefix or ""
     if prefix:
         size = max(size // 2, size - len(encoder.offsets([prefix])[0]) - 1)
-    found = cut(content, encoder.offsets, size=size, overlap=min(claim.passage_overlap, size // 4))
-    passages = [
-        _passage(content[one.start : one.end], prefix, claim.passage_structure) for one in found
-    ]
+    found = cut(
+        content,
+        encoder.offsets,
+        size=size,
+        overlap=min(claim.passage_overlap, size // 4),
+        structure=claim.passage_structure,
+    )
+    passages = [_passage(content[one.start : one.end], prefix, one) for one in found]
     if len(found) == 1:
         is_stored = (document.stored or {}).get("1") == passages[0].hash.hex()
         return CutDocument(document, None, [] if is_stored else [passages[0]._replace(number=1)])
@@ -118,18 +124,18 @@ def _numbered(passages: Sequence[Passage], stored: Mapping[str, str]) -> list[Pa
     ]
 
 
-def as_read(structure: str, prefix: str, text: str) -> str:
-    """What models read of a passage: without tags where it is HTML, and the prefix in front, unless
-    it begins with that. SQL makes the same for cross-encoders.
+def as_read(prefix: str, text: str) -> str:
+    """What models read of a passage's words: with the prefix in front, unless they begin with it.
+
+    SQL makes the same for cross-encoders.
     """
-    if structure == "html":
-        text = _TAG.sub(" ", text)
     return f"{prefix}\n{text}" if prefix and not text.startswith(prefix) else text
 
 
-def _passage(text: str, prefix: str, structure: str) -> Passage:
-    reading = as_read(structure, prefix, text)
-    return Passage(0, reading, _hash(reading, 16), _hash(text, 8))
+def _passage(text: str, prefix: str, found: Found) -> Passage:
+    headings = " > ".join(found.headings)
+    reading = as_read("\n".join(filter(None, [prefix, headings])), found.text)
+    return Passage(0, reading, _hash(reading, 16), _hash(text, 8), headings or None)
 
 
 def _hash(text: str, size: int) -> bytes:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pgrerank.errors import TokensError
 from pgrerank.models import Encoder
 from pgrerank.models.spec import Span
+from pgrerank.passages import Structure, words
 from pgrerank.tokens import unpack
 from pgrerank.worker.cutting import as_read
 from pgrerank.worker.requests import Highlight, Shown, unhex
@@ -35,7 +36,7 @@ async def highlight(encoder: Encoder, request: Highlight) -> list[Highlighted]:
 
 
 def _of(
-    encoder: Encoder, query: NDArray[np.float32], passage: Shown, structure: str
+    encoder: Encoder, query: NDArray[np.float32], passage: Shown, structure: Structure
 ) -> Highlighted:
     vectors = unpack(unhex(passage.tokens))
     if vectors.shape[1] != query.shape[1]:
@@ -43,7 +44,7 @@ def _of(
             f"a passage has token vectors of {vectors.shape[1]} dimensions, the query of"
             f" {query.shape[1]}"
         )
-    reading = as_read(structure, passage.prefix or "", passage.text)
+    reading = as_read(passage.prefix or "", words(passage.text, structure))
     begin = len(reading) - len(passage.text)
     [spans] = encoder.offsets([reading])
     if not reading.endswith(passage.text) or len(spans) != len(vectors):

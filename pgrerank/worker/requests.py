@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pgrerank.errors import RequestError
+from pgrerank.passages import Structure
 
 __all__ = [
     "Align",
@@ -88,7 +89,7 @@ class Highlight(_Call, frozen=True, tag="highlight"):
     model: str
     query: str
     passages: list[Shown]
-    structure: str = "plain"
+    structure: Structure = "plain"
 
 
 Request = Encode | MaxSim | CrossEncode | Listwise | Align | Highlight

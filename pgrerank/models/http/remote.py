@@ -35,10 +35,9 @@ _OF_KIND: Mapping[str, frozenset[str]] = {
 MAX_CHARACTERS = 8000
 """Characters of a text that are encoded at once: 8,191 tokens, which is what OpenAI's models take,
 in nearly all scripts."""
-CHARACTERS_A_TOKEN = 4
-"""As which the tokens of an endpoint's model are guessed, in scripts with spaces."""
-_TOKEN = re.compile(r"[^\W\u2e80-\uffff\U00020000-\U0003ffff]{1,4}|\S")
 _ROOM = 2**20
+_TOKEN = re.compile(r"[A-Za-z0-9]{1,4}|\S")
+"""What is taken for a token of a model whose tokenizer isn't here: rather too little of a text."""
 _ECHO = 6
 """How many bytes an answer may have for each of the request: some repeat the texts, escaped."""
 
@@ -151,7 +150,15 @@ class HttpEncoder(_Batched):
         self._dims = self.options.count("dims")
         self.prompts: Mapping[str, str] = self.options.prompts() or {}
         self.most = self.options.count("max_characters") or MAX_CHARACTERS
-        self.room = max(self.most // CHARACTERS_A_TOKEN, 4)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that is sent as a whole; see :class:`pgrerank.models.Encoder`."""
+        return max(1, self.most // 5)
+
+    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
+        """What may be the tokens of texts; see :class:`pgrerank.models.Encoder`."""
+        return [[found.span() for found in _TOKEN.finditer(text)] for text in texts]
 
     @functools.cached_property
     def embedding_dims(self) -> int | None:
@@ -162,10 +169,6 @@ class HttpEncoder(_Batched):
     def token_dims(self) -> int | None:
         """Dimensions of a token vector, found by asking for some."""
         return self._probe[0].shape[1] if self._kind == "late_interaction" else None
-
-    def offsets(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Where tokens of texts may stand: a word of some letters, or another character."""
-        return [[one.span() for one in _TOKEN.finditer(text)] for text in texts]
 
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool

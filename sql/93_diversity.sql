@@ -70,7 +70,8 @@ BEGIN
 END
 $$;
 
--- The token vectors of documents, in their order, each document's packed together.
+-- The token vectors of documents, in their order, each document's packed together: its first parts with 256, for all of
+-- two long ones take seconds to compare.
 CREATE OR REPLACE FUNCTION _tokens_of(_reranker rerankers, _candidates text[], _places int[]) RETURNS bytea[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -79,7 +80,12 @@ DECLARE
     tokens bytea[];
 BEGIN
     EXECUTE format($sql$
-        SELECT array_agg((SELECT string_agg(t.tokens, '') FROM %s t WHERE t.key = k.key) ORDER BY k.place)
+        SELECT array_agg((
+            SELECT string_agg(p.tokens, '') FILTER (WHERE p.so_far - p.count < 256)
+            FROM (
+                SELECT t.tokens, c.count, sum(c.count) OVER (ORDER BY t.part) AS so_far
+                FROM %s t, LATERAL (SELECT get_byte(t.tokens, 8) + 256 * get_byte(t.tokens, 9) AS count) c
+                WHERE t.key = k.key) p) ORDER BY k.place)
         FROM unnest($1::%s[]) WITH ORDINALITY k (key, place)
         $sql$, _side_table(_reranker.name, _reranker.generation, 'tokens'), _reranker.key_type)
     INTO tokens USING ARRAY(

@@ -180,8 +180,8 @@ LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT _check_keys(_reranker, format('SELECT unnest(%L::text[])', _keys))
-    WHERE cardinality(_keys) > (
-        SELECT count(DISTINCT (k.key, k.passage)) FROM unnest(_keys, _passages) k (key, passage))
+    WHERE CASE WHEN NOT _is_table(_reranker.source) THEN cardinality(_keys) > (
+        SELECT count(DISTINCT (k.key, k.passage)) FROM unnest(_keys, _passages) k (key, passage)) END
 $$;
 
 -- Returns the expression that yields a document's text, made of columns, or given and checked.

@@ -65,7 +65,8 @@ END
 $$;
 
 -- By what documents are compared, in their order: embeddings or token vectors, as those are that come with the call; of
--- each those of its best passage, all token vectors packed together.
+-- each those of its best passage, its token vectors packed together: the first parts with 256, for all of two long ones
+-- take seconds to compare.
 CREATE OR REPLACE FUNCTION _vectors_of(_reranker rerankers, _outcome search_outcome, _places int[], _others vector[])
 RETURNS vector[]
 LANGUAGE plpgsql STABLE
@@ -100,7 +101,11 @@ DECLARE
 BEGIN
     EXECUTE format($sql$
         SELECT array_agg((
-            SELECT string_agg(t.tokens, '') FROM %s t WHERE (t.key, t.passage) = (k.key, k.passage)) ORDER BY k.place)
+            SELECT string_agg(p.tokens, '') FILTER (WHERE p.so_far - p.count < 256)
+            FROM (
+                SELECT t.tokens, c.count, sum(c.count) OVER (ORDER BY t.part) AS so_far
+                FROM %s t, LATERAL (SELECT get_byte(t.tokens, 8) + 256 * get_byte(t.tokens, 9) AS count) c
+                WHERE (t.key, t.passage) = (k.key, k.passage)) p) ORDER BY k.place)
         FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place)
         $sql$, _side_table(_reranker.name, _reranker.generation, 'tokens'), _reranker.key_type)
     INTO tokens USING best.keys, best.passages;

@@ -251,6 +251,13 @@ def test_without_embeddings_token_vectors_tell_likeness_where_the_kernel_is(db, 
                 if len(rows)
             ],
         )
+        # What follows the first 256 of a long document is not compared.
+        long = np.tile(vectors[ids[0]], (22, 1)), random.normal(size=(300, 32))
+        for part, rows in enumerate(long, 1):
+            cursor.execute(
+                "UPDATE pgrerank.documents_1_tokens SET tokens = %s WHERE key = %s AND part = %s",
+                (tokens.pack(rows.astype(np.float32), tokens.DType.FLOAT16), ids[0], part),
+            )
     search = (
         "SELECT id, score FROM pgrerank.documents_search('cat', stages => '{lexical}',"
         " top_k => %s, diversity => %s, duplicate_threshold => %s, strict => true)"

@@ -32,6 +32,10 @@ _OF_A_CALL = ("candidates", "maxsim_top", "early_exit", "blend")
 as they are: a change of them must not encode a corpus again."""
 
 
+_TOGETHER = 10
+"""Queries of one call: few, that progress is seen where a cross-encoder reads."""
+
+
 class PgrerankSearch:
     """Searches MTEB's retrieval and reranking tasks by a reranker in the Postgres at `dsn`.
 
@@ -122,7 +126,10 @@ class PgrerankSearch:
         num_proc: int | None = None,  # noqa: ARG002
         **_: Any,
     ) -> RetrievalOutputType:
-        """Scores by query id and document id, see :func:`ordered`; one SQL call for each query."""
+        """Scores by query id and document id, see :func:`ordered`.
+
+        One SQL call for each ten queries, or for each where the task brings its candidates.
+        """
         name = self._reranker(task_metadata, hf_split, hf_subset)
         scores_by_query: RetrievalOutputType = {}
         with (
@@ -130,13 +137,17 @@ class PgrerankSearch:
             _progress("asking", "queries", encode_kwargs) as progress,
         ):
             depth = self._depth(connection, name, top_k)
-            for row in queries:
-                call = self._call | {"query": query_text(row), "top_k": depth}
-                if top_ranked is not None:
-                    keys = list(top_ranked.get(row["id"], []))
-                    call |= {"keys": keys, "top_k": top_k}
-                scores_by_query[row["id"]] = ordered(_ask(connection, name, call))
-                progress(len(scores_by_query), len(queries))
+            texts = {row["id"]: query_text(row) for row in queries}
+            for ids in _parts(list(texts), _TOGETHER if top_ranked is None else 1):
+                if top_ranked is None:
+                    call = {"queries": [texts[one] for one in ids], "top_k": depth}
+                    found = _ask_many(connection, name, self._call | call)
+                else:
+                    keys = list(top_ranked.get(ids[0], []))
+                    call = {"query": texts[ids[0]], "keys": keys, "top_k": top_k}
+                    found = [_ask(connection, name, self._call | call)]
+                scores_by_query |= zip(ids, map(ordered, found), strict=True)
+                progress(len(scores_by_query), len(texts))
         return scores_by_query
 
     def _reranker(self, task: TaskMetadata, split: str, subset: str) -> str:
@@ -170,6 +181,23 @@ def ordered(rows: Iterable[tuple[str, float | None, str]]) -> dict[str, float]:
         least = min(score + moved, np.nextafter(least, np.float32(-np.inf)))
         scores[key] = float(least)
     return scores
+
+
+def _parts(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _ask_many(
+    connection: psycopg.Connection[Any], reranker: str, call: Mapping[str, Any]
+) -> list[list[tuple[str, float | None, str]]]:
+    statement, values = call_statement(
+        f"{reranker}_search_many", call, select="query_number, id, score, stage"
+    )
+    found: list[list[tuple[str, float | None, str]]] = [[] for _ in call["queries"]]
+    ordering = sql.SQL(" ORDER BY query_number, rank")
+    for number, *row in connection.execute(statement + ordering, values).fetchall():
+        found[number - 1].append((row[0], row[1], row[2]))
+    return found
 
 
 def _ask(

@@ -157,12 +157,14 @@ EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
 END
 $$;
 
--- Spans within a passage as characters of its document; NULL where there are none.
+-- Spans within a passage as characters of its document; NULL where none can be told.
 CREATE OR REPLACE FUNCTION _moved(_spans jsonb, _start int) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT jsonb_agg(jsonb_build_object('start', (s.span ->> 'start')::int + _start,
-        'end', (s.span ->> 'end')::int + _start, 'score', s.span -> 'score') ORDER BY (s.span ->> 'start')::int)
-    FROM jsonb_array_elements(CASE jsonb_typeof(_spans) WHEN 'array' THEN _spans END) s (span)
+    SELECT CASE jsonb_typeof(_spans) WHEN 'array' THEN (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('start', (s.span ->> 'start')::int + _start,
+            'end', (s.span ->> 'end')::int + _start, 'score', s.span -> 'score')
+            ORDER BY (s.span ->> 'start')::int), '[]')
+        FROM jsonb_array_elements(_spans) s (span)) END
 $$;

@@ -95,10 +95,12 @@ def served(
             yield connection, names
 
 
-def measured(connection: psycopg.Connection, name: str, arguments: Any) -> Evaluation:
+def measured(
+    connection: psycopg.Connection, name: str, arguments: Any, **settings: Any
+) -> Evaluation:
     """The collection's reranker, evaluated or tuned on its test queries."""
     judged = some_queries(connection, name, arguments.queries)
-    variant = Variant(name, timeout="5 min")
+    variant = Variant(name, timeout="5 min", **settings)
 
     def phase(title: str) -> Any:
         return work_progress(f"{name}: {title}", "queries")

@@ -138,6 +138,27 @@ def test_what_each_stage_brings(collection, open_folder):
     assert default["tiny"] == pytest.approx(found["orders"][-1]["measures"]["nDCG@10"])
 
 
+def test_long_documents(collection, open_folder):
+    found = last_line(
+        *("long_documents.py", collection, "--data", open_folder, "--documents", 3),
+        *("--short", 20, "--words", 600, "--stages", "dense,lexical"),
+    )
+    assert found["recall"]["dense"]["R@100"] == found["recall"]["mean of windows"]["R@100"] == 1
+    assert 0 <= found["passage_in_judged"] <= 1
+    assert 0 < found["p95_ratio"] < math.inf
+    assert 0 <= found["reencoded"] <= 3
+    glued = open_folder / "glued_3_1"
+    rows = {
+        name: [json.loads(line) for line in (glued / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("corpus", "queries", "spans")
+    }
+    texts = {row["_id"]: row["text"] for row in rows["corpus"] + rows["queries"]}
+    assert len(rows["spans"]) == 6
+    for row in rows["spans"]:
+        [(begin, end)] = row["spans"]
+        assert texts[row["document"]][begin:end] == texts[row["query"]]
+
+
 def test_tuning_on_halves(collection, open_folder):
     """Twenty-four queries, ten of which at least are in each half."""
     documents = (collection / "corpus.jsonl").read_text("utf-8").splitlines()[:24]

@@ -74,6 +74,7 @@ BEGIN
         scored := given;
         IF leg <> 'dense' OR (_call.key_scores IS NULL AND _call.query_embedding IS NOT NULL) THEN
             scored := _scored_by(leg, _reranker, _generation, _call, given.keys, NULL);
+            _outcome.found := _outcome.found || _found(leg, scored.keys, scored.passages, scored.scores);
         END IF;
         scores := _by_place(given.keys, scored.keys, scored.scores);
         _outcome.said := (leg, scores, _outcome.pool, scores)::scored || _outcome.said;

@@ -107,12 +107,13 @@ AS $$
     WHERE higher.place <= _top_k
 $$;
 
--- What a stage says of the first candidates of a pool, as far as it reads them. It reads none of more than a slice
--- where all scores so far leave hardly a pair that it might turn round. Those read are blended as if all were: by the
--- mean and deviation that are expected of the whole head, as the first ones alone have other ones.
+-- What a stage says of the first candidates of a pool, as far as it reads them, and of which passages of theirs. It
+-- reads none of more than a slice where all scores so far leave hardly a pair that it might turn round. Those read are
+-- blended as if all were: by the mean and deviation that are expected of the whole head, as the first ones alone have
+-- other ones.
 CREATE OR REPLACE FUNCTION _said_in_slices(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _size int,
-    _weights jsonb, _deadline timestamptz) RETURNS scored
+    _weights jsonb, _deadline timestamptz, OUT said scored, OUT read scored_passages[])
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -139,6 +140,7 @@ BEGIN
         slice := head.candidates[cardinality(scores) + 1:until];
         found := _scored_by(_stage, _reranker, _generation, _call, slice, _deadline);
         scores := scores || _by_place(slice, found.keys, found.scores);
+        read := read || _found(_stage, found.keys, found.passages, found.scores);
         expected := _expected(standing, scores);
         totals := CASE WHEN weight IS NULL THEN expected.scores ELSE _blended(
             head.said || (_stage, expected.scores, NULL, NULL)::scored,
@@ -149,7 +151,7 @@ BEGIN
         EXIT WHEN _expected_to_enter(totals, spreads, until, _call.top_k) < _reranker.early_exit;
     END LOOP;
     slice := head.candidates[:cardinality(scores)];
-    RETURN (_stage, _by_place(_outcome.candidates, slice, scores), NULL,
+    said := (_stage, _by_place(_outcome.candidates, slice, scores), NULL,
         _by_place(_outcome.candidates, slice, totals[:cardinality(scores)]))::scored;
 END
 $$;

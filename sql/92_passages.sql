@@ -12,15 +12,15 @@ $$;
 -- The best passages of these documents by the last stage that scored any of a document's, then those that only earlier
 -- ones scored; the score is that stage's.
 CREATE OR REPLACE FUNCTION _best_passages(_found scored_passages[], _keys text[], _most int)
-RETURNS TABLE (key text, passage int, score real, place int)
+RETURNS TABLE (key text, passage int, stage text, score real, place int)
 LANGUAGE sql IMMUTABLE ROWS 30
 SET search_path FROM CURRENT
 AS $$
-    SELECT b.key, b.passage, b.score, b.place::int
+    SELECT b.key, b.passage, b.stage, b.score, b.place::int
     FROM (
         SELECT l.*, row_number() OVER (PARTITION BY l.key ORDER BY l.number DESC, l.score DESC, l.passage) AS place
         FROM (
-            SELECT DISTINCT ON (p.key, p.passage) p.key, p.passage, p.score, s.number
+            SELECT DISTINCT ON (p.key, p.passage) p.key, p.passage, s.stage, p.score, s.number
             FROM unnest(_found) WITH ORDINALITY s (stage, keys, passages, scores, number),
                 unnest(s.keys, s.passages, s.scores) p (key, passage, score)
             WHERE p.key = ANY (_keys) AND p.score > '-Infinity' AND p.score < 'Infinity'
@@ -33,7 +33,7 @@ $$;
 -- current as long as its text is the one that was encoded.
 CREATE OR REPLACE FUNCTION _passage_texts(
     _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int)
-RETURNS TABLE (key text, passage int, starts int, ends int, score real, place int, text text, prefix text,
+RETURNS TABLE (key text, passage int, starts int, ends int, stage text, score real, place int, text text, prefix text,
     is_current boolean)
 LANGUAGE plpgsql STABLE ROWS 30
 SET search_path FROM CURRENT
@@ -41,10 +41,10 @@ AS $$
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
-        SELECT c.key::text, c.passage, c.starts, c.ends, c.score, c.standing::int, t.text,
+        SELECT c.key::text, c.passage, c.starts, c.ends, c.stage, c.score, c.standing::int, t.text,
             nullif(concat_ws(E'\n', c.prefix, p.headings), ''), c.bounds IS NULL OR p.cut_hash = _cut_hash(t.text)
         FROM (
-            SELECT d.key, p.passage, p.starts, p.ends, s.bounds, b.score, d.content, d.prefix,
+            SELECT d.key, p.passage, p.starts, p.ends, s.bounds, b.stage, b.score, d.content, d.prefix,
                 row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
             FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
             CROSS JOIN LATERAL (
@@ -66,12 +66,13 @@ $$;
 -- what is no passage.
 CREATE OR REPLACE FUNCTION _readings(
     _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int,
-    OUT keys text[], OUT contents text[])
+    OUT keys text[], OUT contents text[], OUT passages int[])
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT array_agg(t.key ORDER BY k.place, t.place), array_agg(
-        _as_read(_generation.passage_structure, t.prefix, left(t.text, _most_characters())) ORDER BY k.place, t.place)
+        _as_read(_generation.passage_structure, t.prefix, left(t.text, _most_characters())) ORDER BY k.place, t.place),
+        array_agg(t.passage ORDER BY k.place, t.place)
     FROM _passage_texts(_reranker, _generation, _found, _keys, _most) t
     JOIN unnest(_keys) WITH ORDINALITY k (key, place) USING (key)
     WHERE t.text ~ '\S'
@@ -98,7 +99,8 @@ BEGIN
                 CASE WHEN _reranker.passages > 1 THEN jsonb_agg(s.shown ORDER BY s.place) END AS passages
             FROM (
                 SELECT t.key, t.place, jsonb_build_object('text', t.text, 'start', t.starts, 'end', t.ends,
-                    'score', t.score) AS shown, jsonb_build_object('passage', t.passage, 'prefix', t.prefix) AS hidden
+                    'stage', t.stage, 'score', t.score) AS shown,
+                    jsonb_build_object('passage', t.passage, 'prefix', t.prefix) AS hidden
                 FROM _passage_texts(_reranker, generation, _outcome.found, ARRAY(
                     SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
                     _reranker.passages) t

@@ -43,7 +43,7 @@ AS $$
 DECLARE
     contents text[];
 BEGIN
-    SELECT r.* INTO keys, contents
+    SELECT r.* INTO keys, contents, passages
     FROM _readings(_reranker, _generation, _call.found, _keys, _reranker.cross_encoder_passages) r;
     IF keys IS NOT NULL THEN
         scores := _cross_encode(

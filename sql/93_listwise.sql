@@ -10,7 +10,7 @@ AS $$
 DECLARE
     contents text[];
 BEGIN
-    SELECT r.* INTO keys, contents FROM _readings(_reranker, _generation, _call.found, _keys, 1) r;
+    SELECT r.keys, r.contents INTO keys, contents FROM _readings(_reranker, _generation, _call.found, _keys, 1) r;
     IF keys IS NOT NULL THEN
         scores := _scores(_ask_worker(json_build_object(
             'call', 'listwise', 'model', _reranker.listwise_model, 'query', _call.query, 'documents', contents,

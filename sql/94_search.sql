@@ -233,7 +233,9 @@ BEGIN
     weights := _weights_beside_signals(
         _outcome.said, _stage, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
-        said := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
+        found := _said_in_slices(_stage, _reranker, _generation, _call, _outcome, size, weights, _deadline);
+        said := found.said;
+        _outcome.found := _outcome.found || found.read;
     ELSE
         found := _scored_by(_stage, _reranker, _generation, _call, CASE WHEN declared.reads_order
             THEN (_head(_outcome, size)).candidates ELSE _first_keys(_outcome, size) END, _deadline);

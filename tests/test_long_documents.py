@@ -152,9 +152,10 @@ def test_the_best_n_come_as_an_array(search):
         assert len(found) == min(3, len(passages(search.connection, row["id"])))
         assert found[0]["text"] == row["passage"] == plain[row["id"]]["passage"]
         assert found[0]["start"] == row["passage_start"]
-        assert [one["score"] for one in found] == sorted(
-            (one["score"] for one in found), reverse=True
+        assert found == sorted(
+            found, key=lambda one: (one["stage"] == "cross_encoder", one["score"]), reverse=True
         )
+        assert [one["stage"] for one in found].count("cross_encoder") == 1
         text = content(search.connection, row["id"])
         assert all(text[one["start"] : one["end"]] == one["text"] for one in found)
     assert {(row["passage"], row["passage_start"]) for row in search(passages=0)} == {(None, None)}

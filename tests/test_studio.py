@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from pgrerank.evaluation.traces import ask_one
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.studio.blind import Contest, sign_test
 from tests.helpers.studio import QUERY, Client, columns, encoded, set_up, studio
-from tests.helpers.workers import wait_for
+from tests.helpers.workers import wait_for, worker
 
 
 @pytest.fixture(scope="module")
@@ -308,10 +309,10 @@ def test_blind_votes_count_for_whom_chance_has_put_there(client: Client) -> None
 
 
 def test_a_vote_for_a_side_is_one_for_its_setting() -> None:
-    contest = Contest(Variant("a"), Variant("b"), [])
+    contest = Contest(Variant("a"), Variant("b"), [str(number) for number in range(40)])
     sides = set()
-    for number in range(40):
-        duel = contest.ask(str(number))
+    while contest.questions:
+        duel = contest.ask()
         sides.add(duel.left)
         assert contest.vote(duel.identifier, "left" if duel.left == "a" else "right")
         assert not contest.vote(duel.identifier, "left")
@@ -379,7 +380,7 @@ def test_a_role_without_rights_is_told_so_and_the_rest_works(
 
 
 def test_without_a_worker_it_shows_what_is_left_and_why(
-    db: psycopg.Connection[Any], other: Client, tiny_models: Any
+    db: psycopg.Connection[Any], dsn: str, other: Client, tiny_models: Any, tmp_path: Path
 ) -> None:
     assert "There is no reranker yet" in other.get("/").text
     set_up(db, tiny_models, [])
@@ -399,6 +400,15 @@ def test_without_a_worker_it_shows_what_is_left_and_why(
     other.write("/judge", set="mine", query="pool", key="1", relevance="2")
     failed = other.wait(other.write("/jobs", set="mine", variant="documents", work="measure"))
     assert "no worker is known" in failed["message"]
+    with worker(dsn, tmp_path) as running:
+        wait_for(db, "pending = 0 AND encoded = source_rows")
+        page = other.get("/", params={"query": "pool"}).text
+        assert (len(columns(page)), "Degraded:" in page) == (4, False)
+        running.signal(signal.SIGKILL)
+        page = other.get("/", params={"query": "pool"}).text
+        assert (len(columns(page)), "Degraded:" in page) == (1, True)
+        fields = {"a": "documents", "b": "documents:candidates=20", "questions": "pool"}
+        assert "while searches are degraded" in other.write("/compare/start", **fields).text
 
 
 def test_the_command_says_what_stands_in_its_way(empty_dsn: str, dsn: str) -> None:

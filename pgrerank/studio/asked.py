@@ -189,9 +189,12 @@ class Asked:
 
 
 def ask(connection: Connection, reranker: Reranker, query: str, own: Knobs, knobs: Knobs) -> Asked:
-    """Search, and keep all that was said; raises psycopg.Error as the search does."""
-    variant = knobs.variant(own, reranker.name)
-    arguments = {"reranker": reranker.name, "query": query, "strict": False, **variant.settings}
+    """Search within the reranker's own time, and keep all that was said.
+
+    Raises psycopg.Error as the search does.
+    """
+    settings = knobs.variant(own, reranker.name).settings | {"timeout": None, "strict": False}
+    arguments = {"reranker": reranker.name, "query": query, **settings}
     [said] = fetch_one(call(connection, "trace", arguments))
     trace = Trace.from_json(said)
     pool = Pool(list(trace.keys), {stage: trace.scores[stage].copy() for stage in STAGES})

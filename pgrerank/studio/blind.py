@@ -44,10 +44,17 @@ class Contest:
     same: int = 0
     duel: Duel | None = None
 
-    def ask(self, query: str) -> Duel:
-        """Set the two against each other on a question."""
-        self.duel = Duel(query, random.choice(("a", "b")))  # noqa: S311
+    def ask(self) -> Duel:
+        """Set the two against each other on the next question."""
+        self.duel = Duel(self.questions.pop(0), random.choice(("a", "b")))  # noqa: S311
         return self.duel
+
+    def pass_over(self) -> None:
+        """Leave out a question that both answer alike."""
+        self.same += 1
+        if self.duel is None:
+            self.questions.pop(0)
+        self.duel = None
 
     def vote(self, duel: str, vote: str) -> bool:
         """Count a vote on the present duel; False for one that is over."""

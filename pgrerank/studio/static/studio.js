@@ -38,6 +38,7 @@ function show(html) {
   if (scroller) scroller.scrollLeft = scrolled;
   if (wanted) rowAt(...wanted)?.querySelector(".doc").focus({ preventScroll: true });
   draw();
+  find("#told").textContent = find("#moved span", orders).textContent;
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const after = places();
   all(".row").forEach((row) => {

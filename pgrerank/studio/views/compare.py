@@ -64,16 +64,15 @@ def contest_page(request: Request) -> Response:
     orders: dict[str, Order] = {}
     with studio.connections.connection() as connection:
         while not orders and (contest.duel or contest.questions):
-            query = contest.duel.query if contest.duel else contest.questions.pop(0)
+            query = contest.duel.query if contest.duel else contest.questions[0]
             found = {
                 "a": _order(connection, contest.a, query),
                 "b": _order(connection, contest.b, query),
             }
             if found["a"] == found["b"]:
-                contest.same += 1
-                contest.duel = None
+                contest.pass_over()
                 continue
-            duel = contest.duel or contest.ask(query)
+            duel = contest.duel or contest.ask()
             right = "b" if duel.left == "a" else "a"
             orders = {"left": found[duel.left], "right": found[right]}
         return studio.page(
@@ -117,7 +116,12 @@ def _questions(
 
 
 def _order(connection: psycopg.Connection[Any], variant: Variant, query: str) -> Order:
-    trace = ask_one(connection, variant, query, strict=False)
+    trace = ask_one(connection, variant, query)
+    if trace.reason is not None:
+        raise EvaluationError(
+            f"{variant.text} can't be compared while searches are degraded: {trace.reason};"
+            " start a worker (pgrerank worker), or give searches more time (NAME:timeout=5 min)"
+        )
     keys = list(trace.keys[:_SHOWN])
     texts = read_texts(connection, variant.reranker, keys, variant.generation) if keys else {}
     return [(key, *beginning(texts.get(key, ""))) for key in keys]

@@ -182,6 +182,7 @@ def test_it_says_what_only_another_search_can_tell(client: Client) -> None:
         ({"shown": "-1"}, "shown is &#39;-1&#39;, expected a number from 1 to 50"),
         ({"reranker": "none"}, "There are: documents."),
         ({"knobs": 1, "stage": "dense", "candidates": "0"}, "candidates"),
+        ({"knobs": 1, "stage": "dense", "weight_dense": "0"}, "blend"),
         ({"query": "a\0b"}, "NUL"),
     ],
 )
@@ -455,6 +456,8 @@ def test_bits_and_signals_and_words_alone(
     blend = {"dense": 0.28, "lexical": 0.14, "maxsim": 0.9}
     wanted = ask_one(connection, Variant("bits", maxsim_bit_top=2, blend=blend), QUERY)
     assert columns(moved.text) == [wanted.order(stage) for stage in wanted.stages]
+    more = client.get("/orders", params=knobs | {"maxsim_bit_top": 9}).text
+    assert "MaxSim scored 4, not 9" in more
     page, identifier = searched(client, reranker="words")
     assert len(columns(page)) == 1
     moved = client.get("/orders", params={"knobs": 1, "search": identifier, "candidates": 11}).text

@@ -116,6 +116,9 @@ class Asked:
         if knobs.sizes["candidates"] > self.knobs.sizes["candidates"]:
             found = self.knobs.sizes["candidates"]
             wanted.append(f"recall found {found} candidates, not {knobs.sizes['candidates']}")
+        if knobs.sizes.get("maxsim_bit_top", 0) > self.knobs.sizes.get("maxsim_bit_top", 0):
+            scored = self.knobs.sizes["maxsim_bit_top"]
+            wanted.append(f"MaxSim scored {scored}, not {knobs.sizes['maxsim_bit_top']}")
         asked = self.knobs.running
         wanted += [
             f"{STAGES[stage].label} has not run"
@@ -157,7 +160,8 @@ class Asked:
     def shares(self, knobs: Knobs, key: str) -> list[Share]:
         """What each stage adds to a document's total among those that the last one scored."""
         place, scores = self.pool.keys.index(key), self.pool.scores
-        stages = [s for s in knobs.weights if np.isfinite(scores[s][place])]
+        stages = [s for s, weight in knobs.weights.items() if weight and s in self.trace.stages]
+        stages = [stage for stage in stages if np.isfinite(scores[stage][place])]
         if not stages:
             return []
         head = np.flatnonzero(np.isfinite(scores[stages[-1]]))

@@ -39,8 +39,8 @@ class Knobs:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The blend's weights of those stages that run."""
-        return {stage: self.blend[stage] for stage in self.stages if self.blend.get(stage)}
+        """The blend's weights of those stages that are chosen."""
+        return {stage: self.blend[stage] for stage in self.stages if stage in self.blend}
 
     @property
     def running(self) -> list[str]:
@@ -75,7 +75,7 @@ class Knobs:
 
 @dataclass(frozen=True)
 class Slider:
-    """A slider of the page; `kind` is size or weight, `stage` that whose column it belongs to."""
+    """A slider of the page; `kind` is size or weight."""
 
     name: str
     label: str

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 from pgrerank.catalog import Reranker, fetch_one, read_reranker
 from pgrerank.errors import SettingsError
 from pgrerank.explain.explanation import shown_time
-from pgrerank.explain.heat_map import part_colours, timeline
+from pgrerank.explain.heat_map import LEVELS, part_colours, timeline
 from pgrerank.judgements import QrelsSet, list_sets
 from pgrerank.palette import PALETTE
 from pgrerank.stages import STAGES
@@ -117,10 +117,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"ms": shown_time, "score": _shown_score, "ago": _shown_interval}
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "grade": grade}
     environment.globals |= {"stages": STAGES, "palette": PALETTE, "marks": MARKS}
-    environment.globals |= {"timeline": timeline, "part_colours": part_colours()}
+    environment.globals |= {"timeline": timeline, "part_colours": part_colours(), "levels": LEVELS}
     return environment
+
+
+def grade(relevance: int | None) -> int | None:
+    """A set's relevance as one of the marks; None where it has none."""
+    return None if relevance is None else max(0, min(relevance, 2))
 
 
 def _breakable(text: str) -> Markup:

@@ -20,7 +20,7 @@ from pgrerank.stages import STAGES
 from pgrerank.studio.asked import Asked
 from pgrerank.studio.connections import Connections
 from pgrerank.studio.knobs import knobs_of
-from pgrerank.studio.state import studio_of
+from pgrerank.studio.state import grade, studio_of
 from pgrerank.studio.views.ask import judged_of
 
 _BESIDE = 3
@@ -53,9 +53,8 @@ def why_part(request: Request) -> Response:
         shares=asked.shares(knobs, key),
         relevance=_known(asked.trace.relevance[place]),
         signals=_known((asked.said["scores"].get("signals") or {place: None})[place]),
-        judged=judged.get(key),
+        judged=grade(judged.get(key)),
         said=said,
-        levels=LEVELS,
         **_tokens(found, key, asked.texts.get(key, "")),
     )
 

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,11 @@ def test_connections_that_are_lost_are_made_again(
         " WHERE application_name = 'pgrerank studio' AND datname = current_database()"
     ).fetchone()
     assert lost > 0
+    while connection.execute(
+        "SELECT FROM pg_stat_activity"
+        " WHERE application_name = 'pgrerank studio' AND datname = current_database()"
+    ).fetchall():
+        time.sleep(0.01)
     assert client.get("/status").status_code == 200
 
 

@@ -246,6 +246,8 @@ def test_a_judgement_is_written_changed_and_taken_back(
     page, _ = searched(client)
     assert re.search(r'class="row judged-1" data-key="1"', page)
     assert 'aria-pressed="true" title="partly' in page
+    assert "2 judgements of 1 question<" in page
+    assert 'class="row judged-1"' in client.get("/", params={"query": QUERY}).text  # the first set
     client.write("/judge", **of, key="1", relevance="")
     client.write("/judge", **of, key="2", relevance="")
     assert judged() == []

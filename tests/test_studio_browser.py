@@ -138,6 +138,7 @@ def test_clicks_judge_and_measures_follow(page: Page, connection: psycopg.Connec
         page.fill("[name=set]", "clicked")
         page.locator(".last .judge button[data-relevance='2']").first.click()
         page.wait_for_selector(".last .row.judged-2")
+    assert page.locator("#tally").inner_text() == "3 judgements of 3 questions"
     key = page.locator(".last .row").first.get_attribute("data-key")
     page.locator(".last .doc").first.click()
     page.wait_for_selector("#why[open] .answers")

@@ -112,7 +112,7 @@ if (orders) {
   knobs.addEventListener("change", () => order({ complete: 1 }));
   ask.addEventListener("reset", () => setTimeout(() => { tell(); order(); }));
   ask.elements.shown.addEventListener("change", () => order());
-  ask.elements.set.addEventListener("change", () => order());
+  ask.elements.set.addEventListener("change", () => { find("#tally").textContent = ""; order(); });
   orders.addEventListener("pointerover", (event) => point(event.target.closest(".row")?.dataset.key));
   orders.addEventListener("pointerleave", () => point(document.activeElement?.closest(".row")?.dataset.key));
   orders.addEventListener("focusin", (event) => point(event.target.closest(".row")?.dataset.key));
@@ -145,6 +145,8 @@ async function explain(doc) {
   why.scrollTop = 0;
 }
 
+const counted = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
+
 async function judge(key, relevance) {
   const buttons = all(".judge button").filter((one) => one.dataset.key === key);
   const wanted = (one) => one.dataset.relevance === relevance;
@@ -155,6 +157,8 @@ async function judge(key, relevance) {
     (why.open ? why : orders).insertAdjacentHTML("afterbegin", await answer.text());
     return;
   }
+  const counts = await answer.json();
+  find("#tally").textContent = `${counted(counts.judgements, "judgement")} of ${counted(counts.queries, "question")}`;
   buttons.forEach((one) => one.setAttribute("aria-pressed", String(!isSo && wanted(one))));
   all(".row").filter((row) => row.dataset.key === key).forEach((row) => {
     row.classList.remove("judged-0", "judged-1", "judged-2");

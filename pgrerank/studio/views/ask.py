@@ -35,16 +35,7 @@ def ask_page(request: Request) -> Response:
     query = given.get("query", "").strip()
     with studio.connections.connection() as connection:
         reranker = chosen_reranker(connection, given.get("reranker"))
-        judged_sets = sets_of(connection)
-        sets = [one.name for one in judged_sets or []]
-        values: dict[str, Any] = {
-            "rerankers": names_of_rerankers(connection),
-            "sets": sets,
-            "set": given.get("set") or (sets[0] if sets else SET),
-            "whose": whose(connection),
-            "query": query,
-            "asked": None,
-        }
+        values = _form(connection, given.get("set", "")) | {"query": query, "asked": None}
         if reranker is None:
             return studio.page(request, "ask", reranker=None, examples=[], **values)
         own = knobs_of(reranker.settings)
@@ -52,9 +43,9 @@ def ask_page(request: Request) -> Response:
         if query:
             asked = ask(connection, reranker, query, own, knobs)
             studio.searches.keep(asked)
-            values |= shown(studio, request, asked, knobs)
+            values |= shown(studio, request, asked, knobs, values["set"])
         else:
-            values["examples"] = _examples(connection, values["set"]) if sets else []
+            values["examples"] = _examples(connection, values["set"]) if values["sets"] else []
         return studio.page(
             request,
             "ask",
@@ -64,6 +55,19 @@ def ask_page(request: Request) -> Response:
             settings=knobs,
             **values,
         )
+
+
+def _form(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
+    """What the form offers; judgements go to the set of that name, or to the first."""
+    sets = {one.name: one for one in sets_of(connection) or []}
+    name = name or next(iter(sets), SET)
+    return {
+        "rerankers": names_of_rerankers(connection),
+        "sets": sets,
+        "set": name,
+        "tally": sets.get(name),
+        "whose": whose(connection),
+    }
 
 
 def orders_part(request: Request) -> Response:
@@ -77,17 +81,20 @@ def orders_part(request: Request) -> Response:
     if unread and "complete" in given:
         with studio.connections.connection() as connection:
             asked.read_more(connection, unread)
-    return studio.page(request, "orders", **shown(studio, request, asked, knobs))
+    name = given.get("set", "")
+    return studio.page(request, "orders", **shown(studio, request, asked, knobs, name))
 
 
-def shown(studio: Studio, request: Request, asked: Asked, knobs: Knobs) -> dict[str, Any]:
-    """What the columns' template wants."""
+def shown(
+    studio: Studio, request: Request, asked: Asked, knobs: Knobs, qrels_set: str
+) -> dict[str, Any]:
+    """What the columns' template wants, with the judgements of a set."""
     given = request.query_params
     number = whole_number(given.get("shown", ""), "shown", SHOWN[1], 1, 50)
     orders = asked.orders(knobs)
     with studio.connections.connection() as connection:
         asked.read_titles(connection, itertools.chain(*(keys[:number] for keys in orders.values())))
-        judged = judged_of(connection, given.get("set", ""), asked.query)
+        judged = judged_of(connection, qrels_set, asked.query)
     return {
         "asked": asked,
         "columns": asked.columns(orders, number),

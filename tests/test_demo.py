@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -38,6 +40,24 @@ def demo(data: Path, *options: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+def assert_studio_opens(data: Path) -> None:
+    """`pgrerank demo --studio`, until Ctrl-C."""
+    command = [sys.executable, "-m", "pgrerank", "demo", "--data", str(data), "--limit", "600"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    with subprocess.Popen(
+        [*command, "--studio"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        assert running.stdout is not None
+        [address] = next(filter(None, (re.findall(r"http://\S+", line) for line in running.stdout)))
+        with httpx.Client(follow_redirects=True, timeout=60) as client:
+            client.get(address)
+            page = client.get(f"{address.partition('?')[0]}?query=merge two dictionaries")
+        running.send_signal(signal.SIGINT)
+    assert running.returncode == 0
+    assert page.text.count('<section class="column') == 4
+    assert "dict.update" in page.text
+
+
 def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
@@ -59,6 +79,8 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
                 rows = connection.execute(query).fetchall()
             assert len(rows) == 10
             assert {row[2] for row in rows} == {"cross_encoder", "maxsim"}
+            assert f"pgrerank studio --dsn '{dsn}'" in out
+            assert_studio_opens(data)
         finally:
             demo(data, "--stop")
         assert embedded.running(data / "postgres") is None

@@ -35,6 +35,7 @@ def test_a_wheel_carries_the_sql_and_the_demos_questions(tmp_path):
         wanted.add(f"pgrerank/kernel_source/{path.relative_to(native)}")
     wanted |= {"pgrerank/py.typed", "pgrerank/demo/questions.tsv", "pgrerank/demo/qrels.tsv"}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "pgrerank").rglob("*.jinja")}
+    wanted.add("pgrerank/studio/static/studio.js")
     wanted = {name for name in wanted if not name.endswith((".o", ".so"))}
     assert wanted <= names
     assert not [name for name in names if "fuzz" in name]

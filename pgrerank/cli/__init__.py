@@ -12,6 +12,7 @@ from pgrerank.cli import (
     measure,
     replay,
     rerankers,
+    studio,
     train,
 )
 from pgrerank.cli.extension import extension_app
@@ -29,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (deployment, doctor, rerankers, explain, replay, evaluate, calibrate, measure, train):
+for module in (
+    *(deployment, doctor, rerankers, explain, studio, replay, evaluate, calibrate, measure, train),
+):
     app.add_typer(module.app)
 qrels_app.add_typer(judge.app)
 app.add_typer(models_app, name="models")

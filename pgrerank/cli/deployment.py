@@ -24,6 +24,9 @@ def demo(
         Path | None, typer.Option(help="Folder for its server; by default in the user's cache.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave server and worker up.")] = False,
+    studio: Annotated[
+        bool, typer.Option("--studio", help="Open it in pgrerank studio, and ask no questions.")
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left up.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=100, help="Take only so many entries, and fewer questions.")
@@ -38,7 +41,7 @@ def demo(
         if stop:
             note("stopped" if stop_demo(folder) else f"nothing runs on {folder}")
         else:
-            run_demo(folder, keep=keep, limit=limit)
+            run_demo(folder, keep=keep, studio=studio, limit=limit)
 
 
 @app.command(epilog="Example: pgrerank dev --data ./pgdata --port 5433")

@@ -146,7 +146,7 @@ def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
 
 
 def _print(explanation: Explanation, aligned: int) -> None:
-    parts = [f"{name} {shown_time(ms)}" for _, name, ms in time_parts(explanation)]
+    parts = [f"{name} {shown_time(ms)}" for _, name, ms in time_parts(explanation["times"])]
     if parts:
         total = shown_time(explanation["times"].get("total", 0))
         console.print(Text(" + ".join(parts) + " = " + total))

@@ -65,6 +65,12 @@ def show_measures(questions: int, orders: Sequence[Order]) -> None:
     console.print(table)
 
 
+def show_studio(address: str) -> None:
+    """Print where studio is."""
+    console.print(f"\nSee the demo in a browser:\n\n    {escape(address)}\n", soft_wrap=True)
+    console.print("Ctrl-C ends it.")
+
+
 def show_end(dsn: str, *, kept: bool) -> None:
     """Print what to try next."""
     query = "SELECT id, score, stage FROM pgrerank.stdlib_search('merge two dictionaries')"
@@ -73,11 +79,15 @@ def show_end(dsn: str, *, kept: bool) -> None:
         console.print("Server and worker stay up. Go on with:\n")
         console.print(f"    psql '{escape(dsn)}'", soft_wrap=True)
         console.print(f"    {escape(query)};\n", soft_wrap=True)
+        console.print("See documents move from stage to stage, in a browser:\n")
+        console.print(f"    pgrerank studio --dsn '{escape(dsn)}'\n", soft_wrap=True)
         console.print("See what each stage brings, query by query:\n")
         command = f"pgrerank evaluate stdlib --qrels stdlib --report report --dsn '{dsn}'"
         console.print(f"    {escape(command)}\n", soft_wrap=True)
         console.print("Stop them with:  pgrerank demo --stop")
     else:
+        console.print("See documents move from stage to stage, in a browser:\n")
+        console.print("    make demo ARGS=--studio\n")
         console.print("Keep server and worker up, to ask questions of your own:\n")
         console.print("    make demo ARGS=--keep")
         console.print(f"    {escape(query)};", soft_wrap=True)

@@ -19,8 +19,14 @@ from pgrerank.catalog import register_model
 from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
 from pgrerank.demo.questions import load_qrels, load_questions
-from pgrerank.demo.report import show_end, show_measures, show_question, show_sql
-from pgrerank.errors import WorkerError
+from pgrerank.demo.report import (
+    show_end,
+    show_measures,
+    show_question,
+    show_sql,
+    show_studio,
+)
+from pgrerank.errors import WorkerError, extra
 from pgrerank.evaluation.orders import measure_orders
 from pgrerank.evaluation.traces import Trace, ask_one
 from pgrerank.evaluation.variant import Variant
@@ -35,11 +41,12 @@ SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"
 SHOWN = 5
 
 
-def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
+def run_demo(data: Path, *, keep: bool, studio: bool = False, limit: int | None = None) -> None:
     """Set up what is missing below `data`, ask the questions, print orders and measures.
 
     `limit` takes only so many entries of the corpus, and only the questions that are shown, for a
-    quick look. With `keep` the server and the worker stay up, until the next run or `stop_demo`.
+    quick look. With `studio` the page is served in place of asking, until Ctrl-C. With `keep` the
+    server and the worker stay up, until the next run or `stop_demo`.
     Raises PgrerankError for what stands in the way.
     """
     stop_demo(data)
@@ -54,8 +61,18 @@ def run_demo(data: Path, *, keep: bool, limit: int | None = None) -> None:
         _encode(server.dsn)
         with worker_process(server.dsn, data / "worker.log", "--preload", keep=keep) as worker:
             (data / "worker.pid").write_text(str(worker.pid), "utf-8")
-            _ask(connection, brief=limit is not None)
-            show_end(server.dsn, kept=keep)
+            if studio:
+                _serve_studio(server.dsn)
+            else:
+                _ask(connection, brief=limit is not None)
+            if keep or not studio:
+                show_end(server.dsn, kept=keep)
+
+
+def _serve_studio(dsn: str) -> None:
+    with extra("studio", "pgrerank studio"):
+        from pgrerank.studio.serving import has_desktop, run_studio
+    run_studio(dsn, None, open_browser=has_desktop(), on_ready=show_studio)
 
 
 def stop_demo(data: Path) -> bool:

@@ -6,7 +6,7 @@ smaller head or other weights needs no search: it is put together as sql/90_pool
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,15 +90,41 @@ class Pool:
         stages = [stage for stage in STAGES if stage in weighted(self.scores, blend)]
         return len(self._read(head, stages, sizes, blend)) / max(len(head), 1)
 
+    def orders(self, sizes: Sizes, blend: Mapping[str, float]) -> dict[str, list[str]]:
+        """Rank the candidates after each stage that runs: keys, best first."""
+        return {
+            stage: [self.keys[place] for place in places]
+            for stage, places in self._standings(sizes, blend)
+        }
+
     def _after(self, last: str, sizes: Sizes, blend: Mapping[str, float]) -> NDArray[np.int64]:
-        """Rank the head by the stage's scores; the rest follows in its order before."""
-        places = self._with_signals(self._recalled(sizes.candidates, blend), blend)
-        stages = [stage for stage in STAGES if stage in weighted(self.scores, blend)]
-        for stage in stages:
-            if STAGES[stage].is_leg or list(STAGES).index(stage) > list(STAGES).index(last):
+        """The candidates' places in the order after that stage, or the last one before it."""
+        standing = np.array([], np.int64)
+        for stage, places in self._standings(sizes, blend):
+            if list(STAGES).index(stage) > list(STAGES).index(last):
+                break
+            standing = places
+        return standing
+
+    def _standings(
+        self, sizes: Sizes, blend: Mapping[str, float]
+    ) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Each stage that runs up to the cross-encoder, and the candidates' places after it.
+
+        A stage ranks a head by its scores; the rest follows in its order before.
+        """
+        stages = [stage for stage in weighted(self.scores, blend) if stage != "listwise"]
+        legs = [stage for stage in stages if STAGES[stage].is_leg]
+        places = self._found(sizes.candidates, legs)
+        for number, stage in enumerate(stages, 1):
+            if stage in legs:
+                places = self._fused(places, legs, blend) if number > 1 else places
+                if number == len(legs):
+                    places = self._with_signals(places, blend)
+                yield stage, places
                 continue
             head = places[: sizes.scored_by(stage)]
-            until = stages[: stages.index(stage) + 1]
+            until = stages[:number]
             if stage == "cross_encoder" and sizes.early_exit and len(head):
                 values = self._read(head, until, sizes, blend)
                 head = head[: len(values)]
@@ -106,7 +132,7 @@ class Pool:
                 values = self._totals(head, until, blend)
             known = np.isfinite(self.scores[stage][head])
             places = self._first(self._best(head[known], values[known]), places)
-        return places
+            yield stage, places
 
     def _totals(
         self, head: NDArray[np.int64], stages: Sequence[str], blend: Mapping[str, float]
@@ -159,11 +185,9 @@ class Pool:
             sizes.early_exit,
         )
 
-    def _recalled(self, candidates: int, blend: Mapping[str, float]) -> NDArray[np.int64]:
-        """The places of what recall's legs find, in the order that they make together."""
-        legs = [leg for leg in LEGS if leg in weighted(self.scores, blend)]
-        known = {leg: np.flatnonzero(np.isfinite(self.scores[leg])) for leg in legs}
-        ranked = {leg: self._best(known[leg], self.scores[leg][known[leg]]) for leg in legs}
+    def _found(self, candidates: int, legs: Sequence[str]) -> NDArray[np.int64]:
+        """The places of what recall's legs find, in the first one's order, then the second's."""
+        ranked = {leg: self._ranked(leg) for leg in legs}
         heads = {
             leg: order[: min(candidates, self._matching(leg))] for leg, order in ranked.items()
         }
@@ -171,20 +195,30 @@ class Pool:
         places = np.array([], np.int64)
         for leg in reversed(legs):
             places = np.concatenate([ranked[leg][np.isin(ranked[leg], found)], places])
-        places = places[np.sort(np.unique(places, return_index=True)[1])]
-        if len(legs) < 2:
-            return places
-        both = ranked[legs[-1]][np.isin(ranked[legs[-1]], found)]
+        return places[np.sort(np.unique(places, return_index=True)[1])]
+
+    def _fused(
+        self, found: NDArray[np.int64], legs: Sequence[str], blend: Mapping[str, float]
+    ) -> NDArray[np.int64]:
+        """What recall's two legs find, in the order that they make together."""
+        ranked = {
+            leg: order[np.isin(order, found)] for leg in legs for order in [self._ranked(leg)]
+        }
+        both = ranked[legs[-1]]
         weights = {leg: blend[leg] for leg in legs if blend.get(leg)}
         if weights:
             values = blended({leg: self.scores[leg][both] for leg in legs}, weights)
         else:
             values = np.zeros(len(both))
             for leg in legs:
-                order = ranked[leg][np.isin(ranked[leg], found)]
-                rank = {place: number for number, place in enumerate(order, 1)}
+                rank = {place: number for number, place in enumerate(ranked[leg], 1)}
                 values += [1 / (60 + rank[p]) if p in rank else 0.0 for p in both]
-        return self._first(self._best(both, values), places)
+        return self._first(self._best(both, values), found)
+
+    def _ranked(self, leg: str) -> NDArray[np.int64]:
+        """The places that a leg has scores of, by these."""
+        known = np.flatnonzero(np.isfinite(self.scores[leg]))
+        return self._best(known, self.scores[leg][known])
 
     def _matching(self, leg: str) -> int:
         """How many candidates a leg finds by itself: none by words of which it has none."""

@@ -43,6 +43,19 @@ class Variant:
         names = ("generation", *_NAMES)
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def text(self) -> str:
+        """The text that `parse_variant` makes this of."""
+        usual = Variant(self.reranker)
+        given = {name: getattr(self, name) for name in _NAMES}
+        parts = [
+            f"{name}={_text(value)}"
+            for name, value in given.items()
+            if value is not None and value != getattr(usual, name)
+        ]
+        generation = "" if self.generation is None else f"@{self.generation}"
+        return f"{self.reranker}{generation}" + (":" + ",".join(parts) if parts else "")
+
 
 def parse_variant(text: str) -> Variant:
     """Parse `NAME`, `NAME@GENERATION`, `NAME:candidates=50,stages=dense+maxsim`, or both.
@@ -62,6 +75,12 @@ def parse_variant(text: str) -> Variant:
             given[name.strip()] = _value(text, name.strip(), value.strip())
     generation = None if match["generation"] is None else int(match["generation"])
     return Variant(match["name"], generation, label=text, **given)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":"))
+    return "+".join(value) if isinstance(value, list) else str(value)
 
 
 def _value(text: str, name: str, value: str) -> Any:

@@ -124,10 +124,9 @@ def _document(row: Mapping[str, Any], text: str) -> ExplainedDocument:
     )
 
 
-def time_parts(explanation: Explanation) -> list[tuple[str, str, float]]:
+def time_parts(times: Mapping[str, float]) -> list[tuple[str, str, float]]:
     """The stages that took time, in their order: stage, name, milliseconds; then the rest."""
     names = {"encode_query": "encoding the query"} | _LABELS | {"passages": "passages"}
-    times = explanation["times"]
     parts = [(stage, name, times[stage]) for stage, name in names.items() if times.get(stage)]
     rest = times.get("total", 0) - sum(ms for _, _, ms in parts)
     return [*parts, ("rest", "the rest", rest)] if rest > 0 else parts

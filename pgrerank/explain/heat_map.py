@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,9 +30,10 @@ from pgrerank.stages import STAGES
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["heat_map"]
+__all__ = ["LEVELS", "Part", "Piece", "heat_map", "part_colours", "pieces", "timeline"]
 
-_LEVELS = 10
+LEVELS = 10
+"""Shades of heat, from cold to hot."""
 _HOVERED = 64
 """Tokens of a query that are marked when one points at what answers them: each is a rule of CSS."""
 _BEGINNING = 120
@@ -44,13 +45,13 @@ def heat_map(explanation: Explanation) -> str:
     Raises MissingExtraError where Jinja is not installed.
     """
     environment = _environment()
-    times, heat, through = _times(explanation), Heat(explanation), stages_of(explanation)
+    times, heat, through = timeline(explanation["times"]), Heat(explanation), stages_of(explanation)
     aligned = [
         document["alignment"] for document in explanation["documents"] if document["alignment"]
     ]
     asked = min(max((len(one["query"]) for one in aligned), default=0), _HOVERED)
     style = environment.get_template("heat_map.css.jinja").render(
-        colours=_part_colours(), levels=_LEVELS, hovered=asked
+        colours=part_colours(), levels=LEVELS, hovered=asked
     )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("heat_map.html.jinja").render(
@@ -63,14 +64,14 @@ def heat_map(explanation: Explanation) -> str:
         has_relevance=any(one["relevance"] is not None for one in explanation["documents"]),
         has_signals=any(one["signals_score"] is not None for one in explanation["documents"]),
         aligned=bool(aligned),
-        levels=_LEVELS,
+        levels=LEVELS,
         least=heat.least,
         most=heat.most,
         documents=[_document(document, through, heat) for document in explanation["documents"]],
     )
 
 
-def _part_colours() -> dict[str, tuple[str, str]]:
+def part_colours() -> dict[str, tuple[str, str]]:
     """The light and the dark shade of each part of a search's time."""
     names = {
         "encode_query": "grey",
@@ -93,7 +94,7 @@ def _environment() -> Environment:
     )
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A stage's part of the time; `begin` and `width` in per cent of the bar."""
 
     stage: str
@@ -103,18 +104,19 @@ class _Part(NamedTuple):
     width: float
 
 
-def _times(explanation: Explanation) -> list[_Part]:
-    parts = time_parts(explanation)
+def timeline(times: Mapping[str, float]) -> list[Part]:
+    """A search's milliseconds by stage as the parts of a bar."""
+    parts = time_parts(times)
     whole = sum(ms for _, _, ms in parts) or 1
     made, begin = [], 0.0
     for stage, name, ms in parts:
         width = 100 * ms / whole
-        made.append(_Part(stage, name, shown_time(ms), round(begin, 2), round(width, 2)))
+        made.append(Part(stage, name, shown_time(ms), round(begin, 2), round(width, 2)))
         begin += width
     return made
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """A piece of a text as the page shows it; no classes for what is between tokens."""
 
     text: str
@@ -140,15 +142,15 @@ class _Document(NamedTuple):
     maxsim_score: float | None
     answers: list[_Answered]
     total: float
-    pieces: list[_Piece]
-    outside: list[_Piece]
+    pieces: list[Piece]
+    outside: list[Piece]
 
 
 def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) -> _Document:
     text, alignment = document["text"], document["alignment"]
     flat = " ".join(text.split())
     answered = [
-        _Answered(*answer, heat.level(answer.score, _LEVELS))
+        _Answered(*answer, heat.level(answer.score, LEVELS))
         for answer in (answers(alignment) if alignment else [])
     ]
     return _Document(
@@ -162,22 +164,23 @@ def _document(document: ExplainedDocument, through: dict[str, str], heat: Heat) 
         maxsim_score=document["scores"]["maxsim"],
         answers=answered,
         total=sum(answer.score for answer in answered),
-        pieces=list(_pieces(stretches(text, alignment), alignment, heat))
+        pieces=list(pieces(stretches(text, alignment), alignment, heat))
         if alignment
-        else [_Piece(text)],
-        outside=list(_pieces(outside(alignment), alignment, heat)) if alignment else [],
+        else [Piece(text)],
+        outside=list(pieces(outside(alignment), alignment, heat)) if alignment else [],
     )
 
 
-def _pieces(parts: list[Stretch], alignment: Alignment, heat: Heat) -> Iterator[_Piece]:
+def pieces(parts: list[Stretch], alignment: Alignment, heat: Heat) -> Iterator[Piece]:
+    """Stretches of a text with their classes (heat, the query's tokens they answer) and tips."""
     for part in parts:
         if part.heat is None:
-            yield _Piece(part.text)
+            yield Piece(part.text)
             continue
-        classes = ["t", f"h{heat.level(part.heat, _LEVELS)}", f"f{part.closest}"]
+        classes = ["t", f"h{heat.level(part.heat, LEVELS)}", f"f{part.closest}"]
         if part.answers:
             classes += ["best", *(f"a{place}" for place in part.answers)]
-        yield _Piece(part.text, " ".join(classes), _tip(part, alignment))
+        yield Piece(part.text, " ".join(classes), _tip(part, alignment))
 
 
 def _tip(part: Stretch, alignment: Alignment) -> str:

@@ -85,6 +85,51 @@ def load_set(connection: Connection, name: str) -> Judgements:
     return Judgements({query: text for query, text, _, _ in rows}, qrels)
 
 
+def judge(connection: Connection, name: str, query: str, key: str, relevance: int | None) -> None:
+    """Write how relevant a document is to a query, into a set that is made if it isn't there.
+
+    A relevance of None takes the judgement back, and with its last one the query. Raises
+    psycopg.Error for what the database refuses.
+    """
+    identifier = _query_id(connection, name, query)
+    of_query = {"set": name, "id": identifier, "query": query, "key": key, "relevance": relevance}
+    with connection.transaction():
+        if relevance is None:
+            connection.execute(
+                "DELETE FROM pgrerank.qrels"
+                " WHERE (qrels_set, query_id, key) = (%(set)s, %(id)s, %(key)s)",
+                of_query,
+            )
+            connection.execute(
+                "DELETE FROM pgrerank.queries q WHERE (q.qrels_set, q.id) = (%(set)s, %(id)s)"
+                " AND NOT EXISTS (SELECT FROM pgrerank.qrels r"
+                " WHERE (r.qrels_set, r.query_id) = (q.qrels_set, q.id))",
+                of_query,
+            )
+            return
+        connection.execute(
+            "INSERT INTO pgrerank.queries (qrels_set, id, query)"
+            " VALUES (%(set)s, %(id)s, %(query)s) ON CONFLICT DO NOTHING",
+            of_query,
+        )
+        connection.execute(
+            "INSERT INTO pgrerank.qrels (qrels_set, query_id, key, relevance)"
+            " VALUES (%(set)s, %(id)s, %(key)s, %(relevance)s)"
+            " ON CONFLICT (qrels_set, query_id, key) DO UPDATE SET relevance = EXCLUDED.relevance",
+            of_query,
+        )
+
+
+def judged_documents(connection: Connection, name: str, query: str) -> dict[str, int]:
+    """The relevance of a query's documents in a set, by key; nothing for what isn't there."""
+    return dict(
+        connection.execute(
+            "SELECT key, relevance FROM pgrerank.qrels WHERE (qrels_set, query_id) = (%s, %s)",
+            (name, _query_id(connection, name, query)),
+        ).fetchall()
+    )
+
+
 def find(connection: Connection, name: str, split: str = "test") -> Judgements:
     """Find judgements by a path, as `read` takes it, or by the name of a set.
 
@@ -129,7 +174,7 @@ def from_feedback(
     for query, key, relevance in connection.execute(
         "SELECT query, key, relevance FROM pgrerank.judged(%s) WHERE content ~ '\\S'", (reranker,)
     ):
-        identifier = hashlib.blake2b(normal(query).encode(), digest_size=6).hexdigest()
+        identifier = _identifier(query)
         texts.setdefault(identifier, query)
         given.setdefault(identifier, {}).setdefault(key, []).append(relevance)
     qrels = {
@@ -163,6 +208,22 @@ def missing_keys(connection: Connection, reranker: str, judgements: Judgements) 
         (keys,),
     ).fetchall()
     return Missing(len(missing), len(keys), [key for (key,) in missing[:_EXAMPLES]])
+
+
+def _query_id(connection: Connection, name: str, query: str) -> str:
+    """The id that a set has for a query, or would give it."""
+    made = _identifier(query)
+    row = connection.execute(
+        "SELECT id FROM pgrerank.queries WHERE qrels_set = %(set)s"
+        " AND (query = %(query)s OR id = %(id)s) ORDER BY query <> %(query)s LIMIT 1",
+        {"set": name, "query": query, "id": made},
+    ).fetchone()
+    return made if row is None else str(row[0])
+
+
+def _identifier(query: str) -> str:
+    """An id made of a query's text, whatever that's case and spaces."""
+    return hashlib.blake2b(normal(query).encode(), digest_size=6).hexdigest()
 
 
 def _sets(connection: Connection, name: str | None = None) -> list[QrelsSet]:

@@ -141,9 +141,7 @@ def test_a_long_text_is_encoded_in_pieces(provider):
 def test_passages_are_sent_whole(provider):
     model = encoder(provider, "embedding", "openai", max_characters=400)
     text = "Pools, of size 1000, are in use. " * 40 + "面包和水。" * 200
-    passages = [
-        one.text for one in cut_passages(text, model.offsets, size=model.room)
-    ]
+    passages = [one.text for one in cut_passages(text, model.offsets, size=model.room)]
     assert len(passages) > 10
     model.encode(passages, role="document", embeddings=True, tokens=False)
     assert {text for _, body, _ in provider.asked for text in body["input"]} == set(passages)

@@ -8,7 +8,7 @@ models in an embedded server, and measures, on the queries of both:
 * nDCG@10 and more of each stage, as benchmarks/stages.py does;
 * recall by the dense leg, and by the mean of a document's windows, encoded and searched beside;
 * of the relevant documents among the first ten, the share whose passage, as the search returns it,
-  lies with half of itself in a part that is relevant;
+  has half of a relevant part, or is half in one;
 * bytes of tables and indexes;
 * passages that are encoded anew where a paragraph is appended to a document of 20,000 words.
 
@@ -115,9 +115,10 @@ def in_judged_parts(
                 parts = spans[query].get(row["id"], [])
                 start = row.get("passage_start") or 0
                 end = row.get("passage_end") or len(corpus[row["id"]].content)
-                shared = sum(max(0, min(end, e) - max(start, b)) for b, e in parts)
                 found += bool(parts)
-                within += shared >= (end - start) / 2
+                within += any(
+                    min(end, e) - max(start, b) >= min(end - start, e - b) / 2 for b, e in parts
+                )
             progress(place + 1, len(judged.queries))
     return within, found
 

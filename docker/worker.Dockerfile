@@ -13,7 +13,7 @@ FROM python:3.12-slim-bookworm
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-    -c /constraints.txt "$(echo /wheels/pgrerank-*.whl)[observe]"
+    -c /constraints.txt "$(echo /wheels/pgrerank-*.whl)[observe,passages]"
 # A fresh volume takes the folder's owner.
 RUN useradd --create-home pgrerank && install -d -o pgrerank -g pgrerank /models
 ENV HF_HOME=/models

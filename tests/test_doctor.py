@@ -99,11 +99,8 @@ def test_no_worker_though_a_reranker_wants_one(db, source):
 
 def test_disabled_and_missing_triggers_are_mended_by_the_line_that_is_named(db, encoded):
     db.execute("ALTER TABLE documents DISABLE TRIGGER USER")
-    found = [f for f in examine(db) if f.severity == Severity.ERROR]
-    assert len(found) >= 3
-    assert all("is disabled: writes are found late" in finding.message for finding in found)
-    for finding in found:
-        db.execute(finding.remedy)
+    assert "documents has triggers that are disabled" in serious(db)["reranker documents"]
+    db.execute(remedy(db, "reranker documents"))
     assert serious(db) == {}
     for (name,) in db.execute(
         "SELECT tgname FROM pg_trigger WHERE tgrelid = 'documents'::regclass AND NOT tgisinternal"

@@ -64,8 +64,8 @@ AS $$
 $$;
 
 -- Takes a query that has not been searched for since that time, of up to a hundred for each reranker, so that no other
--- worker does. None of a reranker that asks endpoints, nor while documents or requests wait. What takes too long
--- tells nothing, and isn't tried again soon.
+-- worker does. None of a reranker that asks endpoints, nor while documents or requests wait. What takes too long tells
+-- nothing, and isn't tried again soon.
 CREATE OR REPLACE FUNCTION next_check(since timestamptz DEFAULT now() - interval '1 day')
 RETURNS TABLE (reranker text, query text)
 LANGUAGE plpgsql

@@ -163,6 +163,22 @@ def test_indexes_missing_invalid_and_bloated(db, source):
     assert not any("index" in f for f in serious(db).values())
 
 
+def test_a_column_of_embeddings_without_an_index(db, source):
+    db.execute("ALTER TABLE documents ADD COLUMN own vector(3)")
+    source.create(
+        embedding_model=None,
+        embedding_column="own",
+        late_interaction_model=None,
+        cross_encoder_model=None,
+    )
+    assert "table documents" not in serious(db)
+    db.execute("INSERT INTO documents (own) SELECT '[1,2,3]' FROM generate_series(1, 4000)")
+    db.execute("ANALYZE documents")
+    assert "has no vector index on own" in serious(db)["table documents"]
+    db.execute(remedy(db, "table documents"))
+    assert "table documents" not in serious(db)
+
+
 def test_settings_that_cost_and_tables_larger_than_memory(dsn, db, encoded):
     for setting, value in {
         "effective_cache_size": "64kB",

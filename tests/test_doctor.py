@@ -99,11 +99,8 @@ def test_no_worker_though_a_reranker_wants_one(db, source):
 
 def test_disabled_and_missing_triggers_are_mended_by_the_line_that_is_named(db, encoded):
     db.execute("ALTER TABLE documents DISABLE TRIGGER USER")
-    found = [f for f in examine(db) if f.severity == Severity.ERROR]
-    assert len(found) >= 3
-    assert all("is disabled: writes are found late" in finding.message for finding in found)
-    for finding in found:
-        db.execute(finding.remedy)
+    assert "documents has triggers that are disabled" in serious(db)["reranker documents"]
+    db.execute(remedy(db, "reranker documents"))
     assert serious(db) == {}
     for (name,) in db.execute(
         "SELECT tgname FROM pg_trigger WHERE tgrelid = 'documents'::regclass AND NOT tgisinternal"
@@ -164,6 +161,22 @@ def test_indexes_missing_invalid_and_bloated(db, source):
     assert "no HNSW index" in serious(db)["table pgrerank.documents_1_passages"]
     db.execute(remedy(db, "table pgrerank.documents_1_passages"))
     assert not any("index" in f for f in serious(db).values())
+
+
+def test_a_column_of_embeddings_without_an_index(db, source):
+    db.execute("ALTER TABLE documents ADD COLUMN own vector(3)")
+    source.create(
+        embedding_model=None,
+        embedding_column="own",
+        late_interaction_model=None,
+        cross_encoder_model=None,
+    )
+    assert "table documents" not in serious(db)
+    db.execute("INSERT INTO documents (own) SELECT '[1,2,3]' FROM generate_series(1, 4000)")
+    db.execute("ANALYZE documents")
+    assert "has no vector index on own" in serious(db)["table documents"]
+    db.execute(remedy(db, "table documents"))
+    assert "table documents" not in serious(db)
 
 
 def test_settings_that_cost_and_tables_larger_than_memory(dsn, db, encoded):

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -19,11 +20,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgrerank.errors import RequestError
+from pgrerank.errors import MissingExtraError, RequestError
+from pgrerank.worker.observing.observation import Observation
 from pgrerank.worker.observing.observer import Observers
 from pgrerank.worker.observing.serving import CLIENTS, serving_metrics
 from pgrerank.worker.observing.traces import Traces
 from pgrerank.worker.requests import Envelope, parse
+from pgrerank.worker.settings import worker_settings
 from tests.helpers.workers import WorkerProcess, asking, wait_for, worker
 
 SEARCH = "SELECT id, degraded FROM pgrerank.documents_search(%s, top_k => 2)"
@@ -206,6 +209,22 @@ def test_wrong_addresses_are_refused(options, message):
     result = CliRunner().invoke(app, ["worker", "--register", *options])
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("package", "given", "option"),
+    [
+        ("prometheus_client", {"metrics": "127.0.0.1:0"}, "--metrics"),
+        ("opentelemetry.sdk.trace", {"traces": "http://127.0.0.1:1"}, "--traces"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, package, given, option):
+    for name in ("metrics", "traces"):
+        monkeypatch.delitem(sys.modules, f"pgrerank.worker.observing.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    settings = worker_settings("", "127.0.0.1:0", "secret", **given)
+    with pytest.raises(MissingExtraError, match=rf"{option} needs .*pgrerank\[observe\]"):
+        Observation(settings)
 
 
 def _answer(port: int) -> bytes:

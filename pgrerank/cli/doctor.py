@@ -22,8 +22,7 @@ _COLOURS = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOT
 def doctor(dsn: Dsn = "", as_json: Json = False) -> None:
     """Say what is wrong with a database, the worst first, with the line that mends it.
 
-    It changes nothing. The exit code is 0 with notes at most, 1 with warnings, 2 with errors, and 3
-    where the database can't be looked at.
+    It changes nothing. Exit code: 0 notes at most, 1 warnings, 2 errors, 3 it can't look.
     """
     try:
         with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:

@@ -24,6 +24,7 @@ SCHEMA: tuple[Check, ...] = (
     queue.comparisons,
     tables.memory,
     tables.indexes,
+    tables.own_embeddings,
     tables.bloat,
     tables.vacuum,
     settings.memory,

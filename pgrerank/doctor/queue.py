@@ -62,22 +62,25 @@ def triggers(connection: Connection) -> Found:
     """Triggers that are disabled or missing: writes go by."""
     rows = ask(
         connection,
-        "SELECT r.name, r.source::regclass::text AS source, t.tgname, t.table_name, t.tgenabled"
+        "SELECT r.name, r.source::regclass::text AS source, t.table_name, string_agg(t.tgname, ', '"
+        " ORDER BY t.tgname) AS names, string_agg(format('ENABLE TRIGGER %I', t.tgname), ', '"
+        " ORDER BY t.tgname) FILTER (WHERE t.tgname IS NOT NULL) AS actions"
         " FROM pgrerank.rerankers r JOIN pg_class c ON c.oid = r.source"
         " LEFT JOIN (SELECT t.tgname, t.tgrelid::regclass::text AS table_name, t.tgenabled,"
         "  split_part(encode(t.tgargs, 'escape'), '\\000', 1) AS reranker"
         "  FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
         "  WHERE p.pronamespace = 'pgrerank'::regnamespace AND p.proname = '_sync') t"
         " ON t.reranker = r.name WHERE c.relkind IN ('r', 'p')"
-        " AND (t.tgname IS NULL OR t.tgenabled NOT IN ('O', 'A')) ORDER BY r.name, t.tgname",
+        " AND (t.tgname IS NULL OR t.tgenabled NOT IN ('O', 'A')) GROUP BY 1, 2, 3 ORDER BY 1, 3",
     )
     for row in rows:
-        if row.tgname is None:
+        if row.names is None:
             message = f"{row.source} has no trigger: what is written there is found late"
             remedy = f"SELECT pgrerank.reconcile('{row.name}', anew => true);"
         else:
-            message = f"trigger {row.tgname} on {row.table_name} is disabled: writes are found late"
-            remedy = f'ALTER TABLE {row.table_name} ENABLE TRIGGER "{row.tgname}";'
+            message = f"{row.table_name} has triggers that are disabled: {row.names};"
+            message += " what is written there is found late"
+            remedy = f"ALTER TABLE {row.table_name} {row.actions};"
         yield Severity.ERROR, f"reranker {row.name}", message, remedy
 
 

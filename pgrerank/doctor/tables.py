@@ -76,6 +76,27 @@ def indexes(connection: Connection) -> Found:
         yield Severity.ERROR, f"table {row.name}", message, remedy
 
 
+def own_embeddings(connection: Connection) -> Found:
+    """Sources whose own embedding column no index serves, where they are large."""
+    rows = ask(
+        connection,
+        "SELECT c.oid::regclass::text AS source, r.embedding_column, r.distance, t.typname AS type"
+        " FROM pgrerank.rerankers r JOIN pg_class c ON c.oid = r.source"
+        " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = r.embedding_column"
+        " JOIN pg_type t ON t.oid = a.atttypid"
+        " WHERE c.relkind IN ('r', 'p', 'm') AND c.reltuples > 3000 AND NOT EXISTS ("
+        "SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m"
+        " ON m.oid = x.relam WHERE i.indrelid = c.oid AND m.amname NOT IN ('btree', 'hash', 'gin',"
+        " 'gist', 'brin', 'spgist') AND a.attnum = ANY (i.indkey::smallint[]))",
+    )
+    for row in rows:
+        message = f"has no vector index on {row.embedding_column}: each search compares all of it"
+        kind = {"inner_product": "ip"}.get(row.distance, row.distance)
+        remedy = f"CREATE INDEX CONCURRENTLY ON {row.source} USING hnsw"
+        remedy += f' ("{row.embedding_column}" {row.type}_{kind}_ops);'
+        yield Severity.WARNING, f"table {row.source}", message, remedy
+
+
 def bloat(connection: Connection) -> Found:
     """HNSW indexes of much more than their elements take.
 

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -29,6 +36,9 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 STALE = 60.0
 """Seconds after which what the database said is not shown any more."""
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Live(NamedTuple):

@@ -85,7 +85,8 @@ class Observation:
         )
         host, port = self._settings.metrics
         with serving_metrics(self._metrics.text, host, port) as port:
-            log.info("metrics at http://%s:%d/metrics", host, port)
+            shown = f"[{host}]" if ":" in host else host
+            log.info("metrics at http://%s:%d/metrics", shown, port)
             yield
 
     async def close(self) -> None:

@@ -17,6 +17,8 @@ PATIENCE = 5.0
 """Seconds that a client has to ask, and to read the answer."""
 FRESH = 1.0
 """Seconds for which a page is good: however often it is asked for, it is made once in that time."""
+APART = 0.02
+"""Seconds between two answers, at least."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,6 +48,7 @@ class _Server:
         self._clients: set[asyncio.StreamWriter] = set()
         self._page = b""
         self._made_at = float("-inf")
+        self._next = 0.0
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -69,6 +72,7 @@ class _Server:
         try:
             async with asyncio.timeout(PATIENCE if len(self._clients) <= CLIENTS else 0):
                 head = await reader.readuntil(b"\r\n\r\n")
+                await self._turn()
                 writer.write(self._answer(head))
                 writer.close()
                 await writer.wait_closed()
@@ -76,6 +80,12 @@ class _Server:
             writer.transport.abort()
         finally:
             self._clients.discard(writer)
+
+    async def _turn(self) -> None:
+        """Wait for one's turn, as everybody must who asks too often."""
+        now = time.monotonic()
+        self._next = max(now, self._next + APART)
+        await asyncio.sleep(self._next - now)
 
     def _answer(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")

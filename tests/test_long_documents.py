@@ -317,7 +317,7 @@ def test_another_size_is_another_generation(dsn, db, encoded, tmp_path):
     [
         ({"passage_size": 3}, "passage_size is '3', expected 16 to 8192"),
         ({"passage_overlap": 9000}, "passage_overlap is '9000', expected 0 to 4096"),
-        ({"passage_size": 20, "passage_overlap": 11}, "passage_overlap is 11, expected up to 10"),
+        ({"passage_size": 20, "passage_overlap": 6}, "passage_overlap is 6, expected up to 5"),
         ({"passage_structure": "word"}, "passage_structure is 'word', expected plain, markdown"),
         ({"passage_prefix": "no_such_column"}, "no_such_column"),
         ({"cross_encoder_passages": 0}, "cross_encoder_passages is '0', expected 1 to 100"),

@@ -36,9 +36,12 @@ CLAIM, LARGEST_CLAIM = 64, 256
 known of the speed, and at most."""
 CLAIM_SECONDS = 0.5
 """Seconds for which the documents of a claim should be encoded."""
-CHARACTERS = 2**18
-"""Characters of the passages that are encoded and stored at a time, which bounds the memory for
-their token vectors, and what of a long document a killed worker's successor has to do again."""
+PORTION, SMALLEST_PORTION, LARGEST_PORTION = 2**15, 2**14, 2**18
+"""Characters of the passages that are encoded and stored at a time: while nothing is known of the
+speed, at least, and at most, which bounds the memory for their token vectors."""
+PORTION_SECONDS = 2.0
+"""Seconds for which they should be encoded: what of a long document holds up others, and what a
+killed worker's successor has to do again."""
 SESSIONS = max(2, min(4, (os.cpu_count() or 1) // 2))
 """Sessions that claim side by side, at most: while some store, the documents of another are
 encoded."""
@@ -69,6 +72,7 @@ class Ingest:
         self._only = only
         self._after_claim = after_claim
         self._claim_size = CLAIM
+        self._portion = PORTION
         self._helpers: list[asyncio.Task[None]] = []
         self.stopping = asyncio.Event()
 
@@ -162,7 +166,10 @@ class Ingest:
             reduction = await self._reduction(connection, claim, encoders)
             cuts = await asyncio.to_thread(cut_documents, claim, waiting, encoders)
             given_up: set[str] = set()
-            for portion in portions(cuts, CHARACTERS):
+            several = list(portions(cuts, self._portion))
+            if len(several) > 1:
+                self._get_help()  # for those that wait behind a long document
+            for portion in several:
                 if works := [work for work in portion if work.cut.document.key not in given_up]:
                     given_up |= await self._encode_and_store(
                         connection, claim, works, encoders, reduction
@@ -195,7 +202,7 @@ class Ingest:
         try:
             begun = time.monotonic()
             vectors = await self._encode(works, encoders, reduction)
-            self._pace(len(works), time.monotonic() - begun)
+            self._pace(works, time.monotonic() - begun)
             await _store(connection, claim, works, vectors)
         except (psycopg.OperationalError, EndpointError):
             raise
@@ -211,11 +218,18 @@ class Ingest:
             return given_up
         return set()
 
-    def _pace(self, documents: int, took: float) -> None:
-        """Fit claims and sessions to how fast documents are encoded."""
-        fitting = int(documents / max(took, 1e-3) * CLAIM_SECONDS)
-        self._claim_size = max(1, min(LARGEST_CLAIM, fitting))
-        if not self._engine.waiting("ingest") and 1 + len(self._helpers) < SESSIONS:
+    def _pace(self, works: Sequence[Work], took: float) -> None:
+        """Fit claims, portions and sessions to how fast documents are encoded."""
+        took = max(took, 1e-3)
+        self._claim_size = max(1, min(LARGEST_CLAIM, int(len(works) / took * CLAIM_SECONDS)))
+        if characters := sum(len(one.reading) for work in works for one in work.passages):
+            fitting = int(characters / took * PORTION_SECONDS)
+            self._portion = max(SMALLEST_PORTION, min(LARGEST_PORTION, fitting))
+        if not self._engine.waiting("ingest"):
+            self._get_help()
+
+    def _get_help(self) -> None:
+        if 1 + len(self._helpers) < SESSIONS:
             self._helpers.append(asyncio.create_task(self._help()))
 
     async def _encode(

@@ -52,7 +52,7 @@ MODELS = [
     ("ms-marco", "cross_encoder", "reranker", "cross_encoder", None),
 ]
 ELSEWHERE = ("make", "pip", "git", "cd", "export", "python -m venv", "python -m pip")
-ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo")
+ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo", "pgrerank mcp")
 
 _BLOCK = re.compile(
     r"^<!-- setup:\s(?P<setup>.*?)\s-->$"

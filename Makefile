@@ -6,7 +6,7 @@ INSTALL := pip install --quiet --disable-pip-version-check --no-compile -c const
 # Two processes, each with whole modules in the order that tests/conftest.py gives them.
 PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-lowest lint docs bench clean
 
 demo: .venv/demo  ## the main job on real text, with real models
 	$(BIN)/pgrerank demo $(ARGS)
@@ -29,6 +29,9 @@ lint: .venv/ready  ## formatting, spelling, types, direction of imports
 	$(BIN)/mdformat --check $$(git ls-files '*.md')
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/ready  ## the documentation's site, in build/site
+	$(BIN)/zensical build --strict --clean
 
 bench: .venv/ready  ## side-by-side measurements
 	$(BIN)/$(INSTALL) -e '.[bench]'

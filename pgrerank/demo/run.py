@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 
 from pgrerank import embedded
 from pgrerank.catalog import fetch_one, register_model
@@ -91,7 +91,7 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
         _load(connection, entries, version)
     connection.execute(
         "CREATE TABLE IF NOT EXISTS stdlib_measures"
-        " (questions int, orders jsonb, day date DEFAULT now())"
+        " (questions int, orders json, day date DEFAULT now())"
     )
     registered = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
     for model in MODELS:
@@ -175,6 +175,6 @@ def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
     measured = measure_orders(qrels, traces, measures=["nDCG@10", "RR@10"])[0]
     connection.execute(
         "INSERT INTO stdlib_measures (questions, orders) VALUES (%s, %s)",
-        (len(questions), Jsonb(measured)),
+        (len(questions), Json(measured)),
     )
     show_measures(len(questions), measured)

@@ -1,34 +1,23 @@
-"""An MCP server: language models search a database, ask why, and learn what the answer is worth."""
+"""The tools: search, explain and status, over one database."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import psycopg
-from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import ToolAnnotations
 from psycopg.rows import dict_row
 from pydantic import Field
 
-from pgrerank import __version__
 from pgrerank.catalog import call_statement, take
 from pgrerank.errors import PgrerankError
 from pgrerank.explain import ExplainedDocument, Explanation, explanation
 from pgrerank.explain.explanation import stages_of, steps
 from pgrerank.explain.stretches import answers
-from pgrerank.install.schema import check_version, installed_version
+from pgrerank.mcp.shapes import Answer, Document, Searchable, Status, Step, Way, Why
 from pgrerank.retrieval import Found, retrieve
-
-__all__ = ["make_server"]
-
-_INSTRUCTIONS = """Searches tables of a Postgres database by meaning and by words, best first.
-Read `notes` before you answer: they say where nothing relevant was found, where scores can't tell
-whether anything is relevant, and where a stage of the search was lost. An empty `documents` means
-that this collection has no answer; say so, and don't make one up. Rerankers: {rerankers}."""
 
 _BEGINNING = 500
 
@@ -39,7 +28,7 @@ _UNKNOWN = (
 _NOTHING = "No document was found: this collection has no answer to it, as far as the filter goes."
 _DEGRADED = "The answer is degraded, and its order worse than usual: {}"
 
-_RERANKERS = """
+RERANKERS = """
 SELECT r.name, r.source::text AS source, d.description,
   (SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) FROM pg_attribute a
    WHERE a.attrelid = r.source AND a.attnum > 0 AND NOT a.attisdropped
@@ -73,89 +62,6 @@ Filter = Annotated[
         " The tool status lists the columns."
     ),
 ]
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document of an answer; `relevance` is a probability, null where it is not calibrated."""
-
-    key: str
-    text: str
-    is_cut: bool
-    rank: int
-    score: float | None
-    relevance: float | None
-    stage: str
-    columns: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a search found, best first; `notes` say what it is worth."""
-
-    reranker: str
-    documents: list[Document]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A document after a stage: its place, the places that it won or lost, its score."""
-
-    stage: str
-    rank: int | None
-    change: int
-    score: float | None
-
-
-@dataclass(frozen=True)
-class Way:
-    """A document's way through the stages, and which of its tokens answer which of the query's."""
-
-    key: str
-    text: str
-    rank: int
-    relevance: float | None
-    steps: list[Step]
-    answers: list[str]
-
-
-@dataclass(frozen=True)
-class Why:
-    """A search explained; `milliseconds` are by stage."""
-
-    reranker: str
-    documents: list[Way]
-    milliseconds: dict[str, float]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Searchable:
-    """A reranker that this role may search by.
-
-    `columns` are the source's, with their types; `pending` and `failed` documents are not found by
-    meaning yet, null where the role may not know.
-    """
-
-    name: str
-    source: str
-    description: str | None
-    columns: dict[str, str]
-    models: dict[str, str]
-    calibrated: bool
-    pending: int | None
-    failed: int | None
-
-
-@dataclass(frozen=True)
-class Status:
-    """What can be searched; without a worker, searches go by words alone."""
-
-    database: str
-    role: str
-    workers_alive: int
-    rerankers: list[Searchable]
 
 
 class Tools:
@@ -227,7 +133,7 @@ class Tools:
             least = dict.fromkeys(("pending", "failed"), 0 if row["known"] else None)
             rerankers = [
                 Searchable(**one, **counts.get(one["name"], least))
-                for one in cursor.execute(_RERANKERS).fetchall()
+                for one in cursor.execute(RERANKERS).fetchall()
             ]
             [alive] = cursor.execute(_ALIVE).fetchall()
             return Status(connection.info.dbname, role, alive["alive"], rerankers)
@@ -254,7 +160,7 @@ class Tools:
 def _name(connection: psycopg.Connection[Any], given: str | None) -> str:
     if given is not None:
         return given
-    names = [row["name"] for row in connection.cursor(row_factory=dict_row).execute(_RERANKERS)]
+    names = [row["name"] for row in connection.cursor(row_factory=dict_row).execute(RERANKERS)]
     if len(names) != 1:
         there = f"name one of {', '.join(names)}" if names else "this role may search by none"
         raise ToolError(f"there are {len(names)} rerankers: {there}")
@@ -292,22 +198,3 @@ def _way(one: ExplainedDocument, explained: Explanation) -> Way:
         steps=[Step(stages[s.stage], s.rank, s.change, s.score) for s in steps(one, stages)],
         answers=[f"{a.asked}: {a.token} ({a.score:.2f})" for a in matched],
     )
-
-
-def make_server(dsn: str) -> MCPServer[Any]:
-    """Make the server, once the database has been looked at; raises as a first connection does."""
-    with psycopg.connect(dsn) as connection:
-        check_version(installed_version(connection), connection.info.dbname)
-        rerankers = connection.cursor(row_factory=dict_row).execute(_RERANKERS).fetchall()
-    named = [f"{one['name']} (over {one['source']})" for one in rerankers]
-    server: MCPServer[Any] = MCPServer(
-        "pgrerank",
-        version=__version__,
-        instructions=_INSTRUCTIONS.format(rerankers=", ".join(named) or "none yet"),
-        log_level="WARNING",
-    )
-    tools = Tools(dsn)
-    reads = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
-    for tool in (tools.search, tools.explain, tools.status):
-        server.add_tool(tool, annotations=reads)
-    return server

@@ -1,12 +1,14 @@
 # Everything happens in .venv of this checkout.
 PYTHON ?= python3
 BIN := .venv/bin
+# Byte code is compiled when a module is first imported: most of what is installed never is.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Two processes, each with whole modules in the order that tests/conftest.py gives them.
 PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-lowest lint docs bench clean
 
-demo: .venv/ready  ## the main job on real text, with real models
+demo: .venv/demo  ## the main job on real text, with real models
 	$(BIN)/pgrerank demo $(ARGS)
 
 test: .venv/ready  ## all tests; ARGS="-k search" for some
@@ -28,15 +30,24 @@ lint: .venv/ready  ## formatting, spelling, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/ready  ## the documentation's site, in build/site
+	$(BIN)/zensical build --strict --clean
+
 bench: .venv/ready  ## side-by-side measurements
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/rpc.py
 	$(BIN)/python benchmarks/maxsim.py
 
 clean:
 	rm -rf .venv .venv-lowest
 
+.venv/demo: pyproject.toml constraints.txt
+	@echo "Installing what the demo needs into .venv: PyTorch, the models, Postgres 18 with pgvector."
+	$(PYTHON) -m venv .venv
+	$(BIN)/$(INSTALL) -e '.[demo]'
+	@touch $@
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	$(BIN)/$(INSTALL) -e '.[dev]'
+	@touch .venv/demo $@  # of which the demo's are a part

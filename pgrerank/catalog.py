@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -42,6 +42,20 @@ __all__ = [
 Connection = psycopg.Connection[Any]
 Database = Connection | psycopg.AsyncConnection[Any]
 
+Statement = tuple[sql.Composed | LiteralString, Mapping[str, Any]]
+"""What a cursor executes, with the values of its named placeholders."""
+
+T = TypeVar("T")
+Steps = Generator[Statement, list[dict[str, Any]], T]
+"""Yields statements, is sent the rows of each as dicts, and returns a result."""
+
+_RERANKER: LiteralString = """
+SELECT pgrerank.schema_version() AS version, current_database() AS database,
+  r.name, r.source::text AS table, r.key_column::text AS key_column, r.key_type::text AS key_type,
+  coalesce(%(generation)s, r.generation) AS generation,
+  pgrerank.settings(r.name, coalesce(%(generation)s, r.generation)) AS settings
+FROM pgrerank.rerankers r WHERE r.name = %(name)s"""
+
 MODELS: LiteralString = (
     "SELECT name, kind, loader, source, revision, options FROM pgrerank.models ORDER BY name"
 )
@@ -67,6 +81,11 @@ class Reranker:
         """The name of the reranker's model of this kind, None where it has none."""
         name: str | None = self.settings[f"{kind}_model"]
         return name
+
+    @property
+    def casts(self) -> dict[str, str]:
+        """By argument of a search, the types by which texts become an array of its keys."""
+        return dict.fromkeys(("keys", "after"), f"text[]::{self.key_type}[]")
 
     @property
     def search(self) -> sql.Identifier:
@@ -139,29 +158,35 @@ def fetch_one(cursor: psycopg.Cursor[Any]) -> Any:
     return row
 
 
+def reranker_steps(name: str, generation: int | None = None) -> Steps[Reranker]:
+    """Yield the statements of `read_reranker`, for a connection of either kind."""
+    rows = yield _RERANKER, {"name": name, "generation": generation}
+    if not rows:
+        yield "SELECT pgrerank.settings(%(name)s)", {"name": name}  # says which there are
+    [row] = rows
+    check_version(row.pop("version"), row.pop("database"))
+    return Reranker(**row)
+
+
 def read_reranker(connection: Connection, name: str, generation: int | None = None) -> Reranker:
     """The reranker of that name, as of the generation in use or the one given.
 
     Raises psycopg.errors.UndefinedObject where there is no such reranker or generation, and
     InstallError where the schema is of another version than this package.
     """
-    rows = (
-        connection.cursor(row_factory=dict_row)
-        .execute(
-            "SELECT pgrerank.schema_version() AS version, r.name, r.source::text AS table,"
-            " r.key_column::text AS key_column,"
-            " r.key_type::text AS key_type, coalesce(%(generation)s, r.generation) AS generation,"
-            " pgrerank.settings(r.name, coalesce(%(generation)s, r.generation)) AS settings"
-            " FROM pgrerank.rerankers r WHERE r.name = %(name)s",
-            {"name": name, "generation": generation},
-        )
-        .fetchall()
-    )
-    if not rows:
-        connection.execute("SELECT pgrerank.settings(%s)", (name,))  # says which there are
-    [row] = rows
-    check_version(row.pop("version"), connection.info.dbname)
-    return Reranker(**row)
+    return take(connection, reranker_steps(name, generation))
+
+
+def take(connection: Connection, steps: Steps[T]) -> T:
+    """Execute the statements that steps yield, send them the rows as dicts, return their result."""
+    cursor = connection.cursor(row_factory=dict_row)
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send(cursor.execute(*statement).fetchall())
+    except StopIteration as done:
+        result: T = done.value
+        return result
 
 
 def read_texts(

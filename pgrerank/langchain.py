@@ -1,12 +1,12 @@
-"""A LangChain retriever over a reranker, and structured queries as its filters."""
+"""LangChain: a retriever and a document compressor, and structured queries as filters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from langchain_core.documents import Document
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.structured_query import (
     Comparator,
@@ -16,12 +16,23 @@ from langchain_core.structured_query import (
     StructuredQuery,
     Visitor,
 )
-from psycopg import Connection, sql
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from pgrerank.catalog import call_statement, read_reranker
+from pgrerank.catalog import Steps
+from pgrerank.retrieval import (
+    AsyncConnect,
+    Connect,
+    Found,
+    Ranked,
+    rerank,
+    retrieve,
+    run,
+    run_async,
+)
 
-__all__ = ["PgrerankRetriever", "PgrerankTranslator"]
+__all__ = ["PgrerankCompressor", "PgrerankRetriever", "PgrerankTranslator"]
+
+T = TypeVar("T")
 
 _OPERATORS = {
     Comparator.EQ: "=",
@@ -36,43 +47,101 @@ _OPERATORS = {
     Comparator.CONTAIN: "@>",
 }
 
-_SEARCH = sql.SQL("""
-SELECT h.key::text, concat_ws(E'\n', {content}), to_jsonb(d) - %(_left_out)s::text[]
-  || jsonb_build_object('score', h.score, 'rank', h.rank, 'stage', h.stage, 'degraded', h.degraded,
-    'relevance', h.relevance)
-FROM ({search}) h (key)
-JOIN {source} d ON d.{key} = h.key ORDER BY h.rank""")
 
-
-class PgrerankRetriever(BaseRetriever):
-    """Documents by pgrerank.NAME_search, best first.
-
-    `connect` opens a psycopg connection for one search, as a pool's `connection` does; it can set
-    a tenant. A document's text is made of the columns `content`, its metadata of what the search
-    says and of the other columns but those in `exclude`; its id is the key. `arguments` are further
-    ones of NAME_search. Raises psycopg.Error.
-    """
+class _Connected(BaseModel):
+    """How a retriever or compressor reaches the database; what is given to it stays secret."""
 
     reranker: str
-    connect: Callable[[], AbstractContextManager[Connection[Any]]] = Field(exclude=True, repr=False)
-    content: list[str]
-    exclude: list[str] = Field(default_factory=list)
-    k: int = 10
+    connect: Connect | None = Field(default=None, exclude=True, repr=False)
+    aconnect: AsyncConnect | None = Field(default=None, exclude=True, repr=False)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
-    def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
-        given = {"query": query, "top_k": self.k} | self.arguments
-        statement, values = call_statement(f"{self.reranker}_search", given)
-        with self.connect() as connection:
-            reranker = read_reranker(connection, self.reranker)
-            search = _SEARCH.format(
-                content=sql.SQL(", ").join(sql.Identifier("d", column) for column in self.content),
-                search=statement,
-                source=sql.SQL(reranker.table),
-                key=sql.Identifier(reranker.key_column),
+    def _run(self, steps: Steps[T]) -> T:
+        return run(self.connect, steps)
+
+    async def _arun(self, steps: Steps[T]) -> T:
+        return await run_async(self.aconnect, self.connect, steps)
+
+
+class PgrerankRetriever(_Connected, BaseRetriever):
+    """Documents by pgrerank.NAME_search, best first.
+
+    `connect` opens a psycopg connection for one search, as a pool's `connection` does, and
+    `aconnect` an asynchronous one; either can set a tenant. A document's text is what the reranker
+    reads, or the columns `content`; its metadata is what the search says and the other columns but
+    those in `exclude`; its id is the key. `arguments` are further ones of NAME_search, and so are
+    those of a call: `invoke(query, k=3, filter={"lang": "en"})`. Raises psycopg.Error.
+    """
+
+    content: list[str] | None = None
+    exclude: list[str] = Field(default_factory=list)
+    k: int = 10
+
+    def _get_relevant_documents(self, query: str, **arguments: Any) -> list[Document]:
+        return _documents(self._run(self._steps(query, arguments)))
+
+    async def _aget_relevant_documents(self, query: str, **arguments: Any) -> list[Document]:
+        return _documents(await self._arun(self._steps(query, arguments)))
+
+    def _steps(self, query: str, arguments: dict[str, Any]) -> Steps[list[Found]]:
+        asked = {"top_k": arguments.pop("k", self.k), **self.arguments, **arguments, "query": query}
+        return retrieve(self.reranker, asked, self.content, self.exclude)
+
+
+def _documents(found: Sequence[Found]) -> list[Document]:
+    return [Document(id=f.key, page_content=f.text, metadata=f.metadata) for f in found]
+
+
+class PgrerankCompressor(_Connected, BaseDocumentCompressor):
+    """Reranks the documents of any retriever that are in a reranker's source.
+
+    A document's key is its `key` in the metadata, as named here, or else its id. The best `top_n`
+    come back, with `score` and `relevance` in their metadata; those that the source does not have,
+    or does not show to this role, are left out. Raises ValueError for a document without a key,
+    psycopg.Error for what the database refuses.
+    """
+
+    key: str | None = None
+    top_n: int = 10
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
+    ) -> list[Document]:
+        """Rerank documents for a query."""
+        by_key = self._by_key(documents)
+        return _ranked(by_key, self._run(self._steps(query, by_key))) if by_key else []
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks = None
+    ) -> list[Document]:
+        """Rerank documents for a query, without blocking the event loop where `aconnect` is set."""
+        by_key = self._by_key(documents)
+        return _ranked(by_key, await self._arun(self._steps(query, by_key))) if by_key else []
+
+    def _by_key(self, documents: Sequence[Document]) -> dict[str, Document]:
+        keys = [one.metadata.get(self.key) if self.key else one.id for one in documents]
+        if None in keys:
+            wanted = "id" if self.key is None else f"metadata {self.key!r}"
+            raise ValueError(
+                f"document {keys.index(None)} has no {wanted}: the compressor of reranker"
+                f" {self.reranker!r} finds documents by their keys, in the metadata by key=…"
             )
-            rows = connection.execute(search, values | {"_left_out": self.content + self.exclude})
-            return [Document(id=i, page_content=text, metadata=said) for i, text, said in rows]
+        return {str(key): one for key, one in zip(keys, documents, strict=True)}
+
+    def _steps(self, query: str, by_key: Mapping[str, Document]) -> Steps[list[Ranked]]:
+        return rerank(self.reranker, query, list(by_key), {"top_k": self.top_n, **self.arguments})
+
+
+def _ranked(by_key: Mapping[str, Document], ranked: Sequence[Ranked]) -> list[Document]:
+    return [
+        by_key[one.key].model_copy(
+            update={
+                "metadata": by_key[one.key].metadata
+                | {"score": one.score, "relevance": one.relevance}
+            }
+        )
+        for one in ranked
+    ]
 
 
 class PgrerankTranslator(Visitor):

@@ -17,6 +17,7 @@ import pytest
 
 from pgrerank import embedded
 
+ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(
@@ -59,11 +60,13 @@ def assert_studio_opens(data: Path) -> None:
 
 
 def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
+    measures = re.compile(r"(?:dense recall|with BM25|after .*?) +[\d.]+ +[\d.]+ +\d+")
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         data = Path(folder) / "demo"
         try:
             out, err = demo(data, "--limit", "600", "--keep")
+            assert "Encoding 600 entries, once" in err
             assert re.search(r"encoded 600 documents in \d+ s: \d+ documents/s", err)
             assert "SELECT * FROM pgrerank.stdlib_search($1" in out
             assert out.count("after the cross-encoder") == 13
@@ -81,7 +84,22 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
             assert {row[2] for row in rows} == {"cross_encoder", "maxsim"}
             assert f"pgrerank studio --dsn '{dsn}'" in out
             assert_studio_opens(data)
+            demo(data, "--stop")
+            again, err = demo(data, "--limit", "600")
+            assert "12 questions, each judged by hand; asked on 2" in again
+            assert "ncod" not in err
+            assert "● os.path.splitext" in again
+            assert measures.findall(again) == measures.findall(out)
         finally:
             demo(data, "--stop")
         assert embedded.running(data / "postgres") is None
         assert "nothing runs" in demo(data, "--stop")[1]
+
+
+def test_the_demo_s_target_installs_no_more_than_it_needs():
+    told = {
+        target: subprocess.check_output(["make", "-nB", target], cwd=ROOT, text=True)
+        for target in ("demo", "test", "lint")
+    }
+    assert re.findall(r"\.\[\w+\]", told["demo"]) == [".[demo]"]
+    assert re.findall(r"\.\[\w+\]", told["test"] + told["lint"]) == [".[dev]", ".[dev]"]

@@ -4,7 +4,7 @@ A page (README.md, docs/**/*.md) has one database and one folder; its blocks run
 named `minilm`, `minilm-tokens` and `ms-marco` are there before a reranker is created; a worker
 is there before the first search. ```sql runs statement by statement, ```python in one namespace,
 the commands of ```sh and ```console in this process, with the connection string in $DSN, and as
-SQLAlchemy's URL in $DATABASE_URL; $TEI and $LLM are endpoints of a small provider.
+SQLAlchemy's URL in $DATABASE_URL; $TEI, $COHERE and $LLM are endpoints of a small provider.
 
 HTML comments, which readers don't see, just before a block:
 
@@ -25,6 +25,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from tests.helpers.workers import wait_for, worker
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CLI_PAGE = ROOT / "docs" / "reference" / "cli.md"
+PYTHON_PAGE = ROOT / "docs" / "reference" / "python.md"
 SQL_PAGE = ROOT / "docs" / "reference" / "sql.md"
 MODELS = [
     ("minilm", "embedding", "embedding", "sentence_transformer", 32),
@@ -52,7 +54,7 @@ MODELS = [
     ("ms-marco", "cross_encoder", "reranker", "cross_encoder", None),
 ]
 ELSEWHERE = ("make", "pip", "git", "cd", "export", "python -m venv", "python -m pip")
-ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo", "pgrerank studio")
+ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo", "pgrerank studio", "pgrerank mcp")
 
 _BLOCK = re.compile(
     r"^<!-- setup:\s(?P<setup>.*?)\s-->$"
@@ -220,10 +222,10 @@ def test_the_code_of_a_page_runs(path, own_roles, dsn, tmp_path, tiny_models, mo
     monkeypatch.setenv("DATABASE_URL", url(dsn, "psycopg"))
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as running:
-        if "export TEI=" in text or "export LLM=" in text:
+        if re.search("export (TEI|LLM|COHERE)=", text):
             server = running.enter_context(provider())
-            monkeypatch.setenv("TEI", server.url("tei"))
-            monkeypatch.setenv("LLM", server.url("openai"))
+            for name, dialect in (("TEI", "tei"), ("LLM", "openai"), ("COHERE", "cohere")):
+                monkeypatch.setenv(name, server.url(dialect))
         page = Page(path, dsn, tmp_path, tiny_models, running)
         for block in blocks(text):
             if block.directive != "not run":
@@ -337,7 +339,7 @@ def test_the_cli_reference_is_what_the_commands_say():
 
 
 def test_the_python_reference_has_the_public_names():
-    text = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    text = PYTHON_PAGE.read_text("utf-8")
     described = {
         module: re.findall(r"^\| `(\w+)` \|", body, re.MULTILINE)
         for module, body in re.findall(
@@ -348,6 +350,44 @@ def test_the_python_reference_has_the_public_names():
     assert len(described) > 10
     for module, names in described.items():
         assert names == list(importlib.import_module(module).__all__), module
+
+
+def test_the_page_of_signatures_has_the_modules_of_the_python_reference():
+    listed = re.findall(r"^## `(pgrerank\.\w+)`", PYTHON_PAGE.read_text("utf-8"), re.MULTILINE)
+    signed = re.findall(r"^::: (\S+)$", PYTHON_PAGE.with_name("api.md").read_text("utf-8"), re.M)
+    assert signed == [m for m in listed if m not in ("pgrerank.install", "pgrerank.testing")]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation's site, built without a warning."""
+    pytest.importorskip("zensical")
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "build" / "site"
+
+
+def test_the_site_has_every_page_in_its_navigation(site):
+    written = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in PAGES[2:]}
+    listed = re.findall(r"^ +- ([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    assert sorted(listed) == sorted(written)
+    for name in listed:
+        assert (site / ("" if name == "index" else name) / "index.html").is_file(), name
+
+
+def test_the_site_searches_signs_and_loads_nothing_from_elsewhere(site):
+    assert "circuit breaker" in (site / "search.json").read_text("utf-8")
+    assert "pack_parts" in (site / "reference" / "api" / "index.html").read_text("utf-8")
+    ours = r"(?!https://pgrerank\.github\.io)"
+    for page in site.rglob("*.html"):
+        tags = re.findall(r"<(?:script|img|link)\b[^>]*>", page.read_text("utf-8"))
+        assert [tag for tag in tags if re.search(rf"(?:src|href)=\"?{ours}https?:", tag)] == [], (
+            page
+        )
 
 
 if __name__ == "__main__":

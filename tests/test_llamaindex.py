@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from llama_index.core.vector_stores import MetadataFilters as Filters
     from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-    from pgrerank.llamaindex import PgrerankPostprocessor, search_filter
+    from pgrerank.llamaindex import PgrerankPostprocessor, PgrerankRetriever, search_filter
 
 
 @pytest.fixture
@@ -28,7 +28,10 @@ def postprocessor(dsn, db, source, tiny_models, tmp_path):
     with worker(dsn, tmp_path):
         wait_for(db, "s.pending = 0")
         yield PgrerankPostprocessor(
-            reranker="documents", connect=lambda: psycopg.connect(dsn), top_n=2
+            reranker="documents",
+            connect=lambda: psycopg.connect(dsn),
+            aconnect=lambda: psycopg.AsyncConnection.connect(dsn),
+            top_n=2,
         )
 
 
@@ -55,6 +58,47 @@ def test_keys_come_from_the_metadata_too_and_async(postprocessor):
     assert asyncio.run(postprocessor.apostprocess_nodes(made, query_str="x")) == by_id
     assert len(by_id) == 1
     assert postprocessor.postprocess_nodes([], query_str="x") == []
+
+
+def test_a_retriever_makes_nodes_of_documents(db, postprocessor):
+    rows = db.execute(
+        "SELECT id::text, title || E'\\n' || body, score"
+        " FROM pgrerank.documents_search('an exhausted pool', top_k => 2) JOIN documents USING (id)"
+        " ORDER BY rank"
+    ).fetchall()
+    retriever = PgrerankRetriever(
+        "documents", postprocessor.connect, top_k=2, aconnect=postprocessor.aconnect
+    )
+    found = retriever.retrieve("an exhausted pool")
+    assert [(n.node.node_id, n.node.text) for n in found] == [row[:2] for row in rows]
+    assert [n.score for n in found] == pytest.approx([row[2] for row in rows], abs=1e-3)
+    assert found[0].node.metadata["stage"] == "cross_encoder"
+    assert asyncio.run(retriever.aretrieve("an exhausted pool")) == found
+    without = PgrerankRetriever("documents", aconnect=postprocessor.aconnect)
+    with pytest.raises(ValueError, match="only aconnect is given"):
+        without.retrieve("x")
+
+
+def test_searches_take_the_newer_arguments(db, postprocessor):
+    db.execute("UPDATE documents SET lang = CASE id WHEN 1 THEN 'de' ELSE 'en' END")
+    retriever = PgrerankRetriever("documents", postprocessor.connect, content=["title"])
+
+    def found(**arguments):
+        retriever.arguments = arguments
+        return [node.node.node_id for node in retriever.retrieve("an exhausted pool")]
+
+    assert found(signals={"id": {"weight": 100}}) == ["3", "2", "1"]
+    assert len(found(group_by="lang")) == 2
+    assert sorted(found(diversity=0.9)) == ["1", "2", "3"]
+    first = found(top_k=2)
+    assert found(after=first) == [key for key in "123" if key not in first]
+    db.execute("UPDATE pgrerank.models SET takes_instruction = true WHERE name = 'reranker'")
+    assert sorted(found(instruction="only cats")) == ["1", "2", "3"]
+    postprocessor.arguments = {"signals": {"id": {"weight": 100}}}
+    best = postprocessor.postprocess_nodes(nodes("1", "2", "3"), query_str="an exhausted pool")
+    assert [node.node.node_id for node in best] == ["3", "2"]
+    with pytest.raises(psycopg.Error, match="relevance"):
+        found(min_relevance=0.5)
 
 
 def test_what_can_t_be_is_named(postprocessor):

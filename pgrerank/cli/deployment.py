@@ -12,6 +12,7 @@ import psycopg
 import typer
 
 from pgrerank.cli.options import Dsn
+from pgrerank.errors import extra
 from pgrerank.install import schema
 from pgrerank.terminal import note, report_errors
 
@@ -165,3 +166,15 @@ def worker(
                 ),
             )
         )
+
+
+@app.command(epilog="Example: pgrerank mcp --dsn 'postgresql://reader@db.example.org/app'")
+def mcp(dsn: Dsn = "") -> None:
+    """Serve search, explain and status to language models: an MCP server on stdin and stdout.
+
+    It sees what the role of --dsn may read, and writes nothing.
+    """
+    with report_errors():
+        with extra("mcp", "an MCP server"):
+            from pgrerank.mcp import make_server
+        make_server(dsn).run()

@@ -370,6 +370,6 @@ def search(
         statement, values = call_statement(
             f"{name}_search",
             search_arguments(context.params),
-            casts={} if keys is None else {"keys": f"text[]::{reranker.key_type}[]"},
+            casts=reranker.casts,
         )
         print_cursor(connection.execute(statement, values), as_json=as_json)

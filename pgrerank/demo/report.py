@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 
 from rich.markup import escape
 from rich.table import Table
@@ -48,10 +49,14 @@ def _marked(key: str, relevant: Mapping[str, int]) -> str:
     return f"[bold green]● {escape(key)}[/]"
 
 
-def show_measures(questions: int, orders: Sequence[Order]) -> None:
-    """Print a row for each stage: means over the questions, and the median time of a call."""
+def show_measures(questions: int, orders: Sequence[Order], day: date | None = None) -> None:
+    """Print a row for each stage: means over the questions, and the median time of a call.
+
+    `day` is that of an earlier run that asked them.
+    """
+    when = "" if day is None else f"; asked on {day}"
     table = Table(
-        title=f"{questions} questions, each judged by hand",
+        title=f"{questions} questions, each judged by hand{when}",
         title_justify="left",
         title_style="bold",
         box=None,

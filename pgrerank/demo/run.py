@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Json
 
 from pgrerank import embedded
-from pgrerank.catalog import register_model
+from pgrerank.catalog import fetch_one, register_model
 from pgrerank.demo.corpus import Entry, read_corpus
 from pgrerank.demo.models import MODELS
 from pgrerank.demo.questions import load_qrels, load_questions
@@ -39,6 +40,13 @@ from pgrerank.worker.child import worker_process
 SHOWN_STAGES = ("dense", "lexical", "maxsim", "cross_encoder")
 SEARCH = "SELECT * FROM pgrerank.stdlib_search(%s)"
 SHOWN = 5
+BEGINNING = """
+Encoding {pending} entries, once; that takes a minute or two. Each becomes
+  one vector, for recall by pgvector          a vector a token, for MaxSim
+  its words with their weights, for BM25      (the cross-encoder reads at search time)
+Then come the first five answers to a dozen questions after each of these stages, side by side,
+and what each stage brings on {questions} questions that were judged by hand, with its milliseconds.
+"""
 
 
 def run_demo(data: Path, *, keep: bool, studio: bool = False, limit: int | None = None) -> None:
@@ -58,7 +66,7 @@ def run_demo(data: Path, *, keep: bool, studio: bool = False, limit: int | None 
         _set_up(connection, limit)
         why = f": {server.without_kernel}" if server.without_kernel else ""
         note(f"MaxSim by {schema.maxsim_engine(connection)}{why}")
-        _encode(server.dsn)
+        _encode(connection, server.dsn)
         with worker_process(server.dsn, data / "worker.log", "--preload", keep=keep) as worker:
             (data / "worker.pid").write_text(str(worker.pid), "utf-8")
             if studio:
@@ -98,6 +106,10 @@ def _set_up(connection: psycopg.Connection[Any], limit: int | None) -> None:
     there = connection.execute("SELECT obj_description(to_regclass('stdlib'))").fetchone()
     if there != (version,):
         _load(connection, entries, version)
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS stdlib_measures"
+        " (questions int, orders json, day date DEFAULT now())"
+    )
     registered = {name for (name,) in connection.execute("SELECT name FROM pgrerank.models")}
     for model in MODELS:
         if model["name"] not in registered:
@@ -129,7 +141,7 @@ def _load(connection: psycopg.Connection[Any], entries: list[Entry], version: st
         connection.execute(
             "DO $$ BEGIN PERFORM pgrerank.drop_reranker(name) FROM pgrerank.rerankers; END $$"
         )
-        connection.execute("DROP TABLE IF EXISTS stdlib")
+        connection.execute("DROP TABLE IF EXISTS stdlib, stdlib_measures")
         connection.execute(
             "CREATE TABLE stdlib (id text PRIMARY KEY, module text, kind text, title text,"
             " text text)"
@@ -142,7 +154,10 @@ def _load(connection: psycopg.Connection[Any], entries: list[Entry], version: st
         )
 
 
-def _encode(dsn: str) -> None:
+def _encode(connection: psycopg.Connection[Any], dsn: str) -> None:
+    [pending] = fetch_one(connection.execute("SELECT count(*) FROM pgrerank.pending"))
+    if pending:
+        note(BEGINNING.format(pending=pending, questions=len(load_questions())))
     started = time.monotonic()
     with document_progress("encoding") as progress:
         total = asyncio.run(backfill(dsn, "stdlib", on_progress=progress))
@@ -152,8 +167,13 @@ def _encode(dsn: str) -> None:
 
 
 def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
-    """Ask each question by one call; print those that are shown, and measure all."""
-    questions = [question for question in load_questions() if question.show or not brief]
+    """Ask each question by one call; print those that are shown, and what the first run measured.
+
+    The first run asks all of them, or with `brief` those that are shown, and measures.
+    """
+    measures = connection.execute("SELECT questions, orders, day FROM stdlib_measures").fetchone()
+    known = brief or measures is not None
+    questions = [question for question in load_questions() if question.show or not known]
     qrels = {question.id: load_qrels()[question.id] for question in questions}
     variant = Variant("stdlib")
     show_sql(SEARCH)
@@ -166,4 +186,12 @@ def _ask(connection: psycopg.Connection[Any], *, brief: bool) -> None:
         if question.show:
             orders = [trace.order(stage)[:SHOWN] for stage in SHOWN_STAGES]
             show_question(question.text, SHOWN_STAGES, orders, qrels[question.id])
-    show_measures(len(questions), measure_orders(qrels, traces, measures=["nDCG@10", "RR@10"])[0])
+    if measures is not None:
+        show_measures(*measures)
+        return
+    measured = measure_orders(qrels, traces, measures=["nDCG@10", "RR@10"])[0]
+    connection.execute(
+        "INSERT INTO stdlib_measures (questions, orders) VALUES (%s, %s)",
+        (len(questions), Json(measured)),
+    )
+    show_measures(len(questions), measured)

@@ -42,6 +42,8 @@ speed, at least, and at most, which bounds the memory for their token vectors.""
 PORTION_SECONDS = 2.0
 """Seconds for which they should be encoded: what of a long document holds up others, and what a
 killed worker's successor has to do again."""
+LOCKED_TRIES = 10
+"""How often storing is tried, half a second each, while somebody holds a lock in its way."""
 SESSIONS = max(2, min(4, (os.cpu_count() or 1) // 2))
 """Sessions that claim side by side, at most: while some store, the documents of another are
 encoded."""
@@ -245,11 +247,28 @@ async def _store(
     works: Sequence[Work],
     vectors: Sequence[Vectors],
 ) -> None:
+    """Store passages; where somebody has locked what is needed, try again for some seconds."""
+    statement, values = await _storing(claim, works, vectors)
+    for attempt in range(LOCKED_TRIES):
+        try:
+            await connection.execute(statement, values)
+        except psycopg.errors.LockNotAvailable:
+            if attempt + 1 == LOCKED_TRIES:
+                raise
+            await asyncio.sleep(0.25)
+        else:
+            return
+
+
+async def _storing(
+    claim: Claim, works: Sequence[Work], vectors: Sequence[Vectors]
+) -> tuple[str, tuple[Any, ...]]:
+    """The statement that stores passages, and its values."""
     owned = [(work.cut.document.key, passage) for work in works for passage in work.passages]
     embeddings = [one.embedding for one in vectors if one.embedding is not None]
     tiers = [DType(claim.token_precision), *([DType.BIT] if claim.token_bits else [])]
     packed = [await asyncio.to_thread(_parts, owned, vectors, tier) for tier in tiers]
-    await connection.execute(
+    return (
         "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
         f" %b{', %s, %s, %b, %b' * len(tiers)})",
         (

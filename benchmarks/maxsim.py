@@ -155,8 +155,8 @@ def contestants(
 
     def kernel_over(precision: str) -> Contestant:
         return in_database(
-            f"SELECT * FROM pgrerank._maxsim_by_kernel('{parts_of(precision)}', 'bigint',"
-            " %s::text[], %b)",
+            "SELECT keys, scores FROM pgrerank._maxsim_by_kernel("
+            f"'{parts_of(precision)}', 'bigint', %s::text[], NULL, %b)",
             (packed,),
         )
 
@@ -185,8 +185,8 @@ def contestants(
     made["SQL over vector[], cosine"] = over_arrays("sql_cosine")
     made["SQL over vector[], inner product"] = over_arrays("sql_inner_product")
     made["worker, with its fetch"] = in_database(
-        f"SELECT * FROM pgrerank._maxsim_by_worker('{parts_of('int8')}', 'bigint',"
-        " %s::text[], %b, clock_timestamp() + interval '5 min')",
+        f"SELECT keys, scores FROM pgrerank._maxsim_by_worker('{parts_of('int8')}', 'bigint',"
+        " %s::text[], NULL, %b, clock_timestamp() + interval '5 min')",
         (packed,),
     )
     for name, score in in_memory(query).items():

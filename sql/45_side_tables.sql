@@ -154,8 +154,7 @@ END
 $$;
 
 -- The passages of documents, by numbers that tell them apart within one. `hash` names what models have read of each,
--- `cut_hash` that stretch of the text itself, and `headings` those that it stands under. Where passages stand in their
--- document is in that one's `bounds`.
+-- and `cut_hash` that stretch of the text itself. Where passages stand in their document is in that one's `bounds`.
 CREATE OR REPLACE FUNCTION _create_passage_table(_reranker rerankers, _generation generations) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -169,7 +168,7 @@ BEGIN
     END IF;
     EXECUTE format('CREATE TABLE %s (key %s, passage int, embedding halfvec%s, hash bytea NOT NULL, ',
             passage_table, _reranker.key_type, '(' || dims || ')')
-        || format('cut_hash bytea NOT NULL, headings text, tenant %s, PRIMARY KEY (key, passage))',
+        || format('cut_hash bytea NOT NULL, tenant %s, PRIMARY KEY (key, passage))',
             _tenant_type(_reranker.source, _generation));
     IF _generation.tenant_column IS NOT NULL THEN
         EXECUTE format('CREATE INDEX ON %s (tenant)', passage_table);

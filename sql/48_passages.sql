@@ -34,14 +34,13 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT 20000 $$;
 
--- What a model reads of a passage.
-CREATE OR REPLACE FUNCTION _as_read(_structure text, _prefix text, _passage text) RETURNS text
+-- What a model reads of a passage; of HTML the worker leaves out the markup.
+CREATE OR REPLACE FUNCTION _as_read(_prefix text, _passage text) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN starts_with(r.passage, _prefix) THEN r.passage ELSE concat(_prefix || E'\n', r.passage) END
-    FROM (SELECT CASE _structure WHEN 'html' THEN regexp_replace(_passage, '<[^>]*>', ' ', 'g')
-        ELSE _passage END AS passage) r
+    SELECT CASE WHEN starts_with(_passage, _prefix) THEN _passage
+        ELSE concat(nullif(_prefix, '') || E'\n', _passage) END
 $$;
 
 -- Names a passage's own stretch of the text.

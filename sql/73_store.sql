@@ -12,8 +12,7 @@
 CREATE OR REPLACE FUNCTION store(
     reranker text, generation int, keys text[], tickets bigint[], hashes bytea[], bounds text[] DEFAULT NULL,
     passage_keys text[] DEFAULT '{}', passages int[] DEFAULT '{}', passage_hashes bytea[] DEFAULT '{}',
-    cut_hashes bytea[] DEFAULT '{}', headings text[] DEFAULT '{}',
-    embedding_places int[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
+    cut_hashes bytea[] DEFAULT '{}', embedding_places int[] DEFAULT '{}', embeddings real[] DEFAULT '{}',
     token_keys text[] DEFAULT '{}', token_passages int[] DEFAULT '{}', token_parts int[] DEFAULT '{}',
     tokens bytea[] DEFAULT '{}', bit_keys text[] DEFAULT '{}', bit_passages int[] DEFAULT '{}',
     bit_parts int[] DEFAULT '{}', bits bytea[] DEFAULT '{}'
@@ -35,8 +34,8 @@ BEGIN
     target := _followed(reranker);
     PERFORM _postpone_locked(target, stored, keys, tickets);
     alive := _alive(target, stored, keys, tickets);
-    PERFORM _store_passages(target, stored, alive, passage_keys, passages, passage_hashes, cut_hashes, headings,
-        embedding_places, embeddings);
+    PERFORM _store_passages(
+        target, stored, alive, passage_keys, passages, passage_hashes, cut_hashes, embedding_places, embeddings);
     PERFORM _store_tokens(target, stored, 'tokens', alive, passage_keys, passages, token_keys, token_passages,
         token_parts, tokens);
     IF stored.token_bits THEN
@@ -103,7 +102,7 @@ $$;
 
 CREATE OR REPLACE FUNCTION _store_passages(
     _reranker rerankers, _generation generations, _alive text[], _keys text[], _passages int[], _hashes bytea[],
-    _cut_hashes bytea[], _headings text[], _embedding_places int[], _embeddings real[]) RETURNS void
+    _cut_hashes bytea[], _embedding_places int[], _embeddings real[]) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
@@ -111,17 +110,16 @@ DECLARE
     dims int := cardinality(_embeddings) / (SELECT max(e.place) FROM unnest(_embedding_places) e (place));
 BEGIN
     EXECUTE format($sql$
-        INSERT INTO %1$s AS s (key, passage, hash, cut_hash, headings, embedding, tenant)
-        SELECT d.key, p.passage, p.hash, p.cut_hash, p.headings,
-            ($8[(p.place - 1) * $9 + 1 : p.place * $9])::halfvec, d.tenant
-        FROM unnest($2, $3, $4, $5, $6, $7) p (key, passage, hash, cut_hash, headings, place)
+        INSERT INTO %1$s AS s (key, passage, hash, cut_hash, embedding, tenant)
+        SELECT d.key, p.passage, p.hash, p.cut_hash, ($7[(p.place - 1) * $8 + 1 : p.place * $8])::halfvec, d.tenant
+        FROM unnest($2, $3, $4, $5, $6) p (key, passage, hash, cut_hash, place)
         JOIN %2$s d ON d.key = p.key::%3$s
         WHERE p.key = ANY ($1)
         ON CONFLICT (key, passage) DO UPDATE
-        SET (hash, cut_hash, headings, embedding, tenant)
-            = (excluded.hash, excluded.cut_hash, excluded.headings, excluded.embedding, excluded.tenant)
+        SET (hash, cut_hash, embedding, tenant)
+            = (excluded.hash, excluded.cut_hash, excluded.embedding, excluded.tenant)
         $sql$, _side_table(_generation, 'passages'), _documents(_generation), _reranker.key_type)
-    USING _alive, _keys, _passages, _hashes, _cut_hashes, _headings, _embedding_places, _embeddings, dims;
+    USING _alive, _keys, _passages, _hashes, _cut_hashes, _embedding_places, _embeddings, dims;
 END
 $$;
 

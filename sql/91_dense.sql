@@ -79,6 +79,7 @@ DECLARE
     is_in_haste boolean := readable < 6 * 2 * _reranker.candidates;
     size int := CASE WHEN _reranker.embedding_column IS NULL THEN _passages_at_first(_reranker)
         ELSE _reranker.candidates END;
+    found int;
     before jsonb := _widen_hnsw(size, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
     is_exact boolean := _call.recall = 'exact'
         OR (_call.recall = 'auto'
@@ -94,14 +95,14 @@ BEGIN
         SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
         FROM _nearest_documents(_reranker, _call, _scope, is_exact, size) n;
     END IF;
-    IF _call.recall = 'auto' AND NOT is_exact
-        AND coalesce(cardinality(keys), 0) < least(_reranker.candidates, _scope.documents) THEN
+    found := (SELECT count(DISTINCT k.key) FROM unnest(keys) k (key));
+    IF _call.recall = 'auto' AND NOT is_exact AND found < least(_reranker.candidates, _scope.documents) THEN
         IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
             SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
             FROM _nearest_documents(_reranker, _call, _scope, true, size) n;
         ELSE
-            shortage := format('HNSW found %s passages where %s were asked for, and the timeout leaves no time to '
-                'compare all', coalesce(cardinality(keys), 0), _reranker.candidates);
+            shortage := format('HNSW found %s documents where %s were asked for, and the timeout leaves no time to '
+                'compare all', found, _reranker.candidates);
         END IF;
     END IF;
     PERFORM set_config(b.key, b.value, true) FROM jsonb_each_text(before) b;
@@ -164,7 +165,7 @@ END
 $$;
 
 -- The nearest passages of as many documents as are candidates: it looks for twice as many where they are of too few,
--- up to eight times as many as it began with.
+-- up to eight times as many as it began with. An exact recall then compares documents, each by its nearest passage.
 CREATE OR REPLACE FUNCTION _nearest_documents(
     _reranker rerankers, _call search_call, _scope search_scope, _is_exact boolean, _size int,
     OUT keys text[], OUT scores real[], OUT passages int[])
@@ -178,9 +179,14 @@ BEGIN
     LOOP
         found := _nearest(_reranker, _call, _scope, _is_exact, size);
         EXIT WHEN found.documents >= _reranker.candidates OR coalesce(cardinality(found.keys), 0) < size
-            OR size >= 8 * _size OR clock_timestamp() >= _scope.deadline;
+            OR _is_exact OR size >= 8 * _size OR clock_timestamp() >= _scope.deadline;
         size := 2 * size;
     END LOOP;
+    IF _is_exact AND found.documents < _reranker.candidates AND cardinality(found.keys) >= size THEN
+        SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
+        FROM _nearest_of_all(_reranker, _call, _scope) n;
+        RETURN;
+    END IF;
     keys := found.keys;
     scores := found.scores;
     passages := found.passages;
@@ -193,6 +199,23 @@ BEGIN
                 FROM unnest(keys, scores, passages) u (key, score, passage)) p) n
         WHERE n.place <= _reranker.candidates;
     END IF;
+END
+$$;
+
+-- The nearest passage of each of the nearest documents, of all compared.
+CREATE OR REPLACE FUNCTION _nearest_of_all(
+    _reranker rerankers, _call search_call, _scope search_scope, OUT keys text[], OUT scores real[], OUT passages int[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(n.key::text), array_agg(%s), array_agg(n.passage)
+        FROM (
+            SELECT b.* FROM (SELECT DISTINCT ON (a.key) a.* FROM (%s) a ORDER BY a.key, a.distance) b
+            ORDER BY b.distance LIMIT $3) n
+        $sql$, (_distance_sql(_reranker)).score, _nearest_sql(_reranker, _scope, true))
+    INTO keys, scores, passages USING _call.query_embedding, NULL::bigint, _reranker.candidates;
 END
 $$;
 

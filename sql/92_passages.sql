@@ -29,10 +29,10 @@ AS $$
 $$;
 
 -- The best passages of documents with their texts, as the caller may read them: those that stages have found, and after
--- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage. A passage is
--- current as long as its text is the one that was encoded.
+-- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage. Where they
+-- are to be shown, it is looked whether a passage is current: its text is the one that was encoded.
 CREATE OR REPLACE FUNCTION _passage_texts(
-    _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int)
+    _reranker rerankers, _generation generations, _found scored_passages[], _keys text[], _most int, _is_shown boolean)
 RETURNS TABLE (key text, passage int, starts int, ends int, stage text, score real, place int, text text, prefix text,
     is_current boolean)
 LANGUAGE plpgsql STABLE ROWS 30
@@ -42,9 +42,10 @@ BEGIN
     RETURN QUERY EXECUTE format($sql$
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
         SELECT c.key::text, c.passage, c.starts, c.ends, c.stage, c.score, c.standing::int, t.text,
-            nullif(concat_ws(E'\n', c.prefix, p.headings), ''), c.bounds IS NULL OR p.cut_hash = _cut_hash(t.text)
+            c.prefix, CASE WHEN $4 AND c.bounds IS NULL THEN c.content_hash = _content_hash(c.content, c.prefix)
+                WHEN $4 THEN p.cut_hash = _cut_hash(t.text) END
         FROM (
-            SELECT d.key, p.passage, p.starts, p.ends, s.bounds, b.stage, b.score, d.content, d.prefix,
+            SELECT d.key, p.passage, p.starts, p.ends, s.bounds, s.content_hash, b.stage, b.score, d.content, d.prefix,
                 row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
             FROM %1$s d LEFT JOIN %2$s s ON s.key = d.key
             CROSS JOIN LATERAL (
@@ -54,11 +55,11 @@ BEGIN
             WHERE d.key = ANY ($2::%3$s[])) c
         CROSS JOIN LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
             ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
-        LEFT JOIN %4$s p ON c.bounds IS NOT NULL AND (p.key, p.passage) = (c.key, c.passage)
+        LEFT JOIN %4$s p ON $4 AND c.bounds IS NOT NULL AND (p.key, p.passage) = (c.key, c.passage)
         WHERE c.standing <= $3
         $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type,
         _side_table(_generation, 'passages'))
-    USING _found, _keys, _most;
+    USING _found, _keys, _most, _is_shown;
 END
 $$;
 
@@ -71,9 +72,9 @@ LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT array_agg(t.key ORDER BY k.place, t.place), array_agg(
-        _as_read(_generation.passage_structure, t.prefix, left(t.text, _most_characters())) ORDER BY k.place, t.place),
+        _as_read(t.prefix, left(t.text, _most_characters())) ORDER BY k.place, t.place),
         array_agg(t.passage ORDER BY k.place, t.place)
-    FROM _passage_texts(_reranker, _generation, _found, _keys, _most) t
+    FROM _passage_texts(_reranker, _generation, _found, _keys, _most, false) t
     JOIN unnest(_keys) WITH ORDINALITY k (key, place) USING (key)
     WHERE t.text ~ '\S'
 $$;
@@ -100,10 +101,10 @@ BEGIN
             FROM (
                 SELECT t.key, t.place, jsonb_build_object('text', t.text, 'start', t.starts, 'end', t.ends,
                     'stage', t.stage, 'score', t.score) AS shown,
-                    jsonb_build_object('passage', t.passage, 'prefix', t.prefix) AS hidden
+                    jsonb_build_object('passage', t.passage) AS hidden
                 FROM _passage_texts(_reranker, generation, _outcome.found, ARRAY(
                     SELECT _outcome.candidates[p.place] FROM unnest(_outcome.pool[:_outcome.returned]) p (place)),
-                    _reranker.passages) t
+                    _reranker.passages, true) t
                 WHERE t.text IS NOT NULL AND t.is_current) s
             GROUP BY s.key) d);
     IF _reranker.highlights AND (_outcome.call).query_tokens IS NOT NULL THEN
@@ -129,7 +130,7 @@ DECLARE
 BEGIN
     EXECUTE format($sql$
         SELECT array_agg(s.key ORDER BY s.key), jsonb_agg(jsonb_build_object(
-            'text', s.value ->> 'text', 'prefix', s.value ->> 'prefix', 'tokens', t.tokens) ORDER BY s.key)
+            'text', s.value ->> 'text', 'tokens', t.tokens) ORDER BY s.key)
         FROM jsonb_each($1) s, LATERAL (
             SELECT string_agg(encode(t.tokens, 'hex'), '' ORDER BY t.part) AS tokens FROM %s t
             WHERE (t.key, t.passage) = (s.key::%s, (s.value ->> 'passage')::int)) t

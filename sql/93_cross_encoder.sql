@@ -46,20 +46,21 @@ BEGIN
     SELECT r.* INTO keys, contents, passages
     FROM _readings(_reranker, _generation, _call.found, _keys, _reranker.cross_encoder_passages) r;
     IF keys IS NOT NULL THEN
-        scores := _cross_encode(
-            _reranker.cross_encoder_model, _call.query, contents, _reranker.instruction, _deadline);
+        scores := _cross_encode(_reranker.cross_encoder_model, _call.query, contents, _reranker.instruction,
+            _deadline, _generation.passage_structure);
     END IF;
 END
 $$;
 
 CREATE OR REPLACE FUNCTION _cross_encode(
-    _model text, _query text, _documents text[], _instruction text, _deadline timestamptz) RETURNS real[]
+    _model text, _query text, _documents text[], _instruction text, _deadline timestamptz,
+    _structure text DEFAULT 'plain') RETURNS real[]
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
     SELECT _scores(_ask_worker(json_build_object(
         'call', 'cross_encode', 'model', _model, 'query', _query, 'documents', _documents,
-        'instruction', _instruction)::text, _deadline),
+        'instruction', _instruction, 'structure', _structure)::text, _deadline),
         cardinality(_documents))
 $$;
 

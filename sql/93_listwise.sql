@@ -14,7 +14,8 @@ BEGIN
     IF keys IS NOT NULL THEN
         scores := _scores(_ask_worker(json_build_object(
             'call', 'listwise', 'model', _reranker.listwise_model, 'query', _call.query, 'documents', contents,
-            'instruction', _reranker.instruction)::text, _deadline), cardinality(contents));
+            'instruction', _reranker.instruction, 'structure', _generation.passage_structure)::text, _deadline),
+            cardinality(contents));
     END IF;
 END
 $$;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from typing import Any
 
@@ -13,6 +12,7 @@ from psycopg.rows import dict_row
 
 from pgrerank.install import schema
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
+from pgrerank.passages import words
 from pgrerank.tokens import unpack
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
@@ -329,36 +329,95 @@ def test_settings_are_checked(source, settings, message):
 
 
 MARKDOWN = "# Bread\n\n{}\n\n## Salt\n\n{}\n\n# Cats\n\n{}"
-HTML = "<h1>Bread</h1><p>{}</p><h2>Salt</h2><p>{}</p><h1>Cats</h1><p class='x'>{}</p>"
+HTML = "<h1>Bread</h1><p>{}</p><h2>Salt</h2><p>{} 2 &lt; 3</p><h1>Cats</h1><p class='x > y'>{}</p>"
 
 
 @pytest.mark.parametrize(("structure", "template"), [("markdown", MARKDOWN), ("html", HTML)])
-def test_structured_texts_are_cut_at_headings_which_are_read_too(
+def test_structured_texts_are_cut_at_headings_and_read_without_markup(
     dsn, db, source, tiny_models, tmp_path, structure, template
 ):
     source.models(**tiny_models)
     source.create(text_columns=["body"], passage_structure=structure, timeout="20 s")
     parts = [" ".join(sentence(n) for n in range(first, first + 5)) for first in (0, 10, 20)]
-    db.execute("UPDATE documents SET body = %s WHERE id = 1", (template.format(*parts),))
+    body = template.format(*parts)
+    db.execute("UPDATE documents SET body = %s WHERE id = 1", (body,))
+    cursor = db.cursor(row_factory=dict_row)
+    search = (
+        "SELECT * FROM pgrerank.documents_search(%s, keys => '{1}', highlights => true,"
+        " passages => 20)"
+    )
     with worker(dsn, tmp_path):
         wait_for(db, "pending = 0 AND encoded = source_rows")
-        found = db.execute("SELECT headings FROM pgrerank.documents_1_passages WHERE key = 1")
-        assert {"Bread", "Bread > Salt", "Cats"} <= {name for (name,) in found.fetchall()}
         reranker = load_reranker(
             ModelSpec("reranker", "cross_encoder", "cross_encoder", tiny_models["reranker"])
         )
-        cursor = db.cursor(row_factory=dict_row)
-        search = "SELECT * FROM pgrerank.documents_search(%s, keys => '{1}', highlights => true)"
         [row] = cursor.execute(search, (QUERY,)).fetchall()
-        body = template.format(*parts)
-        assert row["passage"] == body[row["passage_start"] : row["passage_end"]]
-        [above] = db.execute(
-            "SELECT headings FROM pgrerank.documents_1_passages"
-            " WHERE key = 1 AND cut_hash = pgrerank._cut_hash(%s)",
-            (row["passage"],),
-        ).fetchone()
-        plain = re.sub("<[^>]*>", " ", row["passage"]) if structure == "html" else row["passage"]
-        read = plain if plain.startswith(above) else f"{above}\n{plain}"
-        [score] = reranker.score([(QUERY, read)])
+        assert all(body[one["start"] : one["end"]] == one["text"] for one in row["passages"])
+        starts = {one["start"] for one in row["passages"]}
+        titles = ("# Bread", "## Salt", "# Cats") if structure == "markdown" else ("<h1>", "<h2>")
+        assert all(any(abs(body.index(title) - start) < 5 for start in starts) for title in titles)
+        [score] = reranker.score([(QUERY, words(row["passage"], structure))])
         assert row["cross_encoder_score"] == pytest.approx(score, abs=1e-3)
-        assert (row["highlights"] is None) == (structure == "html")
+        assert row["highlights"] is not None or "<" in row["passage"]
+
+        marked = body.replace("cat", "<i>cat</i>") if structure == "html" else body + " *Salt.*"
+        db.execute("UPDATE documents SET body = %s WHERE id = 1", (marked,))
+        wait_for(db, "pending = 0")
+        [row] = cursor.execute(search, (QUERY,)).fetchall()
+        covered = "".join(
+            one["text"] for one in sorted(row["passages"], key=lambda one: one["start"])
+        )
+        assert "".join(words(covered, structure).split()) == "".join(
+            words(marked, structure).split()
+        )
+
+
+def test_a_long_prefix_takes_half_and_its_words_are_not_highlighted(
+    dsn, db, source, tiny_models, tmp_path
+):
+    source.models(**tiny_models)
+    source.create(text_columns=["body"], passage_prefix="title", timeout="20 s")
+    db.execute("UPDATE documents SET title = repeat('bread of flour ', 300) WHERE id = 2")
+    with worker(dsn, tmp_path):
+        wait_for(db, "pending = 0 AND encoded = source_rows")
+        rows = db.execute(
+            "SELECT id, highlights, passage FROM pgrerank.documents_search(%s, highlights => true,"
+            " strict => true)",
+            (QUERY,),
+        ).fetchall()
+    assert len(rows) == 3
+    for key, highlights, passage in rows:
+        assert highlights is not None, key
+        for one in highlights:
+            assert 0 <= one["start"] < one["end"] <= len(passage)
+    stored = "SELECT max(length(tokens)) FROM pgrerank.documents_1_tokens"
+    assert db.execute(stored).fetchone()[0] < 64 * 40
+
+
+@pytest.mark.parametrize("recall", ["auto", "exact"])
+def test_a_document_of_many_near_passages_leaves_room_for_others(db, source, recall):
+    source.create(late_interaction_model=None, cross_encoder_model=None)
+    db.execute("INSERT INTO documents (title) SELECT 'number ' || n FROM generate_series(1, 60) n")
+    source.encode_by_hand()
+    db.execute(
+        "INSERT INTO pgrerank.documents_1_passages (key, passage, embedding, hash, cut_hash)"
+        " SELECT 1, n, ('[1' || repeat(',0', 31) || ']')::halfvec, '', ''"
+        " FROM generate_series(2, 900) n"
+    )
+    vector = [1.0] + [0.01] * 31
+    search = (
+        "SELECT id FROM pgrerank.documents_search(NULL, query_embedding => %s::vector,"
+        " stages => '{dense}', candidates => 20, top_k => 20, recall => %s)"
+    )
+    found = [key for (key,) in db.execute(search, (str(vector), recall)).fetchall()]
+    assert len(set(found)) == len(found) == 20
+    assert found[0] == 1
+
+
+def test_what_is_not_encoded_as_it_is_shows_no_passage(db, encoded):
+    search = "SELECT passage FROM pgrerank.documents_search('x', keys => '{2}', strict => false)"
+    assert db.execute(search).fetchone()[0]
+    db.execute("UPDATE documents SET body = %s WHERE id = 2", (long_text(100),))
+    assert db.execute(search).fetchone() == (None,)
+    [key] = db.execute("INSERT INTO documents (title) VALUES ('new') RETURNING id").fetchone()
+    assert db.execute(search.replace("2", str(key))).fetchone() == (None,)

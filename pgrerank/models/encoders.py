@@ -47,6 +47,8 @@ class _Encoder(ABC):
     An embedding is the mean of its windows', weighted by their tokens, and has the length 1.
     """
 
+    has_places = False
+
     def __init__(self, spec: ModelSpec, model: Any, options: Options) -> None:
         self.name = spec.name
         self.model = model
@@ -267,6 +269,8 @@ class SentenceTransformerEncoder(_Encoder):
     the text, and windows add none of their own. Measured with all-MiniLM-L6-v2, nDCG@10 with and
     without them: .708 and .710 on SciFact, .383 and .381 on Cranfield.
     """
+
+    has_places = True
 
     def __init__(self, spec: ModelSpec) -> None:
         options = Options(spec, OPTIONS)

@@ -145,6 +145,11 @@ class Encoder(Protocol):
         """
         ...
 
+    @property
+    def has_places(self) -> bool:
+        """Whether a document's last token vectors are those of its text's tokens, one by one."""
+        ...
+
     def encode(
         self, texts: Sequence[str], *, role: Role, embeddings: bool, tokens: bool
     ) -> Encoded:

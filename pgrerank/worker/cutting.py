@@ -20,15 +20,14 @@ for too many things."""
 
 
 class Passage(NamedTuple):
-    """A passage that is to be encoded: its number, what a model reads of it, the hashes of that and
-    of its stretch of the text, and the headings that it stands under.
+    """A passage that is to be encoded: its number, what a model reads of it, and hashes: of that
+    with its stretch of the text, and of the stretch alone.
     """
 
     number: int
     reading: str
     hash: bytes
     cut_hash: bytes
-    headings: str | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,9 @@ def _cut(claim: Claim, document: Document, encoder: Encoder, size: int) -> CutDo
     content = document.content or ""
     prefix = document.prefix or ""
     if prefix:
-        size = max(size // 2, size - len(encoder.offsets([prefix])[0]) - 1)
+        tokens = encoder.offsets([prefix])[0][: size // 2]
+        prefix = prefix[: tokens[-1][1]] if tokens else ""
+        size -= len(tokens)
     found = cut(
         content,
         encoder.offsets,
@@ -135,7 +136,7 @@ def as_read(prefix: str, text: str) -> str:
 def _passage(text: str, prefix: str, found: Found) -> Passage:
     headings = " > ".join(found.headings)
     reading = as_read("\n".join(filter(None, [prefix, headings])), found.text)
-    return Passage(0, reading, _hash(reading, 16), _hash(text, 8), headings or None)
+    return Passage(0, reading, _hash(f"{reading}\x1e{text}", 16), _hash(text, 8))
 
 
 def _hash(text: str, size: int) -> bytes:

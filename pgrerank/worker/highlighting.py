@@ -14,7 +14,6 @@ from pgrerank.models import Encoder
 from pgrerank.models.spec import Span
 from pgrerank.passages import Structure, words
 from pgrerank.tokens import unpack
-from pgrerank.worker.cutting import as_read
 from pgrerank.worker.requests import Highlight, Shown, unhex
 
 _DIGITS = 4
@@ -44,17 +43,15 @@ def _of(
             f"a passage has token vectors of {vectors.shape[1]} dimensions, the query of"
             f" {query.shape[1]}"
         )
-    reading = as_read(passage.prefix or "", words(passage.text, structure))
-    begin = len(reading) - len(passage.text)
-    [spans] = encoder.offsets([reading])
-    if not reading.endswith(passage.text) or len(spans) != len(vectors):
+    [spans] = encoder.offsets([passage.text])
+    is_plain = words(passage.text, structure) == passage.text
+    if not (encoder.has_places and is_plain) or len(vectors) < len(spans):
         return None
     products = vectors @ query.T
-    best = {
-        int(at): float(products[at].max()) for at in dict.fromkeys(products.argmax(axis=0).tolist())
-    }
-    places = {at: (start - begin, end - begin) for at, (start, end) in enumerate(spans)}
-    return _words(passage.text, [(places[at], score) for at, score in sorted(best.items())])
+    before = len(vectors) - len(spans)  # those of prefix and headings
+    best = {at: float(products[at].max()) for at in products.argmax(axis=0).tolist()}
+    chosen = [(spans[at - before], score) for at, score in sorted(best.items()) if at >= before]
+    return _words(passage.text, chosen)
 
 
 def _words(text: str, chosen: Sequence[tuple[Span, float]]) -> list[dict[str, Any]]:
@@ -62,7 +59,7 @@ def _words(text: str, chosen: Sequence[tuple[Span, float]]) -> list[dict[str, An
     found: list[dict[str, Any]] = []
     for (start, end), score in chosen:
         start, end = _whole(text, start, end)
-        if end <= 0 or not text[max(start, 0) : end].strip():
+        if start == end:
             continue
         if found and found[-1]["start"] == start:
             found[-1]["score"] = max(found[-1]["score"], round(score, _DIGITS))

@@ -269,7 +269,7 @@ async def _storing(
     tiers = [DType(claim.token_precision), *([DType.BIT] if claim.token_bits else [])]
     packed = [await asyncio.to_thread(_parts, owned, vectors, tier) for tier in tiers]
     return (
-        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+        "SELECT pgrerank.store(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,"
         f" %b{', %s, %s, %b, %b' * len(tiers)})",
         (
             *(claim.reranker, claim.generation),
@@ -281,7 +281,6 @@ async def _storing(
             [Int4(passage.number) for _, passage in owned],
             [passage.hash for _, passage in owned],
             [passage.cut_hash for _, passage in owned],
-            [passage.headings for _, passage in owned],
             [Int4(place) if embeddings else None for place, _ in enumerate(owned, 1)],
             Reals(np.concatenate([[], *embeddings])),
             *(column for tier in packed for column in tier),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pgrerank.errors import RequestError
-from pgrerank.passages import Structure
+from pgrerank.passages import Structure, words
 
 __all__ = [
     "Align",
@@ -50,21 +50,25 @@ class MaxSim(_Call, frozen=True, tag="maxsim"):
 
 
 class CrossEncode(_Call, frozen=True, tag="cross_encode"):
-    """Score documents by a cross-encoder, which is given the instruction if it takes one."""
+    """Score documents by a cross-encoder, which is given the instruction if it takes one.
+
+    Of documents in HTML it reads what is between the tags.
+    """
 
     model: str
     query: str
     documents: list[str]
     instruction: str | None = None
+    structure: Structure = "plain"
+
+    @property
+    def readings(self) -> list[str]:
+        """What is read of the documents."""
+        return [words(text, self.structure) for text in self.documents]
 
 
-class Listwise(_Call, frozen=True, tag="listwise"):
+class Listwise(CrossEncode, frozen=True, tag="listwise"):
     """Order documents, which come in the order of earlier stages, by a language model."""
-
-    model: str
-    query: str
-    documents: list[str]
-    instruction: str | None = None
 
 
 class Align(_Call, frozen=True, tag="align"):
@@ -76,11 +80,10 @@ class Align(_Call, frozen=True, tag="align"):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A passage: its text, its token vectors in hexadecimal, and what was read in front of it."""
+    """A passage: its text, and its token vectors in hexadecimal."""
 
     text: str
     tokens: str
-    prefix: str | None = None
 
 
 class Highlight(_Call, frozen=True, tag="highlight"):

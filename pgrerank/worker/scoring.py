@@ -135,18 +135,18 @@ class Scorer:
                     answer = await self._encode(request, timeout, **in_place_of)
                 case MaxSim() as request:
                     answer = await self._maxsim(request, timeout, **in_place_of)
+                case Listwise() as request:
+                    answer = {"scores": await self._order(request, timeout, **in_place_of)}
                 case CrossEncode() as request:
                     scores = await self.score(
                         request.model,
                         request.query,
-                        request.documents,
+                        request.readings,
                         timeout,
                         instruction=request.instruction,
                         **in_place_of,
                     )
                     answer = {"scores": scores}
-                case Listwise() as request:
-                    answer = {"scores": await self._order(request, timeout, **in_place_of)}
                 case Align() as request:
                     encoder = await self._models.encoder(request.model, "late_interaction")
                     answer = await align(
@@ -202,7 +202,7 @@ class Scorer:
         steps = judge.steps(request.instruction)
         [scores] = await self._scores.get(
             (id(judge), request.instruction),
-            [(request.query, *request.documents)],
+            [(request.query, *request.readings)],
             lambda items: self._engine.submit(lane, steps, items, timeout=timeout),
         )
         return list(scores)

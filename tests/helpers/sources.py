@@ -79,8 +79,8 @@ class Source:
                 vector[int(document.content_hash[0]) % 32] = 1.0
                 self.connection.execute(
                     "SELECT pgrerank.store(%s, %s, %s, %s, %s, NULL, %s, ARRAY[1],"
-                    " ARRAY['h'::bytea], ARRAY[pgrerank._cut_hash(coalesce(%s, ''))], '{NULL}',"
-                    " '{1}', %s::float8[]::real[])",
+                    " ARRAY['h'::bytea], ARRAY[pgrerank._cut_hash(coalesce(%s, ''))], '{1}',"
+                    " %s::float8[]::real[])",
                     (
                         *(claim.reranker, claim.generation),
                         *([document.key], [document.ticket], [document.content_hash]),

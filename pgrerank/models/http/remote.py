@@ -144,6 +144,8 @@ class HttpEncoder(_Batched):
     documents itself, it is told.
     """
 
+    has_places = False
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._kind = spec.kind

@@ -83,6 +83,10 @@ def report_errors() -> Iterator[None]:
     except (PgrerankError, OSError) as error:
         _errors.print(f"[bold red]error:[/] {escape(str(error))}")
         raise typer.Exit(1) from error
+    except UnicodeEncodeError as error:
+        given = ascii(error.object[:60])
+        _errors.print(f"[bold red]error:[/] {escape(given)} is not UTF-8, which a text must be")
+        raise typer.Exit(1) from error
 
 
 class _Rate(ProgressColumn):

@@ -63,7 +63,7 @@ DECLARE
     tokens bytea := decode(_answer ->> 'tokens', 'hex');
 BEGIN
     IF tokens IS NULL THEN
-        PERFORM _raise('PGR03', 'the worker answered no token vectors of the query');
+        PERFORM _raise('PGR03', 'the worker answered no token vectors: the query has no word that its model reads');
     END IF;
     RETURN tokens;
 EXCEPTION WHEN data_exception THEN

@@ -266,3 +266,12 @@ def test_top_k_has_bounds(top_k):
         result = run(command, "documents", "cat", "--top-k", top_k)
         assert result.exit_code == 2
         assert "or equal to 1" in result.output  # or 100000
+
+
+def test_a_query_that_is_not_utf_8_is_told_so(dsn, db, source):
+    source.create()
+    command = [sys.executable, "-m", "pgrerank", "search", "documents", b"\xff\xfe", "--dsn", dsn]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is not UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr

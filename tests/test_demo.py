@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -94,6 +95,19 @@ def test_the_demo_encodes_answers_measures_and_says_how_to_go_on():
             demo(data, "--stop")
         assert embedded.running(data / "postgres") is None
         assert "nothing runs" in demo(data, "--stop")[1]
+
+
+def test_a_second_demo_leaves_the_first_one_alone(tmp_path):
+    with open(tmp_path / "demo.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-m", "pgrerank", "demo", "--data", str(tmp_path)],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "a demo is running on" in done.stderr
+    assert not (tmp_path / "postgres").exists()
 
 
 def test_the_demo_s_target_installs_no_more_than_it_needs():

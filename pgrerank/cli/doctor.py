@@ -12,6 +12,8 @@ from pgrerank.terminal import console, note, print_rows, report_errors
 
 app = typer.Typer()
 
+PATIENCE = 10
+"""Seconds within which the database has to answer."""
 UNSEEN = 3
 """Exit code where the database can't be looked at."""
 
@@ -25,7 +27,10 @@ def doctor(dsn: Dsn = "", as_json: Json = False) -> None:
     It changes nothing. Exit code: 0 notes at most, 1 warnings, 2 errors, 3 it can't look.
     """
     try:
-        with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+        with (
+            report_errors(),
+            psycopg.connect(dsn, autocommit=True, connect_timeout=PATIENCE) as connection,
+        ):
             findings = examine(connection)
     except typer.Exit as error:
         raise typer.Exit(UNSEEN) from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from pgrerank.demo.report import (
     show_sql,
     show_studio,
 )
-from pgrerank.errors import WorkerError, extra
+from pgrerank.errors import PgrerankError, WorkerError, extra
 from pgrerank.evaluation.orders import measure_orders
 from pgrerank.evaluation.traces import Trace, ask_one
 from pgrerank.evaluation.variant import Variant
@@ -57,12 +59,13 @@ def run_demo(data: Path, *, keep: bool, studio: bool = False, limit: int | None 
     server and the worker stay up, until the next run or `stop_demo`.
     Raises PgrerankError for what stands in the way.
     """
-    stop_demo(data)
-    server = embedded.start(data / "postgres", detach=keep)
-    with (
-        contextlib.nullcontext() if keep else server,
-        psycopg.connect(server.dsn, autocommit=True) as connection,
-    ):
+    with contextlib.ExitStack() as running:
+        running.enter_context(_alone(data))
+        stop_demo(data)
+        server = embedded.start(data / "postgres", detach=keep)
+        if not keep:
+            running.enter_context(server)
+        connection = running.enter_context(psycopg.connect(server.dsn, autocommit=True))
         _set_up(connection, limit)
         why = f": {server.without_kernel}" if server.without_kernel else ""
         note(f"MaxSim by {schema.maxsim_engine(connection)}{why}")
@@ -75,6 +78,20 @@ def run_demo(data: Path, *, keep: bool, studio: bool = False, limit: int | None 
                 _ask(connection, brief=limit is not None)
             if keep or not studio:
                 show_end(server.dsn, kept=keep)
+
+
+@contextlib.contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """Hold a folder, so that no second run stops the server of this one."""
+    data.mkdir(parents=True, exist_ok=True)
+    with open(data / "demo.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PgrerankError(
+                f"a demo is running on {data}: end it by Ctrl-C there, or give another --data"
+            ) from error
+        yield
 
 
 def _serve_studio(dsn: str) -> None:

@@ -11,7 +11,8 @@ def versions(connection: Connection) -> Found:
     """The extensions that pgrerank needs, and whether the server has newer ones."""
     rows = ask(
         connection,
-        "SELECT w.name, e.extversion AS present, a.default_version AS newest"
+        "SELECT w.name, e.extversion AS present, a.default_version AS newest,"
+        " to_regnamespace('pgrerank') IS NOT NULL AS is_installed"
         " FROM (VALUES ('vector'), ('dblink'), ('pgrerank'), ('pgrerank_native')) w (name)"
         " LEFT JOIN pg_extension e ON e.extname = w.name"
         " LEFT JOIN pg_available_extensions a ON a.name = w.name",
@@ -19,7 +20,7 @@ def versions(connection: Connection) -> Found:
     for row in rows:
         about = f"extension {row.name}"
         if row.present is None:
-            if row.name in ("vector", "dblink"):
+            if row.name == "vector" or (row.name == "dblink" and row.is_installed):
                 message = "is not in this database"
                 if row.newest is None:
                     message += ", nor on the server: install its package there first"

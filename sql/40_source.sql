@@ -226,8 +226,8 @@ BEGIN
 END
 $$;
 
--- What an expression over a table may run, now or once somebody makes a cast for a type of theirs, and whose it is; none
--- where it is no expression. A view is analysed and never planned: planning would call functions.
+-- What an expression over a table may run, now or once somebody makes a cast for a type of theirs, and whose it is;
+-- none where it is no expression. A view is analysed and never planned: planning would call functions.
 CREATE OR REPLACE FUNCTION _code_in(_table text, _expression text) RETURNS TABLE (code text, owner oid)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -295,7 +295,8 @@ BEGIN
     PERFORM _check_code(probe, _expression);
     SELECT array_agg(a.attname::text) INTO columns
     FROM pg_attribute a WHERE a.attrelid = probe::regclass AND a.attnum > 0;
-    EXECUTE format('ALTER TABLE %s ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED', probe, _expression);
+    EXECUTE format('ALTER TABLE %s ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
+        probe, _expression);
     FOR renamed IN
         SELECT r.key AS old, format('pgrerank_%s', row_number() OVER ()) AS meanwhile
         FROM jsonb_each_text(_renamed) r

@@ -19,7 +19,8 @@ CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN _generation.language_expression IS NULL THEN format('%L::pg_catalog.text', _generation.text_search_config)
+    SELECT CASE WHEN _generation.language_expression IS NULL
+        THEN format('%L::pg_catalog.text', _generation.text_search_config)
         ELSE format('pgrerank._config_of((%s)::pg_catalog.text, %L)',
             _generation.language_expression, _generation.text_search_config) END
 $$;

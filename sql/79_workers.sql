@@ -356,4 +356,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION grant_worker IS
-    'Lets a role run workers that owns nothing of pgrerank; it needs SELECT, and UPDATE on a column, of each source too';
+    'Lets a role run workers that owns nothing of pgrerank; of each source it needs SELECT, and UPDATE on a column';

@@ -32,7 +32,12 @@ def owned(db, hostile, source) -> Source:
 @pytest.mark.parametrize("setting", ["text_expression", "passage_prefix", "language_expression"])
 @pytest.mark.parametrize(
     "expression",
-    ["lair.evil(body)", "lair.evil('constant')", "body OPERATOR(lair.+) title", "body::lair.checked"],
+    [
+        "lair.evil(body)",
+        "lair.evil('constant')",
+        "body OPERATOR(lair.+) title",
+        "body::lair.checked",
+    ],
 )
 def test_no_expression_has_code_that_others_may_replace(
     db, hostile, owned, victims, setting, expression
@@ -131,7 +136,7 @@ def test_names_are_names(db, source, name):
 def test_a_cast_of_a_columns_type_that_comes_later_is_not_run(db, hostile, owned, victims):
     hostile.execute("CREATE TYPE lair.mood AS ENUM ('good')")
     db.execute("ALTER TABLE documents ADD COLUMN mood lair.mood")
-    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="type lair.mood of role"):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match=r"type lair\.mood of role"):
         owned.create(text_columns=None, text_expression="mood::text")
 
 

@@ -11,13 +11,13 @@ import pytest
 SECRET = "zanzibar"
 SEARCHES = [
     "SELECT * FROM pgrerank.documents_search('zanzibar salary', keys => '{1,2,3,4}')",
-    "SELECT * FROM pgrerank.documents_search('zanzibar', filter => '{\"title\": {\"like\": \"%\"}}')",
+    'SELECT * FROM pgrerank.documents_search(\'zanzibar\', filter => \'{"title": {"like": "%"}}\')',
     "SELECT * FROM pgrerank.documents_search('zanzibar', filter => '{\"not\": {\"id\": 1}}')",
     "SELECT * FROM pgrerank.documents_search('zanzibar', recall => 'exact', top_k => 100)",
     "SELECT * FROM pgrerank.documents_search_many('{zanzibar}')",
     "SELECT * FROM pgrerank.documents_search('zanzibar', passages => 5)",
-    "SELECT pgrerank.explain('documents', 'zanzibar')",
-    "SELECT * FROM pgrerank.trace('documents', 'zanzibar')",
+    "SELECT * FROM pgrerank.explain_search('documents', 'zanzibar', alignments => false)",
+    "SELECT pgrerank.trace('documents', 'zanzibar', keys => '{1,2,3,4}')",
     "SELECT * FROM pgrerank.texts('documents', '{1,2,3,4}')",
     "SELECT content FROM pgrerank.documents_1_source()",
     "SELECT key, lexemes FROM pgrerank.documents_1_words",
@@ -38,7 +38,7 @@ HUGE = [
     "filter => (repeat('{\"not\":', 5000) || '{}' || repeat('}', 5000))::jsonb",
     "filter => jsonb_build_object('id', (SELECT jsonb_agg(n) FROM generate_series(1, 20000) n))",
     "filter => '{\"title); DROP TABLE documents; --\": 1}'",
-    "filter => '{\"id\": \"1; SELECT lair.evil(1)\"}'",
+    'filter => \'{"id": "1; SELECT lair.evil(1)"}\'',
     "keys => (SELECT array_agg(n::bigint) FROM generate_series(1, 200000) n)",
     "top_k => 2147483647",
     "candidates => 2147483647",
@@ -103,7 +103,8 @@ def test_rows_of_others_come_by_no_door(db, tenant):
         db.execute(statement)  # it is one
         text, keys = told(tenant, statement)
         assert keys <= {1, "1"}, statement
-        assert "Salaries" not in text and "flour" not in text.lower(), statement
+        assert "salaries" not in text.lower(), statement
+        assert "flour" not in text.lower(), statement
 
 
 def test_tables_of_the_owner_are_closed(tenant):
@@ -176,12 +177,10 @@ def test_what_is_the_owners_and_the_workers_is_refused(db, tenant):
 def test_what_is_deep_or_huge_is_refused_or_answered_soon(db, tenant):
     tenant.execute("SET statement_timeout = '10 s'")
     for arguments in HUGE:
+        search = f"SELECT id FROM pgrerank.documents_search('zanzibar', {arguments})"
         try:
-            rows = tenant.execute(
-                f"SELECT id FROM pgrerank.documents_search('zanzibar', {arguments})"
-            ).fetchall()
+            ended = {key for (key,) in tenant.execute(search).fetchall()}
         except psycopg.Error as error:
-            assert error.sqlstate in REFUSALS, (arguments, error)
-        else:
-            assert {key for (key,) in rows} <= {1}, arguments
+            ended = {error.sqlstate}
+        assert ended <= {1, *REFUSALS}, arguments
     assert db.execute("SELECT count(*) FROM documents").fetchone() == (4,)

@@ -9,6 +9,15 @@ AS $$
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = _source
 $$;
 
+-- The same of a type, without a length: a literal of it is as long as it is.
+CREATE OR REPLACE FUNCTION _qualified_type(_type regtype) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('%I.%I', n.nspname, t.typname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    WHERE t.oid = _type
+$$;
+
 -- Whether a relation is a table, partitioned or not: writes to it fire triggers, and its rows can be held. Views,
 -- materialized views and foreign tables are read again from time to time instead.
 CREATE OR REPLACE FUNCTION _is_table(_source regclass) RETURNS boolean
@@ -217,13 +226,64 @@ BEGIN
 END
 $$;
 
+-- What an expression over a table may run, now or once somebody makes a cast for a type of theirs, and whose it is;
+-- none where it is no expression. A view is analysed and never planned: planning would call functions.
+CREATE OR REPLACE FUNCTION _code_in(_table text, _expression text) RETURNS TABLE (code text, owner oid)
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    tried text := format('pg_temp.%I', 'pgrerank_' || gen_random_uuid());
+BEGIN
+    EXECUTE format('CREATE TEMPORARY VIEW %s AS SELECT (%s)::text FROM %s', tried, _expression, _table);
+    RETURN QUERY
+    WITH used AS (
+        SELECT d.refclassid::regclass AS class, d.refobjid AS object, a.atttypid AS type
+        FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+        LEFT JOIN pg_attribute a ON d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0
+            AND (a.attrelid, a.attnum) = (d.refobjid, d.refobjsubid)
+        WHERE r.ev_class = tried::regclass)
+    SELECT 'function ' || p.oid::regprocedure, p.proowner FROM pg_proc p LEFT JOIN pg_operator o ON o.oprcode = p.oid
+    WHERE (SELECT bool_or(CASE u.class WHEN 'pg_proc'::regclass THEN u.object = p.oid
+        WHEN 'pg_operator'::regclass THEN u.object = o.oid END) FROM used u)
+    UNION ALL
+    SELECT 'type ' || t.oid::regtype, t.typowner FROM pg_type t, used u
+    WHERE t.oid = u.type OR (u.class = 'pg_type'::regclass AND t.oid = u.object)
+        OR t.oid = (SELECT e.typelem FROM pg_type e WHERE e.oid = u.type);
+    EXECUTE format('DROP VIEW %s', tried);
+EXCEPTION WHEN OTHERS THEN
+    IF SQLSTATE NOT LIKE '42%' OR SQLSTATE = '42501' THEN
+        RAISE;
+    END IF;
+END
+$$;
+
+-- Raises an error where that is others', who may replace it: triggers and workers run it with rights of their own.
+CREATE OR REPLACE FUNCTION _check_code(_table text, _expression text) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT c.* INTO found FROM _code_in(_table, _expression) c WHERE NOT pg_has_role(c.owner, _owner(), 'MEMBER');
+    IF found.code IS NOT NULL THEN
+        PERFORM _raise('insufficient_privilege', format('expression "%s" uses %s of role %I, who could have it run '
+            'anything with the rights of %s', _expression, found.code, pg_get_userbyid(found.owner), _owner()),
+            format('Have it owned by %s, who owns pgrerank''s functions, or by a superuser.', _owner()));
+    END IF;
+END
+$$;
+
 -- An expression over columns as Postgres writes it, once some are renamed; NULL where it is more than an expression. It
--- is written out in full, but for what pg_catalog has: it means the same whatever the search_path.
+-- is written out in full, but for what pg_catalog has: it means the same whatever the search_path. The table that it is
+-- tried on has a name that nobody can take beforehand. Planning calls functions, so whose they are is looked at first.
 CREATE OR REPLACE FUNCTION _deparsed(_columns text, _expression text, _renamed jsonb DEFAULT '{}') RETURNS text
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
+    probe text := format('pg_temp.%I', 'pgrerank_' || gen_random_uuid());
     columns text[];
     renamed record;
     deparsed text;
@@ -231,29 +291,30 @@ BEGIN
     IF _expression IS NULL THEN
         RETURN NULL;
     END IF;
-    EXECUTE format('CREATE TEMPORARY TABLE pgrerank_probe (%s) ON COMMIT DROP', _columns);
+    EXECUTE format('CREATE TEMPORARY TABLE %s (%s) ON COMMIT DROP', probe, _columns);
+    PERFORM _check_code(probe, _expression);
     SELECT array_agg(a.attname::text) INTO columns
-    FROM pg_attribute a WHERE a.attrelid = 'pg_temp.pgrerank_probe'::regclass AND a.attnum > 0;
-    EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
-        _expression);
+    FROM pg_attribute a WHERE a.attrelid = probe::regclass AND a.attnum > 0;
+    EXECUTE format('ALTER TABLE %s ADD COLUMN pgrerank_text text GENERATED ALWAYS AS (%s) STORED',
+        probe, _expression);
     FOR renamed IN
         SELECT r.key AS old, format('pgrerank_%s', row_number() OVER ()) AS meanwhile
         FROM jsonb_each_text(_renamed) r
     LOOP
-        EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe RENAME %I TO %I', renamed.old, renamed.meanwhile);
+        EXECUTE format('ALTER TABLE %s RENAME %I TO %I', probe, renamed.old, renamed.meanwhile);
     END LOOP;
     FOR renamed IN
         SELECT format('pgrerank_%s', row_number() OVER ()) AS meanwhile, r.value AS new FROM jsonb_each_text(_renamed) r
     LOOP
-        EXECUTE format('ALTER TABLE pg_temp.pgrerank_probe RENAME %I TO %I', renamed.meanwhile, renamed.new);
+        EXECUTE format('ALTER TABLE %s RENAME %I TO %I', probe, renamed.meanwhile, renamed.new);
     END LOOP;
     PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
     SELECT pg_get_expr(d.adbin, d.adrelid) INTO deparsed
     FROM pg_attrdef d JOIN pg_attribute a ON (a.attrelid, a.attnum) = (d.adrelid, d.adnum)
-    WHERE d.adrelid = 'pg_temp.pgrerank_probe'::regclass AND a.attname = 'pgrerank_text'
+    WHERE d.adrelid = probe::regclass AND a.attname = 'pgrerank_text'
       AND cardinality(columns) + 1 = (
         SELECT count(*) FROM pg_attribute b WHERE b.attrelid = d.adrelid AND b.attnum > 0 AND NOT b.attisdropped);
-    DROP TABLE pg_temp.pgrerank_probe;
+    EXECUTE format('DROP TABLE %s', probe);
     RETURN deparsed;
 END
 $$;

@@ -56,6 +56,7 @@ BEGIN
         USING ((SELECT has_any_column_privilege(s.oid, 'SELECT') FROM %s s))
         $sql$, terms, _source_sql(_reranker));
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', terms);
+    PERFORM _grant_side_table(terms, w.role) FROM _worker_roles() w (role);
     EXECUTE format('COMMENT ON TABLE %s IS %L', terms, format('The share of documents of reranker %s, generation '
         '%s, that have a word', _reranker.name, _generation.number));
     EXECUTE format('ALTER TABLE %s OWNER TO %s', terms, _owner());

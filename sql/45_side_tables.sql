@@ -19,8 +19,9 @@ CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN _generation.language_expression IS NULL THEN format('%L::text', _generation.text_search_config)
-        ELSE format('pgrerank._config_of((%s)::text, %L)',
+    SELECT CASE WHEN _generation.language_expression IS NULL
+        THEN format('%L::pg_catalog.text', _generation.text_search_config)
+        ELSE format('pgrerank._config_of((%s)::pg_catalog.text, %L)',
             _generation.language_expression, _generation.text_search_config) END
 $$;
 
@@ -28,7 +29,7 @@ $$;
 CREATE OR REPLACE FUNCTION _tenant_sql(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT coalesce(quote_ident(_generation.tenant_column), 'NULL::text') $$;
+AS $$ SELECT coalesce(quote_ident(_generation.tenant_column), 'NULL::pg_catalog.text') $$;
 
 -- A generation's documents, to be read like a table: their key, their text as content, the text search configuration
 -- by which it is cut into words, their tenant, and what models read in front of their passages.
@@ -37,15 +38,16 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT _side_table(_generation, 'source') || '()' $$;
 
--- The query for them, over the source or, as a trigger has it, some rows of it.
+-- The query for them, over the source or, as a trigger has it, some rows of it. Its types have their schema: policies
+-- rest on it, and it is read with its caller's search_path, in which a temporary type may be called text.
 CREATE OR REPLACE FUNCTION _documents_sql(_reranker rerankers, _generation generations, _rows text) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT s.%I::%s AS key, (%s)::text AS content, ', _reranker.key_column, _reranker.key_type,
-            _generation.text_expression)
-        || format('(%s)::text AS config, %s AS tenant, (%s)::text AS prefix FROM %s s', _config_sql(_generation),
-            _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'), _rows)
+    SELECT format('SELECT s.%I::%s AS key, (%s)::pg_catalog.text AS content, ', _reranker.key_column,
+            _qualified_type(_reranker.key_type::regtype), _generation.text_expression)
+        || format('(%s)::pg_catalog.text AS config, %s AS tenant, (%s)::pg_catalog.text AS prefix FROM %s s',
+            _config_sql(_generation), _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'), _rows)
 $$;
 
 -- The type in which side tables have tenants: the column's, as it was when they were made.
@@ -209,6 +211,25 @@ AS $$
         _reranker.name)
 $$;
 
+-- The roles that grant_worker has let at the queue.
+CREATE OR REPLACE FUNCTION _worker_roles() RETURNS SETOF regrole
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT DISTINCT a.grantee::regrole FROM pg_class c, aclexplode(c.relacl) a
+    WHERE c.oid = 'pgrerank.pending'::regclass AND a.privilege_type = 'UPDATE'
+      AND a.grantee NOT IN (0, c.relowner)
+$$;
+
+CREATE OR REPLACE FUNCTION _grant_side_table(_table text, _role regrole) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', _table, _role);
+END
+$$;
+
 -- Makes a side table visible exactly to those who may read the text in the source, for vectors can be inverted to text.
 -- Whom no row-level security restricts there is spared the look-up of each row, but for views and foreign tables, which
 -- may hide rows by other means; naming the documents at all has the grants checked. OFFSET 0 keeps the planner from
@@ -226,6 +247,7 @@ BEGIN
         $sql$, _table, _documents(_generation), CASE WHEN _is_table(_reranker.source)
             THEN format('(SELECT NOT row_security_active(s.oid) FROM %s s) OR', _source_sql(_reranker)) ELSE '' END);
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
+    PERFORM _grant_side_table(_table, w.role) FROM _worker_roles() w (role);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);
     EXECUTE format('ALTER TABLE %s OWNER TO %s', _table, _owner());
 END

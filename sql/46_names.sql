@@ -128,6 +128,17 @@ BEGIN
 END
 $$;
 
+-- Columns of other types may have expressions mean other functions.
+CREATE OR REPLACE FUNCTION _check_generation_code(_source regclass, _generation generations) RETURNS void
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT _check_code(_qualified(_source), e.expression)
+    FROM unnest(ARRAY[_generation.text_expression, _generation.language_expression, _generation.passage_prefix])
+        e (expression)
+    WHERE e.expression IS NOT NULL
+$$;
+
 -- The reranker of that name, once it has followed what was renamed, unless nothing may be written. SECURITY DEFINER:
 -- whoever searches or writes documents first after that need not own the function of documents. It takes nothing from
 -- its caller but a name.
@@ -188,14 +199,18 @@ BEGIN
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = _reranker.name LOOP
         BEGIN
             PERFORM _check_key_type(_reranker);
+            PERFORM _check_generation_code(_reranker.source, generation);
             generation := _generation_now(_reranker.source, renamed, generation);
+            PERFORM _check_generation_code(_reranker.source, generation);
             UPDATE generations g
             SET (text_columns, text_expression, language_expression, passage_prefix, tenant_column)
                 = (generation.text_columns, generation.text_expression, generation.language_expression,
                 generation.passage_prefix, generation.tenant_column)
             WHERE (g.reranker, g.number) = (generation.reranker, generation.number);
             PERFORM _create_documents(_reranker, generation);
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE;
+        WHEN OTHERS THEN
             PERFORM _create_unreadable(_reranker, generation, SQLSTATE, SQLERRM);
         END;
     END LOOP;

@@ -165,9 +165,12 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
+-- Nobody puts it on a table of their own.
+REVOKE EXECUTE ON FUNCTION _sync FROM PUBLIC;
+
 -- A query for the keys of updated rows that are new or have another text, language, tenant or prefix than before.
 CREATE OR REPLACE FUNCTION _changed_keys_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$

@@ -57,9 +57,10 @@ END
 $$;
 
 -- Searches hold their generation until their transaction ends. Waiting for one would make all new ones wait behind
--- us, so give up soon; whoever next finds the queue empty tries again.
+-- us, so give up soon; whoever next finds the queue empty tries again. SECURITY DEFINER: a worker need not own the side
+-- tables. It takes nothing from its caller but a name, and drops what is due.
 CREATE OR REPLACE FUNCTION _drop_retired(_reranker text) RETURNS void
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT SET lock_timeout = '100ms'
 AS $$
 BEGIN
@@ -72,3 +73,4 @@ EXCEPTION WHEN lock_not_available THEN
     RETURN;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION _drop_retired FROM PUBLIC;

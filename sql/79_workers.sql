@@ -43,6 +43,7 @@ BEGIN
     EXECUTE format($sql$
         CREATE USER MAPPING FOR %s SERVER %I OPTIONS (user 'pgrerank', password %L)
         $sql$, _owner(), _server, _password);
+    EXECUTE format('GRANT USAGE ON FOREIGN SERVER %I TO %s', _server, _owner());
 EXCEPTION WHEN insufficient_privilege THEN
     PERFORM _raise(SQLSTATE, format('role %s can''t set the worker: %s', current_user, SQLERRM), format(
         'Have an administrator run: GRANT USAGE ON FOREIGN DATA WRAPPER dblink_fdw TO %I;', current_user));
@@ -303,3 +304,56 @@ BEGIN
     RETURN proven;
 END
 $$;
+
+-- What a worker's role may do, if it is neither the owner of pgrerank's tables nor a superuser: what follows is all. It
+-- can change no setting, model, source or function.
+CREATE OR REPLACE FUNCTION _worker_grants() RETURNS TABLE (privileges text, object text)
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    VALUES ('SELECT, INSERT, UPDATE, DELETE', 'pending'),
+        ('USAGE', 'SEQUENCE ticket'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'setbacks'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'reconciliations'),
+        ('SELECT, UPDATE', 'word_statistics'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'announcements'),
+        ('UPDATE (generation)', 'rerankers'),
+        ('UPDATE (projection, retired_at)', 'generations'),
+        ('SELECT, INSERT', 'projections'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'calibrations'),
+        ('SELECT, DELETE', 'searches'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'counted_searches'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'summed_searches'),
+        ('SELECT, INSERT, UPDATE, DELETE', 'checked_queries'),
+        ('SELECT', 'stats_resets'),
+        ('SELECT', 'stats'),
+        ('SELECT', 'status'),
+        ('SELECT', 'queries'),
+        ('SELECT', 'qrels'),
+        ('SELECT', 'feedback'),
+        ('EXECUTE', 'FUNCTION _sync'),
+        ('EXECUTE', 'FUNCTION _drop_retired')
+$$;
+
+CREATE OR REPLACE FUNCTION grant_worker(role regrole) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    granted record;
+BEGIN
+    PERFORM _check_right('grant', 'all');
+    IF NOT (SELECT r.rolbypassrls OR r.rolsuper FROM pg_roles r WHERE r.oid = role) THEN
+        PERFORM _raise('insufficient_privilege', format('role %s is subject to row-level security: it would take '
+            'documents that it does not see for deleted ones', role),
+            format('Have an administrator run: ALTER ROLE %s BYPASSRLS;', role));
+    END IF;
+    FOR granted IN SELECT * FROM _worker_grants() LOOP
+        EXECUTE format('GRANT %s ON %s TO %s', granted.privileges, granted.object, role);
+    END LOOP;
+    PERFORM _grant_side_table(t.name, role)
+    FROM generations g, unnest(_keyed_tables(g) || _side_table(g, 'terms')) t (name);
+END
+$$;
+COMMENT ON FUNCTION grant_worker IS
+    'Lets a role run workers that owns nothing of pgrerank; of each source it needs SELECT, and UPDATE on a column';

@@ -89,9 +89,7 @@ BEGIN
     ELSIF jsonb_typeof(_value) IN ('object', 'array') THEN
         RAISE data_exception;
     END IF;
-    literal := format('%L::%s', value, (
-        SELECT format('%I.%I', n.nspname, t.typname) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-        WHERE t.oid = _target.type));
+    literal := format('%L::%s', value, _qualified_type(_target.type));
     EXECUTE 'SELECT ' || literal;
     RETURN literal;
 EXCEPTION WHEN data_exception THEN

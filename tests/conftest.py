@@ -20,7 +20,7 @@ _numbers = itertools.count(1)
 _LONG = (
     *("docs", "training", "benchmarks", "optimise", "cli", "demo", "tenants", "upgrade", "worker"),
     *("smaller_tokens", "http", "early_exit", "embedded", "native_install", "evaluate", "alembic"),
-    *("sqlalchemy", "mteb", "search", "lexical", "compose", "package"),
+    *("sqlalchemy", "mteb", "search", "lexical", "compose", "package", "worker_role"),
 )
 
 

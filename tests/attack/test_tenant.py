@@ -22,7 +22,7 @@ SEARCHES = [
     "SELECT content FROM pgrerank.documents_1_source()",
     "SELECT key, lexemes FROM pgrerank.documents_1_words",
     "SELECT * FROM pgrerank.documents_1",
-    "SELECT key, headings FROM pgrerank.documents_1_passages",
+    "SELECT key, hash FROM pgrerank.documents_1_passages",
     "SELECT key, tokens FROM pgrerank.documents_1_tokens",
     "SELECT * FROM pgrerank.documents_1_terms",
 ]

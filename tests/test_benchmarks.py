@@ -159,6 +159,14 @@ def test_long_documents(collection, open_folder):
         assert texts[row["document"]][begin:end] == texts[row["query"]]
 
 
+def test_passages(collection):
+    found = last_line("passages.py", collection, "--documents", 12, "--queries", 4)
+    assert found["documents"] == 12
+    names = {name.rpartition(", ")[2] for name in found["measures"]}
+    assert names == {"as one", "by passages"}
+    assert all(values["R@100"] == 1 for values in found["measures"].values())
+
+
 def test_tuning_on_halves(collection, open_folder):
     """Twenty-four queries, ten of which at least are in each half."""
     documents = (collection / "corpus.jsonl").read_text("utf-8").splitlines()[:24]

@@ -69,13 +69,16 @@ def test_search(pgrerank_connection, pgrerank_worker):
 
 
 @pytest.fixture
-def project(pytester, monkeypatch, tmp_path_factory):
+def project(request, pytester, monkeypatch, tmp_path_factory):
+    """A project of a user's, without the plugins that this one doesn't load either."""
     for name in list(os.environ):
         if name.startswith(("PYTEST_", "PGRERANK_", "DOCKER_")):
             monkeypatch.delenv(name)
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(TESTS)
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    left_out = [one for one in request.config.getini("addopts") if one.startswith("no:")]
+    options = " ".join(f"-p {one}" for one in left_out)
+    pytester.makeini(f"[pytest]\nfilterwarnings = error\naddopts = {options}\n")
     return pytester
 
 

@@ -223,7 +223,9 @@ class Ingest:
     def _pace(self, works: Sequence[Work], took: float) -> None:
         """Fit claims, portions and sessions to how fast documents are encoded."""
         took = max(took, 1e-3)
-        self._claim_size = max(1, min(LARGEST_CLAIM, int(len(works) / took * CLAIM_SECONDS)))
+        if all(len(work.passages) == len(work.cut.new) for work in works):  # no part of a document
+            fitting = int(len(works) / took * CLAIM_SECONDS)
+            self._claim_size = max(1, min(LARGEST_CLAIM, fitting))
         if characters := sum(len(one.reading) for work in works for one in work.passages):
             fitting = int(characters / took * PORTION_SECONDS)
             self._portion = max(SMALLEST_PORTION, min(LARGEST_PORTION, fitting))

@@ -48,7 +48,9 @@ BEGIN
     IF whole_keys IS NOT NULL THEN
         PERFORM _finish(target, stored, whole_keys, whole_tickets);
     END IF;
-    PERFORM _go_on(stored, keys, tickets);
+    IF array_position(hashes, NULL) IS NOT NULL THEN
+        PERFORM _go_on(stored, keys, tickets);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION store IS 'Stores the passages of claimed documents with their vectors, and finishes what is whole';

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from pgrerank.install import schema
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
 from pgrerank.passages import words
 from pgrerank.tokens import unpack
+from tests.helpers.searching import NamedSearch, use_engine
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
@@ -39,11 +38,7 @@ def long_dsn(request, make_database, pgrerank_template, tiny_models, tmp_path_fa
     """Three short documents and two long ones, encoded by a worker that stays up."""
     dsn = make_database(pgrerank_template)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        has_kernel = schema.maxsim_engine(connection) != "worker"
-        if request.param == "kernel" and not has_kernel:
-            pytest.skip("the server has no native kernel")
-        if request.param == "worker" and has_kernel:
-            connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+        use_engine(connection, request.param)
         source = Source(connection)
         for sentences in (30, 200):
             connection.execute(
@@ -60,16 +55,7 @@ def long_dsn(request, make_database, pgrerank_template, tiny_models, tmp_path_fa
 def search(long_dsn):
     """Calls the search function with named arguments; rows as dicts."""
     with psycopg.connect(long_dsn, autocommit=True, row_factory=dict_row) as connection:
-
-        def call(query: str | None = QUERY, **arguments: Any) -> list[dict[str, Any]]:
-            named = "".join(f", {name} => %({name})s" for name in arguments)
-            return connection.execute(
-                f"SELECT * FROM pgrerank.documents_search(%(query)s{named})",
-                {"query": query, **arguments},
-            ).fetchall()
-
-        call.connection = connection
-        yield call
+        yield NamedSearch(connection, QUERY)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from pgrerank.install import schema
 from pgrerank.tokens import unpack
+from tests.helpers.searching import NamedSearch, use_engine
 from tests.helpers.sources import Source
 from tests.helpers.workers import wait_for, worker
 
@@ -21,11 +21,7 @@ def searchable_dsn(request, make_database, pgrerank_template, tiny_models, tmp_p
     """Two hundred documents, encoded by a worker that stays up; MaxSim by either engine."""
     dsn = make_database(pgrerank_template)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        has_kernel = schema.maxsim_engine(connection) != "worker"
-        if request.param == "kernel" and not has_kernel:
-            pytest.skip("the server has no native kernel")
-        if request.param == "worker" and has_kernel:
-            connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+        use_engine(connection, request.param)
         source = Source(connection)
         connection.execute(
             "INSERT INTO documents (title, body, tenant, lang, published, extra)"
@@ -48,16 +44,7 @@ def search(searchable_dsn):
     with psycopg.connect(
         searchable_dsn, autocommit=True, row_factory=psycopg.rows.dict_row
     ) as connection:
-
-        def call(query: str | None = QUERY, **arguments):
-            named = "".join(f", {name} => %({name})s" for name in arguments)
-            return connection.execute(
-                f"SELECT * FROM pgrerank.documents_search(%(query)s{named})",
-                {"query": query, **arguments},
-            ).fetchall()
-
-        call.connection = connection
-        yield call
+        yield NamedSearch(connection, QUERY)
 
 
 def test_all_stages_rank_and_score(search):

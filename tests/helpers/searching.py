@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, LiteralString
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
+
+from pgrerank.install import schema
 
 
 def property_of(max_examples: int) -> settings:
@@ -43,3 +46,29 @@ class Searching:
         cursor = self.connection.cursor(row_factory=dict_row)
         statement = self._statement.format(function=function, named=named)
         return cursor.execute(statement, given).fetchall()
+
+
+class NamedSearch:
+    """Calls documents_search with a query, or a preset one, and arguments by name; rows as dicts.
+
+    The connection's rows are dicts.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], query: str) -> None:
+        self.connection = connection
+        self._query = query
+
+    def __call__(self, *query: str | None, **arguments: Any) -> list[dict[str, Any]]:
+        given = {"query": query[0] if query else self._query} | arguments
+        named = ", ".join(f"{name} => %({name})s" for name in given)
+        search = f"SELECT * FROM pgrerank.documents_search({named})"
+        return self.connection.execute(search, given).fetchall()
+
+
+def use_engine(connection: psycopg.Connection[Any], engine: str) -> None:
+    """Have MaxSim scored by "kernel" or "worker" here; skips where there is no kernel."""
+    has_kernel = schema.maxsim_engine(connection) != "worker"
+    if engine == "kernel" and not has_kernel:
+        pytest.skip("the server has no native kernel")
+    if engine == "worker" and has_kernel:
+        connection.execute("DROP EXTENSION pgrerank_native CASCADE")

@@ -18,6 +18,7 @@ from pgrerank.models.steps import Input, Prepared
 from pgrerank.models.windows import Cutter, room_for_text
 from pgrerank.passages import cut as cut_passages
 from tests.helpers import models_fixtures as tiny
+from tests.helpers.tokenizers import of_bytes, of_pieces
 
 WORDS = {"[UNK]": 0, "cat": 1, "sat": 2, "mat": 3, ".": 4}
 
@@ -29,33 +30,10 @@ def _words() -> Tokenizer:
     return tokenizer
 
 
-def _bytes() -> Tokenizer:
-    """Each byte is a token, as in decoders' tokenizers: an emoji has four of them."""
-    alphabet = {letter: number for number, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return tokenizer
-
-
-def _pieces() -> Tokenizer:
-    """Marks the start of a text like a space: a piece has more tokens than within its text."""
-    alphabet = [
-        ("▁", -9.0),
-        ("a", -3.0),
-        ("aa", -1.0),
-        ("aaa", -0.5),
-        ("▁aaa", -0.4),
-        ("<u>", -20.0),
-    ]
-    tokenizer = Tokenizer(models.Unigram(alphabet, unk_id=5))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    return tokenizer
-
-
 TEXTS = st.text(st.sampled_from("aab .\n。中🙂é\x00\u0301")) | st.text()
 
 
-@pytest.mark.parametrize("make", [_words, _bytes, _pieces])
+@pytest.mark.parametrize("make", [_words, of_bytes, of_pieces])
 @given(text=TEXTS, room=st.integers(4, 12))
 def test_windows_joined_are_the_text_and_fit(make: object, text: str, room: int) -> None:
     cutter = Cutter(make())  # type: ignore[operator]
@@ -67,7 +45,7 @@ def test_windows_joined_are_the_text_and_fit(make: object, text: str, room: int)
         assert window.tokens <= room or len(window.text.strip()) <= 1
 
 
-@pytest.mark.parametrize("make", [_words, _bytes, _pieces])
+@pytest.mark.parametrize("make", [_words, of_bytes, of_pieces])
 def test_a_text_that_fits_is_left_as_it_is(make: object) -> None:
     cutter = Cutter(make())  # type: ignore[operator]
     for text in ("", "   ", " cat\n"):
@@ -90,7 +68,7 @@ def test_cuts_are_at_ends_of_sentences_without_spaces() -> None:
 
 
 def test_a_decimal_point_ends_no_sentence_and_words_are_not_torn() -> None:
-    cutter = Cutter(_bytes())
+    cutter = Cutter(of_bytes())
     windows = cutter.cut(cutter.tokenise(["3.14159 pools " * 30])[0], 30)
     assert len(windows) > 12
     assert {window.text.split(maxsplit=1)[0] for window in windows} <= {"3.14159", "pools"}
@@ -103,13 +81,13 @@ def test_windows_are_of_about_one_length() -> None:
 
 
 def test_a_character_is_never_torn() -> None:
-    cutter = Cutter(_bytes())
+    cutter = Cutter(of_bytes())
     windows = cutter.cut(cutter.tokenise(["🙂" * 10])[0], 6)
     assert [window.text for window in windows] == ["🙂"] * 10
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark() -> None:
-    assert Cutter(_bytes()).tokenise(["a\ud83d"])[0].text == "a?"
+    assert Cutter(of_bytes()).tokenise(["a\ud83d"])[0].text == "a?"
 
 
 def test_the_cutter_leaves_the_models_tokenizer_as_it_was() -> None:

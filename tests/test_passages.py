@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from pgrerank.passages import Passage, Tokenise, cut
+from tests.helpers.tokenizers import of_bytes, of_pieces
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -38,29 +39,6 @@ def _pieces_of_words() -> Tokenizer:
     return tokenizer
 
 
-def _bytes() -> Tokenizer:
-    """Each byte is a token, white space too: an emoji has four of them."""
-    alphabet = {letter: number for number, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return tokenizer
-
-
-def _marked_words() -> Tokenizer:
-    """Marks the start of a text like a space: a part has more tokens than within its text."""
-    vocabulary = [
-        ("▁", -9.0),
-        ("a", -3.0),
-        ("aa", -1.0),
-        ("aaa", -0.5),
-        ("▁aaa", -0.4),
-        ("<u>", -20.0),
-    ]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=5))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    return tokenizer
-
-
 def tokens_of_words(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
     """Each word is a token."""
     found = []
@@ -70,7 +48,7 @@ def tokens_of_words(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
     return found
 
 
-TOKENISE = {make.__name__: _tokenise(make()) for make in (_pieces_of_words, _bytes, _marked_words)}
+TOKENISE = {make.__name__: _tokenise(make()) for make in (_pieces_of_words, of_bytes, of_pieces)}
 TEXTS = st.lists(
     st.text(st.sampled_from("aab .\n。中🙂é\x01\u0301\u200d"))
     | st.text()
@@ -140,7 +118,7 @@ def test_an_edit_changes_few_passages(per_paragraph: int) -> None:
 
 def test_a_text_that_fits_is_one_passage_and_a_blank_one_has_none() -> None:
     assert cut(" two words\n", tokens_of_words, size=4) == [Passage(0, 11, " two words\n")]
-    assert cut("", tokens_of_words, size=4) == cut(" \n" * 1000, TOKENISE["_bytes"], size=4) == []
+    assert cut("", tokens_of_words, size=4) == cut(" \n" * 1000, TOKENISE["of_bytes"], size=4) == []
 
 
 def test_cuts_are_at_ends_of_sentences() -> None:
@@ -187,7 +165,7 @@ def test_passages_are_at_least_a_third_full_but_the_last() -> None:
 
 def test_accents_and_joined_emoji_stay_whole() -> None:
     for letter in ("e\u0301", "👩\u200d👧", "👍🏽"):
-        passages = _texts(letter * 50, TOKENISE["_bytes"], size=24)
+        passages = _texts(letter * 50, TOKENISE["of_bytes"], size=24)
         assert {one.replace(letter, "") for one in passages} == {""}
 
 

@@ -142,7 +142,7 @@ def test_passages_of_any_markup_are_in_order_and_hold_what_is_read(
 ) -> None:
     parts = st.lists(st.sampled_from(PARTS[structure]) | st.text(max_size=5), max_size=30)
     text = "".join(data.draw(parts))
-    tokenise = TOKENISE["_bytes"]
+    tokenise = TOKENISE["of_bytes"]
     found = cut(text, tokenise, size=data.draw(st.integers(4, 24)), structure=structure)
     assert "".join("".join(one.text for one in found).split()) == "".join(
         words(text, structure).split()

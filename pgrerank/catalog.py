@@ -51,7 +51,7 @@ Steps = Generator[Statement, list[dict[str, Any]], T]
 
 _RERANKER: LiteralString = """
 SELECT pgrerank.schema_version() AS version, current_database() AS database,
-  r.name, r.source::text AS table, r.key_column::text AS key_column, r.key_type::text AS key_type,
+  r.name, r.source::text AS table, r.key_columns, r.key_type,
   coalesce(%(generation)s, r.generation) AS generation,
   pgrerank.settings(r.name, coalesce(%(generation)s, r.generation)) AS settings
 FROM pgrerank.rerankers r WHERE r.name = %(name)s"""
@@ -72,7 +72,7 @@ class Reranker:
 
     name: str
     table: str
-    key_column: str
+    key_columns: Sequence[str]
     key_type: str
     generation: int
     settings: Mapping[str, Any]
@@ -88,9 +88,40 @@ class Reranker:
         return dict.fromkeys(("keys", "after"), f"text[]::{self.key_type}[]")
 
     @property
+    def keys(self) -> sql.Composed:
+        """Names for the columns that a search returns a key as, whatever they are called."""
+        return sql.SQL(", ").join(map(sql.Identifier, self._key_names))
+
+    def key_of_source(self, row: str) -> sql.Composed:
+        """The key of a row of the source, by the row's alias."""
+        return self._key(row, self.key_columns)
+
+    def key_of_result(self, row: str) -> sql.Composed:
+        """The key of a search's row whose columns are named by `keys`."""
+        return self._key(row, self._key_names)
+
+    def is_document(self, source: str, result: str) -> sql.Composed:
+        """The condition that a search's row, named by `keys`, is of a row of the source."""
+        return sql.SQL("({}) = ({})").format(
+            _columns(source, self.key_columns), _columns(result, self._key_names)
+        )
+
+    @property
+    def _key_names(self) -> list[str]:
+        return [f"key_{place}" for place, _ in enumerate(self.key_columns, 1)]
+
+    def _key(self, row: str, columns: Sequence[str]) -> sql.Composed:
+        made = sql.SQL("{}" if len(columns) == 1 else "ROW({})").format(_columns(row, columns))
+        return sql.SQL("({}::{})").format(made, sql.SQL(self.key_type))
+
+    @property
     def search(self) -> sql.Identifier:
         """The name of its search function."""
         return sql.Identifier("pgrerank", f"{self.name}_search")
+
+
+def _columns(row: str, names: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(row, name) for name in names)
 
 
 def call_statement(

@@ -39,23 +39,22 @@ WHERE attrelid = %(source)s::regclass AND attnum > 0 AND NOT attisdropped
 ORDER BY attnum"""
 
 _SEARCH = sql.SQL("""
-WITH found AS (SELECT * FROM ({search}) f (key))
-SELECT f.key::text AS key, {text} AS text, {columns} AS columns, jsonb_build_object(
+WITH found AS (SELECT {key}::text AS key, f.* FROM ({search}) f ({keys}))
+SELECT f.key, {text} AS text, {columns} AS columns, jsonb_build_object(
     'score', f.score, 'rank', f.rank, 'stage', f.stage, 'degraded', f.degraded, 'reason', f.reason,
     'relevance', f.relevance, 'passage_start', f.passage_start, 'passage_end', f.passage_end)
     || jsonb_strip_nulls(jsonb_build_object('passages', f.passages, 'highlights', f.highlights))
     AS said
-FROM found f JOIN {source} d ON d.{key} = f.key {texts} ORDER BY f.rank""")
+FROM found f JOIN {source} d ON {is_document} {texts} ORDER BY f.rank""")
 
 _PASSAGE = "coalesce(f.passage, t.content, '')"
 
 _TEXTS = sql.SQL(
-    "LEFT JOIN pgrerank.texts({}, (SELECT array_agg(key::text) FROM found)) t"
-    " ON t.key = f.key::text"
+    "LEFT JOIN pgrerank.texts({}, (SELECT array_agg(key) FROM found)) t ON t.key = f.key"
 )
 
 _RERANKED = sql.SQL(
-    "SELECT f.key::text AS key, f.score, f.relevance FROM ({}) f (key) ORDER BY f.rank"
+    "SELECT {key}::text AS key, f.score, f.relevance FROM ({search}) f ({keys}) ORDER BY f.rank"
 )
 
 
@@ -114,7 +113,9 @@ def retrieve(
             sql.SQL(", ").join(names)
         ),
         source=sql.SQL(described.table),
-        key=sql.Identifier(described.key_column),
+        key=described.key_of_result("f"),
+        keys=described.keys,
+        is_document=described.is_document("d", "f"),
     )
     rows = yield statement, values
     return [Found(**row) for row in rows]
@@ -129,7 +130,10 @@ def rerank(
     """
     described = yield from reranker_steps(reranker)
     search, values = _search(described, {**arguments, "query": query, "keys": keys})
-    rows = yield _RERANKED.format(search), values
+    statement = _RERANKED.format(
+        search=search, key=described.key_of_result("f"), keys=described.keys
+    )
+    rows = yield statement, values
     return [Ranked(**row) for row in rows]
 
 

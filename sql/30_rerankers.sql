@@ -3,14 +3,15 @@
 CREATE TABLE IF NOT EXISTS rerankers (
     name text PRIMARY KEY,
     source regclass NOT NULL,
-    key_column name NOT NULL,
+    key_columns text[] NOT NULL,
     key_type text NOT NULL,
     generation int NOT NULL,
     source_names jsonb,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE rerankers IS 'A reranker: a source table, its stages and their sizes';
-COMMENT ON COLUMN rerankers.key_type IS 'The type of the source''s key, without a length; a domain''s own';
+COMMENT ON COLUMN rerankers.key_type IS
+    'The type of the source''s key, without a length; a domain''s own; pgrerank.NAME_key where it has several columns';
 COMMENT ON COLUMN rerankers.source_names IS
     'Names of the source and, by their numbers, names and types of its columns when it was looked at last';
 COMMENT ON COLUMN rerankers.generation IS 'The generation that searches read';
@@ -147,8 +148,8 @@ AS $$
         ('duplicate_threshold', 'double precision', '1', 'rerankers', true, NULL, true, NULL,
             'x > 0 AND x <= 1', 'more than 0, up to 1',
             'Cosine similarity to a better document above which one is left out; 1: none is'),
-        ('key_column', 'text', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
-            'The column that tells documents apart; by default the primary key''s'),
+        ('key_columns', 'text[]', NULL, 'rerankers', false, NULL, false, NULL, NULL, NULL,
+            'The columns that tell documents apart; by default the primary key''s'),
         ('min_relevance', 'double precision', NULL, 'rerankers', true, '0', true, NULL,
             'x IS NULL OR x BETWEEN 0 AND 1', '0 to 1',
             'Documents with less relevance are left out of an answer; NULL: none is'),

@@ -64,17 +64,17 @@ AS $$
     HAVING count(*) > 0
 $$;
 
--- The columns of a table's primary key.
+-- The columns of a table's primary key, as its index has them.
 CREATE OR REPLACE FUNCTION _primary_key(_source regclass) RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(a.attname::text ORDER BY a.attnum)
+    SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))
     FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
     WHERE i.indrelid = _source AND i.indisprimary
 $$;
 
--- The type of a key, as side tables and statements have it: a domain's own, without a length.
+-- The type of a column of a key, as side tables and statements have it: a domain's own, without a length.
 CREATE OR REPLACE FUNCTION _key_type(_source regclass, _column text) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
@@ -100,15 +100,15 @@ BEGIN
 END
 $$;
 
--- The source's key: the column declared, or else the only one of its primary key. Raises an error that says what is in
--- the way.
-CREATE OR REPLACE FUNCTION _source_key(_source regclass, _declared text, OUT key_column name, OUT key_type text)
+-- The source's key: the columns declared, or else those of its primary key. Raises an error that says what is in the
+-- way.
+CREATE OR REPLACE FUNCTION _source_key(_source regclass, _declared text[]) RETURNS text[]
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     columns text[] := _primary_key(_source);
-    hint text := 'Name a column that tells its rows apart: key_column => ''id''.';
+    hint text := 'Name the columns that tell its rows apart: key_columns => ''{id}''.';
 BEGIN
     IF NOT _is_table(_source) AND _described(_source) LIKE 'relation %' THEN
         PERFORM _raise('wrong_object_type', format('%s is neither a table nor a view', _source));
@@ -117,41 +117,124 @@ BEGIN
             _described(_source)), 'Name a table that stays.');
     ELSIF _declared IS NULL AND columns IS NULL THEN
         PERFORM _raise('invalid_table_definition', format('%s has no primary key', _described(_source)),
-            CASE WHEN _is_table(_source) THEN format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...); or name a column '
-                'that is unique and not null: key_column => ''id''.', _source) ELSE hint END);
-    ELSIF _declared IS NULL AND cardinality(columns) > 1 THEN
-        PERFORM _raise('feature_not_supported',
-            format('table %s has a composite primary key (%s): pgrerank wants one of a single column',
-                _source, array_to_string(columns, ', ')),
-            'Name a column that is unique and not null, a bigint identity for example: key_column => ''id''.');
+            CASE WHEN _is_table(_source) THEN format('Add one: ALTER TABLE %s ADD PRIMARY KEY (...); or name columns '
+                'that are unique and not null: key_columns => ''{id}''.', _source) ELSE hint END);
+    ELSIF cardinality(_declared) NOT BETWEEN 1 AND 32
+        OR cardinality(_declared) > (SELECT count(DISTINCT d.name) FROM unnest(_declared) d (name)) THEN
+        PERFORM _raise('invalid_parameter_value',
+            format('key_columns is %L, expected 1 to 32 columns, each once', _declared), hint);
     END IF;
-    key_column := coalesce(_declared, columns[1]);
-    key_type := _key_type(_source, key_column);
-    IF _is_table(_source) AND columns IS DISTINCT FROM ARRAY[key_column::text] THEN
-        PERFORM _check_unique(_source, key_column);
+    IF _is_table(_source) AND columns IS DISTINCT FROM coalesce(_declared, columns) THEN
+        PERFORM _check_unique(_source, _declared);
     END IF;
+    RETURN coalesce(_declared, columns);
 END
 $$;
 
--- Raises an error unless a table's column is unique and not null.
-CREATE OR REPLACE FUNCTION _check_unique(_source regclass, _column text) RETURNS void
+-- Raises an error unless columns of a table are unique together, and not null.
+CREATE OR REPLACE FUNCTION _check_unique(_source regclass, _columns text[]) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    key pg_attribute;
-BEGIN
-    SELECT * INTO key FROM pg_attribute a WHERE a.attrelid = _source AND a.attname = _column;
-    IF NOT key.attnotnull OR NOT EXISTS (
+    named text := (SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.place)
+        FROM unnest(_columns) WITH ORDINALITY c (name, place));
+    nullable text := (
+        SELECT string_agg(format('ALTER COLUMN %I SET NOT NULL', c.name), ', ' ORDER BY c.place)
+        FROM unnest(_columns) WITH ORDINALITY c (name, place)
+        JOIN pg_attribute a ON (a.attrelid, a.attname) = (_source, c.name) WHERE NOT a.attnotnull);
+    numbers int2[] := ARRAY(SELECT a.attnum FROM pg_attribute a
+        WHERE a.attrelid = _source AND a.attname = ANY (_columns) ORDER BY a.attnum);
+    is_unique boolean := EXISTS (
         SELECT FROM pg_index i
-        WHERE i.indrelid = _source AND i.indnkeyatts = 1 AND i.indkey[0] = key.attnum
-          AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL) THEN
-        PERFORM _raise('invalid_table_definition', format('key_column %s.%I is %s', _source, _column,
-                CASE WHEN key.attnotnull THEN 'not unique' ELSE 'not declared NOT NULL' END),
-            format('Make it a key: ALTER TABLE %1$s ADD UNIQUE (%2$I), ALTER COLUMN %2$I SET NOT NULL;',
-                _source, _column));
+        WHERE i.indrelid = _source AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL
+          AND ARRAY(SELECT k.number FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k (number) ORDER BY k.number) = numbers);
+BEGIN
+    PERFORM _column_type(_source, c.name) FROM unnest(_columns) c (name);
+    IF nullable IS NOT NULL OR NOT is_unique THEN
+        PERFORM _raise('invalid_table_definition', format('key_columns (%s) of %s are not %s', named,
+                _described(_source), CASE WHEN nullable IS NULL THEN 'unique' ELSE 'declared NOT NULL' END),
+            format('Make it a key: ALTER TABLE %s %s;', _source,
+                concat_ws(', ', CASE WHEN NOT is_unique THEN format('ADD UNIQUE (%s)', named) END, nullable)));
     END IF;
 END
+$$;
+
+-- The type of a reranker's key: that of its column or, where there are several, one of ours that has all of them. A
+-- column's collation goes with it: keys are as equal, and in the order, as the source has them.
+CREATE OR REPLACE FUNCTION _create_key_type(_reranker rerankers) RETURNS text
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    key_type text := format('pgrerank.%I', _reranker.name || '_key');
+BEGIN
+    IF cardinality(_reranker.key_columns) = 1 THEN
+        RETURN _key_type(_reranker.source, _reranker.key_columns[1]);
+    END IF;
+    EXECUTE format('CREATE TYPE %s AS (%s)', key_type, (
+        SELECT string_agg(format('%I %s', c.name, _key_type(_reranker.source, c.name))
+            || coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, ''), ', ' ORDER BY c.place)
+        FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
+        JOIN pg_attribute a ON (a.attrelid, a.attname) = (_reranker.source, c.name)));
+    EXECUTE format(
+        'COMMENT ON TYPE %s IS %L', key_type, format('The key of a document of reranker %s', _reranker.name));
+    EXECUTE format('ALTER TYPE %s OWNER TO %s', key_type, _owner());
+    RETURN key_type;
+END
+$$;
+
+-- The columns of a type of ours, by whatever names it was made with; no row for any other.
+CREATE OR REPLACE FUNCTION _parts_of_type(_key_type text) RETURNS TABLE (place bigint, part name, type text)
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT row_number() OVER (ORDER BY a.attnum), a.attname, a.atttypid::regtype::text
+    FROM pg_type t JOIN pg_attribute a ON a.attrelid = t.typrelid
+    WHERE t.oid = _key_type::regtype AND t.typtype = 'c'
+$$;
+
+-- A key as a list of expressions. The planner finds a document of the source by these: it sees through a composite
+-- value that is made of columns to the columns, and knows no index on the value.
+CREATE OR REPLACE FUNCTION _parts(_reranker rerankers, _key text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN cardinality(_reranker.key_columns) = 1 THEN _key ELSE (
+        SELECT string_agg(format('(%s).%I', _key, p.part), ', ' ORDER BY p.place)
+        FROM _parts_of_type(_reranker.key_type) p) END
+$$;
+
+-- The key of a row of the source. Its types have their schema: policies rest on it.
+CREATE OR REPLACE FUNCTION _key_of(_reranker rerankers, _row text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('%s.%I::%s', _row, _reranker.key_columns[1], _qualified_type(_reranker.key_type::regtype))
+    WHERE cardinality(_reranker.key_columns) = 1
+    UNION ALL
+    SELECT format('ROW(%s)::%s', string_agg(
+        format('%s.%I::%s', _row, c.name, _qualified_type(p.type::regtype)), ', ' ORDER BY c.place), _reranker.key_type)
+    FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
+    JOIN _parts_of_type(_reranker.key_type) p USING (place)
+    HAVING count(*) > 1
+$$;
+
+-- The condition that two keys are the same, by which a document of the source is found.
+CREATE OR REPLACE FUNCTION _same_key(_reranker rerankers, _one text, _other text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT format('(%s) = (%s)', _parts(_reranker, _one), _parts(_reranker, _other)) $$;
+
+-- The condition that a document's key is among those in an array of texts.
+CREATE OR REPLACE FUNCTION _among(_reranker rerankers, _key text, _keys text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN cardinality(_reranker.key_columns) = 1
+        THEN format('%s = ANY (%s::%s[])', _key, _keys, _reranker.key_type)
+        ELSE format('(%s) IN (SELECT %s FROM (SELECT u.key::%s AS key FROM unnest(%s) u (key)) k)',
+            _parts(_reranker, _key), _parts(_reranker, 'k.key'), _reranker.key_type, _keys) END
 $$;
 
 -- Raises an error where keys, which a query yields, of a relation that can't declare them are none.
@@ -168,9 +251,9 @@ BEGIN
             GROUP BY k.key HAVING count(*) > 1 OR k.key IS NULL LIMIT 1
             $sql$, _keys) INTO broken;
         IF broken.times > 0 THEN
-            PERFORM _raise('unique_violation', format('key_column %I of %s is no key: %s comes %s times',
-                _reranker.key_column, _described(_reranker.source), coalesce(quote_literal(broken.key), 'NULL'),
-                broken.times));
+            PERFORM _raise('unique_violation', format('key_columns (%s) of %s is no key: %s comes %s times',
+                array_to_string(_reranker.key_columns, ', '), _described(_reranker.source),
+                coalesce(quote_literal(broken.key), 'NULL'), broken.times));
         END IF;
     END IF;
 END
@@ -181,7 +264,7 @@ CREATE OR REPLACE FUNCTION _check_all_keys(_reranker rerankers) RETURNS void
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT _check_keys(_reranker, format('SELECT s.%I FROM %s s', _reranker.key_column, _reranker.source))
+    SELECT _check_keys(_reranker, format('SELECT %s FROM %s s', _key_of(_reranker, 's'), _reranker.source))
 $$;
 CREATE OR REPLACE FUNCTION _check_found_keys(_reranker rerankers, _keys text[], _passages int[] DEFAULT NULL)
 RETURNS void

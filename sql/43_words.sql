@@ -184,8 +184,8 @@ BEGIN
     IF mean_length IS NULL THEN
         EXECUTE format($sql$
             SELECT avg((SELECT sum(w.occurrences) FROM _words(d.config, d.content) w))
-            FROM %s d WHERE d.key = ANY ($1::%s[])
-            $sql$, _documents(_generation), _reranker.key_type)
+            FROM %s d WHERE %s
+            $sql$, _documents(_generation), _among(_reranker, 'd.key', '$1'))
         INTO mean_length USING _keys;
     END IF;
     PERFORM _write_words(_reranker, _generation, _keys, coalesce(mean_length, 1));

@@ -44,8 +44,8 @@ CREATE OR REPLACE FUNCTION _documents_sql(_reranker rerankers, _generation gener
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT s.%I::%s AS key, (%s)::pg_catalog.text AS content, ', _reranker.key_column,
-            _qualified_type(_reranker.key_type::regtype), _generation.text_expression)
+    SELECT format('SELECT %s AS key, (%s)::pg_catalog.text AS content, ', _key_of(_reranker, 's'),
+            _generation.text_expression)
         || format('(%s)::pg_catalog.text AS config, %s AS tenant, (%s)::pg_catalog.text AS prefix FROM %s s',
             _config_sql(_generation), _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'), _rows)
 $$;
@@ -99,9 +99,8 @@ CREATE OR REPLACE FUNCTION _alive_sql(_reranker rerankers, _generation generatio
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT d.* FROM %s d JOIN %s source ON source.%I = d.key ',
-            _documents(_generation), _reranker.source, _reranker.key_column)
-        || format('WHERE d.key = ANY ($1::%s[])', _reranker.key_type)
+    SELECT format('SELECT d.* FROM %s d JOIN %s source ON %s WHERE %s', _documents(_generation), _reranker.source,
+            _same_key(_reranker, _key_of(_reranker, 'source'), 'd.key'), _among(_reranker, 'd.key', '$1'))
         || CASE WHEN _is_table(_reranker.source) THEN ' FOR KEY SHARE OF source SKIP LOCKED' ELSE '' END
 $$;
 
@@ -242,10 +241,11 @@ AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', _table);
     EXECUTE format($sql$
-        CREATE POLICY visible_with_source ON %1$s FOR SELECT
-        USING (%3$s EXISTS (SELECT d.content FROM %2$s d WHERE d.key = %1$s.key OFFSET 0))
-        $sql$, _table, _documents(_generation), CASE WHEN _is_table(_reranker.source)
-            THEN format('(SELECT NOT row_security_active(s.oid) FROM %s s) OR', _source_sql(_reranker)) ELSE '' END);
+        CREATE POLICY visible_with_source ON %s FOR SELECT
+        USING (%s EXISTS (SELECT d.content FROM %s d WHERE %s OFFSET 0))
+        $sql$, _table, CASE WHEN _is_table(_reranker.source)
+            THEN format('(SELECT NOT row_security_active(s.oid) FROM %s s) OR', _source_sql(_reranker)) ELSE '' END,
+        _documents(_generation), _same_key(_reranker, 'd.key', _table || '.key'));
     EXECUTE format('GRANT SELECT ON %s TO PUBLIC', _table);
     PERFORM _grant_side_table(_table, w.role) FROM _worker_roles() w (role);
     EXECUTE format('COMMENT ON TABLE %s IS %L', _table, _comment);

@@ -37,6 +37,14 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT coalesce(_renamed ->> _name, _name) $$;
 
+-- Names in their order, as they are now.
+CREATE OR REPLACE FUNCTION _names_now(_renamed jsonb, _names text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT array_agg(_name_now(_renamed, n.name) ORDER BY n.place) FROM unnest(_names) WITH ORDINALITY n (name, place)
+$$;
+
 -- A filter's name as it is now: of a column, or a path that begins with one.
 CREATE OR REPLACE FUNCTION _path_now(_renamed jsonb, _name text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
@@ -115,9 +123,7 @@ BEGIN
     IF _renamed = '{}' THEN
         RETURN _generation;
     END IF;
-    _generation.text_columns := (
-        SELECT array_agg(_name_now(_renamed, c.name) ORDER BY c.place)
-        FROM unnest(_generation.text_columns) WITH ORDINALITY c (name, place));
+    _generation.text_columns := _names_now(_renamed, _generation.text_columns);
     _generation.text_expression := CASE WHEN _generation.text_columns IS NULL
         THEN _expression_now(_source, _renamed, _generation.text_expression)
         ELSE _text_expression(_source, _generation.text_columns, NULL) END;
@@ -164,15 +170,21 @@ CREATE OR REPLACE FUNCTION _check_source(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    dropped text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = _reranker.source) THEN
         PERFORM _raise('undefined_table', format('the source table of reranker "%s" has been dropped', _reranker.name),
             format('Call pgrerank.drop_reranker(%L).', _reranker.name));
-    ELSIF NOT EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = _reranker.source AND a.attname = _reranker.key_column AND NOT a.attisdropped) THEN
+    END IF;
+    dropped := (
+        SELECT min(c.name) FROM unnest(_reranker.key_columns) c (name)
+        WHERE NOT EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = _reranker.source AND a.attname = c.name AND NOT a.attisdropped));
+    IF dropped IS NOT NULL THEN
         PERFORM _raise('undefined_column', format('the key column %I of reranker "%s" has been dropped from %s',
-            _reranker.key_column, _reranker.name, _described(_reranker.source)),
+            dropped, _reranker.name, _described(_reranker.source)),
             format('Call pgrerank.drop_reranker(%L), and create it again over another key.', _reranker.name));
     END IF;
 END
@@ -192,7 +204,7 @@ BEGIN
         RETURN;
     END IF;
     UPDATE rerankers r
-    SET source_names = _now, key_column = _name_now(renamed, r.key_column),
+    SET source_names = _now, key_columns = _names_now(renamed, r.key_columns),
         embedding_column = _name_now(renamed, r.embedding_column), group_by = _path_now(renamed, r.group_by),
         signals = _signals_now(renamed, r.signals)
     WHERE r.name = _reranker.name RETURNING * INTO _reranker;
@@ -223,11 +235,16 @@ LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    present text := _key_type(_reranker.source, _reranker.key_column);
+    changed record;
 BEGIN
-    IF present <> _reranker.key_type THEN
+    SELECT c.name, _key_type(_reranker.source, c.name) AS present, coalesce(p.type, _reranker.key_type) AS was
+    INTO changed
+    FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
+    LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place)
+    WHERE _key_type(_reranker.source, c.name) <> coalesce(p.type, _reranker.key_type) LIMIT 1;
+    IF FOUND THEN
         PERFORM _raise('datatype_mismatch', format('key %I is of type %s, and was of %s: drop the reranker, and create '
-            'it again', _reranker.key_column, present, _reranker.key_type));
+            'it again', changed.name, changed.present, changed.was));
     END IF;
 END
 $$;

@@ -33,8 +33,8 @@ BEGIN
     LOOP
         EXECUTE format($sql$
             UPDATE %s s SET tenant = d.tenant FROM %s d
-            WHERE s.key = ANY ($1::%s[]) AND d.key = s.key AND s.tenant IS DISTINCT FROM d.tenant
-            $sql$, stored, _documents(_generation), _reranker.key_type)
+            WHERE s.key = ANY ($1::%s[]) AND %s AND s.tenant IS DISTINCT FROM d.tenant
+            $sql$, stored, _documents(_generation), _reranker.key_type, _same_key(_reranker, 'd.key', 's.key'))
         USING _keys;
     END LOOP;
 END

@@ -59,8 +59,7 @@ BEGIN
     PERFORM _check_new(_name, _source);
     reranker.name := _name;
     reranker.source := _source;
-    SELECT k.key_column, k.key_type INTO reranker.key_column, reranker.key_type
-    FROM _source_key(_source, reranker.key_column) k;
+    reranker.key_columns := _source_key(_source, reranker.key_columns);
     reranker.generation := 1;
     reranker.source_names := _names_of(_source);
     reranker.created_at := now();
@@ -70,6 +69,7 @@ BEGIN
     generation.created_at := now();
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
+    reranker.key_type := _create_key_type(reranker);
     PERFORM _check_all_keys(reranker);
     generation.text_expression := _text_expression(_source, generation.text_columns, generation.text_expression);
     generation := _with_expressions(_source, generation);
@@ -259,6 +259,7 @@ BEGIN
     DELETE FROM searches s WHERE s.reranker = target.name;
     PERFORM _forget_stats(target.name);
     PERFORM _drop_stale_side_tables(target.name);
+    EXECUTE format('DROP TYPE IF EXISTS pgrerank.%I', target.name || '_key');
 END
 $$;
 COMMENT ON FUNCTION drop_reranker IS

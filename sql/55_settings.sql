@@ -1,10 +1,10 @@
 -- What a reranker was made with, in the words of create_reranker: for those who compare a declaration with it.
 
--- A key column as it has to be declared: NULL where it is the primary key's.
-CREATE OR REPLACE FUNCTION _declared_key(_source regclass, _column text) RETURNS text
+-- Columns of a key as they have to be declared: NULL where they are the primary key's.
+CREATE OR REPLACE FUNCTION _declared_key(_source regclass, _columns text[]) RETURNS text[]
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
-AS $$ SELECT CASE WHEN _primary_key(_source) IS DISTINCT FROM ARRAY[_column] THEN _column END $$;
+AS $$ SELECT nullif(_columns, _primary_key(_source)) $$;
 
 CREATE OR REPLACE FUNCTION settings(reranker text, generation int DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql STABLE
@@ -20,7 +20,7 @@ BEGIN
         described.text_expression := NULL;
     END IF;
     stored := to_jsonb(target) || to_jsonb(described)
-        || jsonb_build_object('key_column', _declared_key(target.source, target.key_column));
+        || jsonb_build_object('key_columns', _declared_key(target.source, target.key_columns));
     RETURN jsonb_build_object('source', _qualified(target.source)) || (
         SELECT jsonb_object_agg(s.setting, stored -> s.setting) FROM _settings() s);
 END
@@ -68,7 +68,8 @@ BEGIN
             values := values || jsonb_build_object(one, _checked_expression(source_table, one, declared ->> one));
         END IF;
     END LOOP;
-    values := values || jsonb_build_object('key_column', _declared_key(source_table, declared ->> 'key_column'))
+    values := values || jsonb_build_object('key_columns', _declared_key(source_table,
+            (jsonb_populate_record(NULL::rerankers, declared)).key_columns))
         || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
         THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END);
     RETURN QUERY

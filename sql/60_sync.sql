@@ -134,15 +134,15 @@ BEGIN
             CASE TG_OP
             WHEN 'INSERT' THEN
                 EXECUTE _enqueue_sql(reranker.name, generation.number,
-                    format('SELECT n.%I::text AS key FROM new_rows n', reranker.key_column));
+                    format('SELECT (%s)::text AS key FROM new_rows n', _key_of(reranker, 'n')));
             WHEN 'UPDATE' THEN
                 EXECUTE _enqueue_sql(reranker.name, generation.number, _changed_keys_sql(reranker, generation));
                 EXECUTE _forget_sql(generation, format($sql$
-                    SELECT o.%1$I AS key FROM old_rows o
-                    WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.%1$I = o.%1$I)
-                    $sql$, reranker.key_column));
+                    SELECT %s AS key FROM old_rows o WHERE NOT EXISTS (SELECT FROM new_rows n WHERE %s)
+                    $sql$, _key_of(reranker, 'o'),
+                    _same_key(reranker, _key_of(reranker, 'n'), _key_of(reranker, 'o'))));
             WHEN 'DELETE' THEN
-                EXECUTE _forget_sql(generation, format('SELECT o.%I AS key FROM old_rows o', reranker.key_column));
+                EXECUTE _forget_sql(generation, format('SELECT %s AS key FROM old_rows o', _key_of(reranker, 'o')));
             WHEN 'TRUNCATE' THEN
                 IF TG_RELID <> reranker.source THEN
                     UPDATE reconciliations c SET after_key = NULL, whole_at = NULL
@@ -175,11 +175,11 @@ SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         SELECT n.key::text
-        FROM (%s) n LEFT JOIN (%s) o USING (key)
+        FROM (%s) n LEFT JOIN (%s) o ON %s
         WHERE o.key IS NULL OR (n.content, n.config, n.tenant, n.prefix)
             IS DISTINCT FROM (o.content, o.config, o.tenant, o.prefix)
         $sql$, _documents_sql(_reranker, _generation, 'new_rows'),
-        _documents_sql(_reranker, _generation, 'old_rows'))
+        _documents_sql(_reranker, _generation, 'old_rows'), _same_key(_reranker, 'n.key', 'o.key'))
 $$;
 
 -- Enqueues the documents whose stored vectors are missing or made from another text, forgets vectors whose document is
@@ -216,11 +216,11 @@ COMMENT ON FUNCTION enqueue IS
 
 -- A query for the keys of stored vectors whose document is gone.
 CREATE OR REPLACE FUNCTION _orphaned_keys_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT s.key FROM %s s WHERE NOT EXISTS (SELECT FROM %s d WHERE d.%I = s.key)',
-        _side_table(_generation), _reranker.source, _reranker.key_column)
+    SELECT format('SELECT s.key FROM %s s WHERE NOT EXISTS (SELECT FROM %s d WHERE %s)',
+        _side_table(_generation), _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 's.key'))
 $$;
 
 -- A query for the keys of documents whose vectors are missing, or of another text or tenant, and that are not enqueued.

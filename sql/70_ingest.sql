@@ -165,7 +165,7 @@ BEGIN
         claim.embedding_model := NULL;
     END IF;
     EXECUTE format($sql$
-        WITH d AS MATERIALIZED (SELECT * FROM %1$s d WHERE d.key = ANY ($1::%2$s[]))
+        WITH d AS MATERIALIZED (SELECT * FROM %1$s d WHERE %5$s)
         SELECT array_agg(c.key ORDER BY c.place), array_agg(c.ticket ORDER BY c.place),
             array_agg(d.content ORDER BY c.place), array_agg(d.prefix ORDER BY c.place),
             array_agg(h.hash ORDER BY c.place),
@@ -178,7 +178,7 @@ BEGIN
         LEFT JOIN %3$s s ON s.key = d.key,
         LATERAL (SELECT _content_hash(d.content, d.prefix) AS hash) h
         $sql$, _documents(_generation), _reranker.key_type, _side_table(_generation),
-        _side_table(_generation, 'passages'))
+        _side_table(_generation, 'passages'), _among(_reranker, 'd.key', '$1'))
     INTO claim.keys, claim.tickets, claim.contents, claim.prefixes, claim.content_hashes, claim.are_encoded,
         claim.stored_passages
     USING _keys, _tickets;
@@ -196,9 +196,10 @@ DECLARE
 BEGIN
     RETURN QUERY EXECUTE format($sql$
         SELECT d.content
-        FROM (SELECT s.%1$I AS key FROM %2$s s ORDER BY random() LIMIT $1) k JOIN %3$s d ON d.key = k.key
+        FROM (SELECT %s AS key FROM %s s ORDER BY random() LIMIT $1) k JOIN %s d ON %s
         WHERE d.content ~ '\S'
-        $sql$, target.key_column, target.source, _documents(_known_generation(target.name, generation)))
+        $sql$, _key_of(target, 's'), target.source, _documents(_known_generation(target.name, generation)),
+        _same_key(target, 'd.key', 'k.key'))
     USING _sample_size();
 END
 $$;

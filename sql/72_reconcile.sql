@@ -51,15 +51,20 @@ $$;
 COMMENT ON FUNCTION reconcile IS
     'Compares the next page of source and stored vectors, and enqueues what differs; returns whether it was the last';
 
--- The condition that a key is above the one and not above the other; NULL sets no bound.
-CREATE OR REPLACE FUNCTION _within_sql(_alias text, _reranker rerankers, _after text, _last text DEFAULT NULL)
+-- The condition that a key of the source, d.key, or of a side table, s.key, is above the one and not above the other, as
+-- the index there has it; NULL sets no bound.
+CREATE OR REPLACE FUNCTION _within_sql(_key text, _reranker rerankers, _after text, _last text DEFAULT NULL)
 RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT concat_ws(' AND ', 'true',
-        CASE WHEN _after IS NOT NULL THEN format('%s.key > %L::%s', _alias, _after, _reranker.key_type) END,
-        CASE WHEN _last IS NOT NULL THEN format('%s.key <= %L::%s', _alias, _last, _reranker.key_type) END)
+    SELECT concat_ws(' AND ', 'true', (
+        SELECT string_agg(CASE _key WHEN 'd.key'
+            THEN format('(%s) %s (%s)', _parts(_reranker, _key), b.operator, _parts(_reranker, b.key))
+            ELSE format('%s %s %s', _key, b.operator, b.key) END, ' AND ')
+        FROM (VALUES ('>', _after), ('<=', _last)) g (operator, given),
+            LATERAL (SELECT g.operator, format('%L::%s', g.given, _reranker.key_type) AS key) b
+        WHERE g.given IS NOT NULL))
 $$;
 
 -- Compares the keys that follow the given one in source or side table; returns the last of them, NULL at the end.
@@ -74,17 +79,18 @@ BEGIN
     EXECUTE format($sql$
         SELECT max(k.key::text) FILTER (WHERE k.place = $1) FROM (
             SELECT u.key, row_number() OVER (ORDER BY u.key) AS place FROM (
-                (SELECT d.key FROM %s d WHERE %s ORDER BY d.key LIMIT $1)
-                UNION (SELECT s.key FROM %s s WHERE %s ORDER BY s.key LIMIT $1)) u) k
-        $sql$, _documents(_generation), _within_sql('d', _reranker, _after), _side_table(_generation),
-        _within_sql('s', _reranker, _after))
+                (SELECT d.key FROM %s d WHERE %s LIMIT $1)
+                UNION (SELECT s.key FROM %s s WHERE %s LIMIT $1)) u) k
+        $sql$, _documents(_generation),
+        _within_sql('d.key', _reranker, _after) || ' ORDER BY ' || _parts(_reranker, 'd.key'),
+        _side_table(_generation), _within_sql('s.key', _reranker, _after) || ' ORDER BY s.key')
     INTO last_key USING _max_documents;
     PERFORM _check_keys(_reranker, format('SELECT d.key FROM %s d WHERE %s',
-        _documents(_generation), _within_sql('d', _reranker, _after, last_key)));
+        _documents(_generation), _within_sql('d.key', _reranker, _after, last_key)));
     EXECUTE _forget_sql(_generation,
-        _orphaned_keys_sql(_reranker, _generation) || ' AND ' || _within_sql('s', _reranker, _after, last_key));
+        _orphaned_keys_sql(_reranker, _generation) || ' AND ' || _within_sql('s.key', _reranker, _after, last_key));
     EXECUTE _enqueue_sql(_reranker.name, _generation.number,
-        _stale_keys_sql(_generation, false) || ' AND ' || _within_sql('d', _reranker, _after, last_key));
+        _stale_keys_sql(_generation, false) || ' AND ' || _within_sql('d.key', _reranker, _after, last_key));
     RETURN last_key;
 END
 $$;

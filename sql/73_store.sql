@@ -63,6 +63,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
+    key text := _key_of(_reranker, 's');
     locked text[];
 BEGIN
     IF NOT _is_table(_reranker.source) THEN
@@ -70,10 +71,10 @@ BEGIN
     END IF;
     EXECUTE format($sql$
         WITH held AS MATERIALIZED (
-            SELECT s.%1$I AS key FROM %2$s s WHERE s.%1$I = ANY ($1::%3$s[]) FOR KEY SHARE SKIP LOCKED)
-        SELECT array_agg(s.%1$I::text) FROM %2$s s
-        WHERE s.%1$I = ANY ($1::%3$s[]) AND NOT EXISTS (SELECT FROM held h WHERE h.key = s.%1$I)
-        $sql$, _reranker.key_column, _reranker.source, _reranker.key_type)
+            SELECT %1$s AS key FROM %2$s s WHERE %3$s FOR KEY SHARE OF s SKIP LOCKED)
+        SELECT array_agg((%1$s)::text) FROM %2$s s
+        WHERE %3$s AND NOT EXISTS (SELECT FROM held h WHERE %4$s)
+        $sql$, key, _reranker.source, _among(_reranker, key, '$1'), _same_key(_reranker, 'h.key', key))
     INTO locked USING _keys;
     UPDATE pending p
     SET ticket = DEFAULT, claimed_until = now() + interval '5 seconds', attempts = p.attempts - 1
@@ -115,12 +116,13 @@ BEGIN
         INSERT INTO %1$s AS s (key, passage, hash, cut_hash, embedding, tenant)
         SELECT d.key, p.passage, p.hash, p.cut_hash, ($7[(p.place - 1) * $8 + 1 : p.place * $8])::halfvec, d.tenant
         FROM unnest($2, $3, $4, $5, $6) p (key, passage, hash, cut_hash, place)
-        JOIN %2$s d ON d.key = p.key::%3$s
+        JOIN %2$s d ON %3$s
         WHERE p.key = ANY ($1)
         ON CONFLICT (key, passage) DO UPDATE
         SET (hash, cut_hash, embedding, tenant)
             = (excluded.hash, excluded.cut_hash, excluded.embedding, excluded.tenant)
-        $sql$, _side_table(_generation, 'passages'), _documents(_generation), _reranker.key_type)
+        $sql$, _side_table(_generation, 'passages'), _documents(_generation),
+        _same_key(_reranker, 'd.key', format('p.key::%s', _reranker.key_type)))
     USING _alive, _keys, _passages, _hashes, _cut_hashes, _embedding_places, _embeddings, dims;
 END
 $$;
@@ -137,8 +139,8 @@ DECLARE
     token_table text := _side_table(_generation, _tier);
 BEGIN
     EXECUTE format($sql$
-        DELETE FROM %1$s t USING unnest($2::%2$s[], $3) p (key, passage)
-        WHERE (t.key, t.passage) = (p.key, p.passage) AND p.key = ANY ($1::%2$s[])
+        DELETE FROM %s t USING unnest($2, $3) p (key, passage)
+        WHERE (t.key, t.passage) = (p.key::%s, p.passage) AND p.key = ANY ($1)
         $sql$, token_table, _reranker.key_type)
     USING _alive, _passage_keys, _passages;
     EXECUTE format($sql$
@@ -163,17 +165,18 @@ BEGIN
     EXECUTE format($sql$
         INSERT INTO %1$s AS s (key, bounds, content_hash, tenant)
         SELECT d.key, v.bounds::int[], v.hash, d.tenant
-        FROM unnest($2, $3, $4) v (key, hash, bounds) JOIN %2$s d ON d.key = v.key::%3$s
+        FROM unnest($2, $3, $4) v (key, hash, bounds) JOIN %2$s d ON %3$s
         WHERE v.key = ANY ($1) AND v.hash IS NOT NULL
         ON CONFLICT (key) DO UPDATE
         SET (bounds, content_hash, tenant, encoded_at)
             = (excluded.bounds, excluded.content_hash, excluded.tenant, now())
-        $sql$, _side_table(_generation), _documents(_generation), _reranker.key_type)
+        $sql$, _side_table(_generation), _documents(_generation),
+        _same_key(_reranker, 'd.key', format('v.key::%s', _reranker.key_type)))
     USING _alive, _keys, _hashes, _bounds;
     FOREACH stored IN ARRAY _side_table(_generation, 'passages') || _token_tables(_generation) LOOP
         EXECUTE format($sql$
-            DELETE FROM %s t USING unnest($2::%s[], $3, $4) v (key, hash, bounds)
-            WHERE t.key = v.key AND v.key::text = ANY ($1) AND v.hash IS NOT NULL
+            DELETE FROM %s t USING unnest($2, $3, $4) v (key, hash, bounds)
+            WHERE t.key = v.key::%s AND v.key = ANY ($1) AND v.hash IS NOT NULL
               AND t.passage <> ALL (_numbers(v.bounds::int[]))
             $sql$, stored, _reranker.key_type)
         USING _alive, _keys, _hashes, _bounds;

@@ -139,11 +139,12 @@ DECLARE
     documents text := format('%s d', _reranker.source);
 BEGIN
     IF _reranker.embedding_column IS NULL THEN
-        documents := format('%s s JOIN %s d ON d.%I = s.key',
-            _side_table(_reranker.name, _reranker.generation, 'passages'), _reranker.source, _reranker.key_column);
+        documents := format('%s s JOIN %s d ON %s',
+            _side_table(_reranker.name, _reranker.generation, 'passages'), _reranker.source,
+            _same_key(_reranker, _key_of(_reranker, 'd'), 's.key'));
     END IF;
-    RETURN format('SELECT d.%I AS key, %s AS passage, %s AS distance FROM %s',
-            _reranker.key_column, measure.passage, measure.distance, documents)
+    RETURN format('SELECT %s AS key, %s AS passage, %s AS distance FROM %s',
+            _key_of(_reranker, 'd'), measure.passage, measure.distance, documents)
         || format(' WHERE %s IS NOT NULL AND %s', measure.embedding, _scope.side_predicate)
         || format(' ORDER BY %s LIMIT $2', measure.distance || CASE WHEN _is_exact THEN ' + 0' ELSE '' END);
 END
@@ -250,16 +251,17 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     measure record := _distance_sql(_reranker);
-    documents text := format('%s s ON s.key', _side_table(_reranker.name, _reranker.generation, 'passages'));
+    documents text := format(
+        '%s s ON s.key = k.key', _side_table(_reranker.name, _reranker.generation, 'passages'));
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
-        documents := format('%s d ON d.%I', _reranker.source, _reranker.key_column);
+        documents := format('%s d ON %s', _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key'));
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(n.key::text), array_agg(%s), array_agg(n.passage)
         FROM (
             SELECT DISTINCT ON (p.key) p.* FROM (
-                SELECT k.key, %s FROM unnest($2::%s[]) k (key) JOIN %s = k.key) p
+                SELECT k.key, %s FROM (SELECT u.key::%s AS key FROM unnest($2) u (key)) k JOIN %s) p
             ORDER BY p.key, p.distance) n
         $sql$, measure.score, measure.passage || ' AS passage, ' || measure.distance || ' AS distance',
         _reranker.key_type, documents)

@@ -172,16 +172,18 @@ DECLARE
         'true');
 BEGIN
     IF _predicate <> 'true' THEN
-        documents := format('%s JOIN %s d ON d.%I = s.key', documents, _reranker.source, _reranker.key_column);
+        documents := format(
+            '%s JOIN %s d ON %s', documents, _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 's.key'));
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(h.key::text ORDER BY h.score DESC), array_agg(h.score ORDER BY h.score DESC)
-        FROM (%s) h JOIN %s d ON d.%I = h.key
+        FROM (%s) h JOIN %s d ON %s
         WHERE h.score > 0
         $sql$, format($sql$
             SELECT s.key, (0 - (s.weights <#> $1))::real AS score
             FROM %s WHERE (%s) AND %s ORDER BY score DESC, s.key::text LIMIT $2
-            $sql$, documents, matching, _predicate), _reranker.source, _reranker.key_column)
+            $sql$, documents, matching, _predicate), _reranker.source,
+        _same_key(_reranker, _key_of(_reranker, 'd'), 'h.key'))
     INTO keys, scores USING _weights, _reranker.candidates;
 END
 $$;

@@ -42,11 +42,11 @@ BEGIN
     EXECUTE format($sql$
         SELECT array_agg(k.key::text ORDER BY k.place), array_agg(k.score ORDER BY k.place)
         FROM (
-            SELECT u.key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1]::real AS score
-            FROM unnest($1::%1$s[], $2) WITH ORDINALITY u (key, score, place) GROUP BY u.key) k
-        JOIN %2$s d ON d.%3$I = k.key
-        WHERE %4$s
-        $sql$, _reranker.key_type, _reranker.source, _reranker.key_column, _predicate)
+            SELECT u.key::%s AS key, min(u.place) AS place, (array_agg(u.score ORDER BY u.place))[1]::real AS score
+            FROM unnest($1, $2) WITH ORDINALITY u (key, score, place) GROUP BY 1) k
+        JOIN %s d ON %s
+        WHERE %s
+        $sql$, _reranker.key_type, _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key'), _predicate)
     INTO keys, scores USING _call.keys, _call.key_scores;
 END
 $$;

@@ -116,8 +116,8 @@ SET search_path FROM CURRENT
 AS $$
     SELECT format(CASE WHEN _passages IS NULL THEN 'SELECT t.key, t.passage, %1$s FROM %2$s t '
             'WHERE t.key = ANY ((SELECT $1)::%3$s[]) AND $3 IS NULL GROUP BY t.key, t.passage'
-        ELSE 'SELECT w.key, w.passage, s.* FROM unnest((SELECT $1)::%3$s[], $3) w (key, passage), LATERAL ('
-            'SELECT %1$s FROM %2$s t WHERE (t.key, t.passage) = (w.key, w.passage) HAVING count(*) > 0) s' END,
+        ELSE 'SELECT w.key::%3$s, w.passage, s.* FROM unnest((SELECT $1), $3) w (key, passage), LATERAL ('
+            'SELECT %1$s FROM %2$s t WHERE (t.key, t.passage) = (w.key::%3$s, w.passage) HAVING count(*) > 0) s' END,
         _aggregate, _token_table, _key_type)
 $$;
 
@@ -166,9 +166,10 @@ BEGIN
         EXECUTE format($sql$
             SELECT concat('{"call": "maxsim", "query": "', encode($2, 'hex'), '", "documents": ["',
                 string_agg(p.tokens, '","' ORDER BY b.place), '"]}')
-            FROM unnest($1::%s[], $3) WITH ORDINALITY b (key, passage, place) JOIN (%s) p USING (key, passage)
-            $sql$, _key_type, _each_passage_sql(_token_table, _key_type, batch.passages,
-                $agg$string_agg(encode(t.tokens, 'hex'), '' ORDER BY t.part) AS tokens$agg$))
+            FROM unnest($1, $3) WITH ORDINALITY b (key, passage, place)
+            JOIN (%s) p ON (p.key, p.passage) = (b.key::%s, b.passage)
+            $sql$, _each_passage_sql(_token_table, _key_type, batch.passages,
+                $agg$string_agg(encode(t.tokens, 'hex'), '' ORDER BY t.part) AS tokens$agg$), _key_type)
         INTO request USING batch.keys, _query, batch.passages;
         scores := scores || _scores(_ask_worker(request, _deadline), cardinality(batch.keys));
         keys := keys || batch.keys;

@@ -52,12 +52,12 @@ BEGIN
                 SELECT 1 AS passage, 0 AS starts, length(d.content) AS ends, 1 AS place WHERE s.bounds IS NULL
                 UNION ALL SELECT * FROM _passages_of(s.bounds) WHERE s.bounds IS NOT NULL) p
             LEFT JOIN best b ON b.key = d.key::text AND b.passage = p.passage
-            WHERE d.key = ANY ($2::%3$s[])) c
+            WHERE %3$s) c
         CROSS JOIN LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
             ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
         LEFT JOIN %4$s p ON $4 AND c.bounds IS NOT NULL AND (p.key, p.passage) = (c.key, c.passage)
         WHERE c.standing <= $3
-        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type,
+        $sql$, _documents(_generation), _side_table(_generation), _among(_reranker, 'd.key', '$2'),
         _side_table(_generation, 'passages'))
     USING _found, _keys, _most, _is_shown;
 END

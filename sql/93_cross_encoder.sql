@@ -9,9 +9,9 @@ SET search_path FROM CURRENT
 AS $$
 BEGIN
     RETURN QUERY EXECUTE format($sql$
-        SELECT d.key::text, coalesce(d.content, '') FROM %s d WHERE %s ORDER BY d.key
+        SELECT d.key::text, coalesce(d.content, '') FROM %s d WHERE %s ORDER BY %s
         $sql$, _documents(_generation),
-        CASE WHEN _keys IS NULL THEN 'true' ELSE format('d.key = ANY ($1::%s[])', _reranker.key_type) END)
+        CASE WHEN _keys IS NULL THEN 'true' ELSE _among(_reranker, 'd.key', '$1') END, _parts(_reranker, 'd.key'))
     USING _keys;
 END
 $$;

@@ -74,16 +74,18 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     best record := _best_of_places(_outcome, _places);
-    documents text := format('%s s ON s.passage = k.passage AND s.key',
+    documents text := format('%s s ON s.passage = k.passage AND s.key = k.key',
         _side_table(_reranker.name, _reranker.generation, 'passages'));
     embeddings vector[];
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
-        documents := format('%s d ON d.%I', _reranker.source, _reranker.key_column);
+        documents := format('%s d ON %s', _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key'));
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(%s::vector ORDER BY k.place)
-        FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place) LEFT JOIN %s = k.key
+        FROM (
+            SELECT u.key::%s AS key, u.passage, u.place FROM unnest($1, $2) WITH ORDINALITY u (key, passage, place)) k
+        LEFT JOIN %s
         $sql$, (_distance_sql(_reranker)).embedding, _reranker.key_type, documents)
     INTO embeddings USING best.keys, best.passages;
     RETURN embeddings;
@@ -105,8 +107,8 @@ BEGIN
             FROM (
                 SELECT t.tokens, c.count, sum(c.count) OVER (ORDER BY t.part) AS so_far
                 FROM %s t, LATERAL (SELECT get_byte(t.tokens, 8) + 256 * get_byte(t.tokens, 9) AS count) c
-                WHERE (t.key, t.passage) = (k.key, k.passage)) p) ORDER BY k.place)
-        FROM unnest($1::%s[], $2) WITH ORDINALITY k (key, passage, place)
+                WHERE (t.key, t.passage) = (k.key::%s, k.passage)) p) ORDER BY k.place)
+        FROM unnest($1, $2) WITH ORDINALITY k (key, passage, place)
         $sql$, _side_table(_reranker.name, _reranker.generation, 'tokens'), _reranker.key_type)
     INTO tokens USING best.keys, best.passages;
     RETURN tokens;

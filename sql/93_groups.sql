@@ -55,9 +55,9 @@ CREATE OR REPLACE FUNCTION _known_sql(_reranker rerankers, _columns text) RETURN
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT k.place, %s FROM unnest((SELECT $1)::%s[]) WITH ORDINALITY k (key, place)',
-            _columns, _reranker.key_type)
-        || format(' LEFT JOIN %s d ON d.%I = k.key OFFSET 0', _reranker.source, _reranker.key_column)
+    SELECT format('SELECT k.place, %s FROM unnest((SELECT $1)) WITH ORDINALITY k (key, place) LEFT JOIN %s d ON %s '
+        'OFFSET 0', _columns, _reranker.source,
+        _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key::' || _reranker.key_type))
 $$;
 
 -- The groups of the first candidates of a pool, in the places of all.
@@ -173,6 +173,16 @@ AS $$
     SELECT greatest(_reranker.maxsim_top - coalesce((_scored_counts(_outcome) ->> 'cross_encoder')::int, 0), 0)
 $$;
 
+-- The filter that a document's key alone passes, made of a row d of the source.
+CREATE OR REPLACE FUNCTION _named_key_sql(_reranker rerankers) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT format('jsonb_build_object(%s)',
+        string_agg(format('%L, d.%I', _filter_name(c.name), c.name), ', ' ORDER BY c.place))
+    FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
+$$;
+
 -- The call for the wave after one: of other documents than those of groups that are found, by the stages that have run,
 -- as long as the cross-encoder has anything left to read. A language model has ordered the best already.
 CREATE OR REPLACE FUNCTION _call_beyond(_reranker rerankers, _call search_call, _outcome search_outcome)
@@ -187,14 +197,15 @@ BEGIN
     EXECUTE format($sql$
         SELECT coalesce(jsonb_agg(DISTINCT to_jsonb(g.value)) FILTER (WHERE g.value IS NOT NULL), '[]'),
             coalesce(jsonb_agg(g.key) FILTER (WHERE g.value IS NULL), '[]')
-        FROM (SELECT d.%1$I AS key, %2$s AS value FROM %3$s d WHERE d.%1$I = ANY ($1::%4$s[])) g
-        $sql$, _reranker.key_column, _group_sql(_reranker), _reranker.source, _reranker.key_type)
+        FROM (SELECT %s AS key, %s AS value FROM %s d WHERE %s) g
+        $sql$, _named_key_sql(_reranker), _group_sql(_reranker), _reranker.source,
+        _among(_reranker, _key_of(_reranker, 'd'), '$1'))
     INTO found, alone USING _outcome.candidates;
     _call.filter := coalesce(_call.filter, '{}') || jsonb_build_object('and', coalesce(_call.filter -> 'and', '[]')
         || jsonb_build_object('not', jsonb_build_object(
             CASE WHEN _reranker.group_by IN ('and', 'or', 'not') THEN _filter_name(_reranker.group_by)
                 ELSE _reranker.group_by END, jsonb_build_object('in', found)))
-        || jsonb_build_object(_filter_name(_reranker.key_column), jsonb_build_object('not in', alone)));
+        || CASE WHEN alone = '[]' THEN alone ELSE jsonb_build_object('not', jsonb_build_object('or', alone)) END);
     _call.stages := ARRAY(
         SELECT s.stage FROM unnest(_outcome.said) s
         WHERE s.stage NOT IN ('signals', 'listwise') AND (s.stage <> 'cross_encoder' OR _reranker.maxsim_top > 0));

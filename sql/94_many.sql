@@ -64,7 +64,7 @@ END
 $$;
 
 -- pgrerank.NAME_search_many(queries, ...): what NAME_search takes but what belongs to one query, and its columns.
-CREATE OR REPLACE FUNCTION _create_search_many(_reranker rerankers, _key_column text) RETURNS void
+CREATE OR REPLACE FUNCTION _create_search_many(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -72,21 +72,19 @@ DECLARE
     signature record := _call_signature(
         _reranker.key_type::text, '{query,keys,key_scores,query_embedding,query_tokens,after}');
     result record := _attributes('ranked');
+    key record := _key_results(_reranker, '(s.document).key', result.names
+        || ARRAY(SELECT a.argument FROM _call_arguments() a) || '{queries,query_number}'::text[]);
 BEGIN
-    IF _key_column IN ('queries', 'query_number') THEN
-        _key_column := 'key';
-    END IF;
     PERFORM _define_function(_reranker.name || '_search_many', 'queries text[], ' || signature.arguments,
-        format('TABLE (query_number int, %I %s, %s)',
-            _key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),
+        format('TABLE (query_number int, %s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
         format($definition$
             LANGUAGE sql VOLATILE ROWS 1000
             SET search_path FROM CURRENT
             AS $body$
-                SELECT s.query_number, (s.document).key::%s, %s
+                SELECT s.query_number, %s, %s
                 FROM pgrerank._search_many(%L, queries, %s) s
             $body$
-            $definition$, _reranker.key_type, (
+            $definition$, key.expressions, (
                 SELECT string_agg(format('(s.document).%I', c.name), ', ' ORDER BY c.place)
                 FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
             _reranker.name, signature.call));

@@ -39,35 +39,47 @@ AS $$
             FROM unnest((_attributes('search_call')).names) WITH ORDINALITY c (name, place)))
 $$;
 
--- pgrerank.NAME_search(...), typed by the source's own key and naming it as the source does, unless an argument or a
--- column has that name; and NAME_search_many(...) beside it.
+-- The columns that a search function returns a key as: named as the source names them, unless an argument or another
+-- column is called so. A list of names with types, and what yields them of a key.
+CREATE OR REPLACE FUNCTION _key_results(
+    _reranker rerankers, _key text, _taken text[], OUT columns text, OUT expressions text)
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT string_agg(format('%I %s', CASE WHEN c.name <> ALL (_taken) THEN c.name
+            WHEN p.part IS NULL THEN 'key' ELSE 'key_' || c.place END, coalesce(p.type, _reranker.key_type)),
+            ', ' ORDER BY c.place),
+        _parts(_reranker, format('(%s)::%s', _key, _reranker.key_type))
+    FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
+    LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place)
+$$;
+
+-- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     signature record := _call_signature(_reranker.key_type);
-    key_column text := _reranker.key_column;
     result record := _attributes('ranked');
+    key record := _key_results(
+        _reranker, 's.key', result.names || ARRAY(SELECT a.argument FROM _call_arguments() a));
 BEGIN
-    IF key_column = ANY (result.names) OR key_column IN (SELECT a.argument FROM _call_arguments() a) THEN
-        key_column := 'key';
-    END IF;
     PERFORM _define_function(_reranker.name || '_search', signature.arguments,
-        format('TABLE (%I %s, %s)', key_column, _reranker.key_type, substring(result.columns FROM '^key text, (.*)$')),
+        format('TABLE (%s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
         format($definition$
             LANGUAGE sql VOLATILE ROWS 10
             SET search_path FROM CURRENT
             AS $body$
-                SELECT s.key::%s, %s
+                SELECT %s, %s
                 FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
             $body$
-            $definition$, _reranker.key_type, (
+            $definition$, key.expressions, (
                 SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)
                 FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
             _reranker.name, signature.call));
     EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search',
         format('Searches %s by reranker %s', _reranker.source, _reranker.name));
-    PERFORM _create_search_many(_reranker, key_column);
+    PERFORM _create_search_many(_reranker);
 END
 $$;

@@ -36,8 +36,8 @@ BEGIN
             'reranker "%s": relevance is %s, expected 0 (no answer) to 1 (an answer)',
             target.name, coalesce(relevance::text, 'NULL')));
     END IF;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s d WHERE d.%I = $1::%s)',
-        target.source, target.key_column, target.key_type)
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s d WHERE %s)', target.source,
+        _same_key(target, _key_of(target, 'd'), '$1::' || target.key_type))
     INTO is_visible USING key;
     IF NOT is_visible THEN
         PERFORM _raise('no_data_found', format(

@@ -131,8 +131,8 @@ BEGIN
     END IF;
     EXECUTE format($sql$
         SELECT avg((s.content_hash IS DISTINCT FROM _content_hash(d.content))::int)
-        FROM %s d JOIN %s s ON s.key = d.key WHERE d.key = ANY ($1::%s[])
-        $sql$, _documents(generation), _side_table(generation), target.key_type)
+        FROM %s d JOIN %s s ON s.key = d.key WHERE %s
+        $sql$, _documents(generation), _side_table(generation), _among(target, 'd.key', '$1'))
     INTO stale_share USING ARRAY(SELECT jsonb_array_elements_text(traced -> 'keys'));
     UPDATE checked_queries c SET hnsw_recall = found, gains = gained, stale = stale_share
     WHERE (c.reranker, c.generation, c.query_hash) = (target.name, target.generation, md5(check_search.query))

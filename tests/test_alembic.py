@@ -124,7 +124,7 @@ CHANGED = """\
 """
 SHOWN = """
     op.execute("CREATE VIEW shown AS SELECT code, content FROM letters")
-    op.create_reranker("shown", "shown", text_columns=["content"], key_column="code")
+    op.create_reranker("shown", "shown", text_columns=["content"], key_columns=["code"])
 """
 
 
@@ -200,14 +200,14 @@ def halves(revision: str) -> list[str]:
 
 def test_a_declared_key_is_kept_and_another_makes_the_reranker_anew(project):
     project.models(LETTERS.replace("KEY", "code"))
-    assert "key_column='code'" in project.revise("add")
+    assert "key_columns=['code']" in project.revise("add")
     project.alembic("upgrade", "head")
-    assert project.settings()["key_column"] == "code"
+    assert project.settings()["key_columns"] == ["code"]
     assert "No new upgrade operations detected" in project.alembic("check")
     project.models(LETTERS.replace("KEY", "signature"))
     upgrade, downgrade = halves(project.revise("change"))
-    assert upgrade.index("op.drop_reranker('letters')") < upgrade.index("key_column='signature'")
-    assert "key_column='code'" in downgrade
+    assert upgrade.index("op.drop_reranker('letters')") < upgrade.index("key_columns=['signature']")
+    assert "key_columns=['code']" in downgrade
     project.alembic("upgrade", "head")
     assert "No new upgrade operations detected" in project.alembic("check")
 

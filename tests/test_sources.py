@@ -91,23 +91,23 @@ def test_a_declared_key_that_is_unique_and_not_null_serves_without_a_primary_key
     db.execute(
         "CREATE TABLE docs (a int, code text NOT NULL UNIQUE, body text, PRIMARY KEY (a, code))"
     )
-    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'code')")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{code}')")
     db.execute("INSERT INTO docs VALUES (1, 'x', 'some words'), (1, 'y', 'other words')")
     settle(db)
     assert found(db, "words", "code") == ["x", "y"]
     db.execute("UPDATE docs SET code = 'z' WHERE code = 'x'")
     settle(db)
     assert found(db, "words", "code") == ["y", "z"]
-    settings = "SELECT pgrerank.settings('docs') ->> 'key_column'"
-    assert db.execute(settings).fetchone() == ("code",)
+    settings = "SELECT pgrerank.settings('docs') -> 'key_columns'"
+    assert db.execute(settings).fetchone() == (["code"],)
 
 
 @pytest.mark.parametrize(
     ("column", "error", "message"),
     [
-        ("loose", "InvalidTableDefinition", "key_column docs.loose is not unique"),
-        ("nullable", "InvalidTableDefinition", "key_column docs.nullable is not declared NOT NULL"),
-        ("partial", "InvalidTableDefinition", "key_column docs.partial is not unique"),
+        ("loose", "InvalidTableDefinition", r"key_columns \(loose\) of table docs are not unique"),
+        ("nullable", "InvalidTableDefinition", r"key_columns \(nullable\) of table docs are not decl"),
+        ("partial", "InvalidTableDefinition", r"key_columns \(partial\) of table docs are not unique"),
         ("nowhere", "UndefinedColumn", 'table docs has no column "nowhere"'),
     ],
 )
@@ -119,14 +119,14 @@ def test_a_column_that_is_no_key_is_refused(db, column: str, error: str, message
     )
     with pytest.raises(getattr(psycopg.errors, error), match=message):
         db.execute(
-            "SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => %s)", (column,)
+            "SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => ARRAY[%s])", (column,)
         )
 
 
 def test_settings_do_not_name_a_key_that_is_the_primary_key_s(db) -> None:
     db.execute("CREATE TABLE docs (id int PRIMARY KEY, body text)")
-    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
-    assert db.execute("SELECT pgrerank.settings('docs') ->> 'key_column'").fetchone() == (None,)
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{id}')")
+    assert db.execute("SELECT pgrerank.settings('docs') -> 'key_columns'").fetchone() == (None,)
     declared = '{"source": "docs", "text_columns": ["body"]}'
     changes = "SELECT count(*) FROM pgrerank.setting_changes('docs', %s)"
     assert db.execute(changes, (declared,)).fetchone() == (0,)
@@ -176,7 +176,7 @@ def test_what_fires_no_triggers_is_kept_by_reconciliation(db, request, kind: str
     base.execute("INSERT INTO base SELECT i, 'word ' || i FROM generate_series(1, 20) i")
     if kind == "materialized view":
         db.execute("REFRESH MATERIALIZED VIEW docs")
-    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{id}')")
     settle(db)
     assert state(db) == (20, 0, None)
     assert len(found(db, "word")) == 10
@@ -203,7 +203,7 @@ def test_what_a_view_hides_is_hidden_in_side_tables_and_searches(db, dsn, make_r
     db.execute("CREATE VIEW docs WITH (security_invoker) AS SELECT id, body FROM base")
     db.execute(f"GRANT SELECT ON base, docs TO {role}")
     db.execute(f"INSERT INTO base VALUES (1, 'a word', '{role}'), (2, 'a word', 'somebody')")
-    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{id}')")
     settle(db)
     with psycopg.connect(make_conninfo(dsn, user=role, password=role), autocommit=True) as reader:
         for table in ("docs_1", "docs_1_words"):
@@ -215,16 +215,16 @@ def test_what_a_view_hides_is_hidden_in_side_tables_and_searches(db, dsn, make_r
 def test_a_view_s_key_that_is_none_is_refused(db) -> None:
     db.execute("CREATE VIEW docs AS SELECT i / 2 AS id, 'x' AS body FROM generate_series(2, 5) i")
     with pytest.raises(
-        psycopg.errors.UniqueViolation, match=r"key_column id of view docs is no key: '.' comes 2"
+        psycopg.errors.UniqueViolation, match=r"key_columns \(id\) of view docs is no key: '.' comes 2"
     ):
-        db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
+        db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{id}')")
 
 
 def test_a_view_whose_keys_come_twice_later_is_named_by_whatever_reads_it(db) -> None:
     db.execute("CREATE TABLE base (id int, body text)")
     db.execute("INSERT INTO base VALUES (1, 'a word'), (2, 'a word too')")
     db.execute("CREATE VIEW docs AS SELECT * FROM base")
-    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_column => 'id')")
+    db.execute("SELECT pgrerank.create_reranker('docs', 'docs', '{body}', key_columns => '{id}')")
     settle(db)
     assert found(db, "word") == ["1", "2"]
     db.execute("INSERT INTO base VALUES (2, 'another word'), (2, 'a third')")
@@ -235,7 +235,7 @@ def test_a_view_whose_keys_come_twice_later_is_named_by_whatever_reads_it(db) ->
         "SELECT pgrerank.reconcile('docs')",
     ):
         with pytest.raises(
-            psycopg.errors.UniqueViolation, match="key_column id of view docs is no key: '2' comes "
+            psycopg.errors.UniqueViolation, match=r"key_columns \(id\) of view docs is no key: '2' comes "
         ):
             db.execute(statement)
     db.execute("DELETE FROM base WHERE body IN ('another word', 'a third')")
@@ -246,7 +246,7 @@ def test_a_view_whose_keys_come_twice_later_is_named_by_whatever_reads_it(db) ->
 def test_a_temporary_table_is_refused(db) -> None:
     db.execute("CREATE TEMPORARY TABLE docs (id int PRIMARY KEY, body text)")
     db.execute("CREATE TEMPORARY VIEW seen AS SELECT * FROM docs")
-    for name, arguments in (("table docs", ""), ("view seen", ", key_column => 'id'")):
+    for name, arguments in (("table docs", ""), ("view seen", ", key_columns => '{id}'")):
         with pytest.raises(psycopg.errors.WrongObjectType, match=f"{name} is temporary: no worker"):
             db.execute(
                 f"SELECT pgrerank.create_reranker('docs', '{name.split()[1]}', '{{body}}'"

@@ -151,9 +151,14 @@ def create(
     passage_overlap: PassageOverlap = None,
     passage_structure: PassageStructure = None,
     passage_prefix: PassagePrefix = None,
-    key_column: Annotated[
-        str | None,
-        typer.Option(help="The column that tells documents apart, if not the primary key's."),
+    key_columns: Annotated[
+        Words | None,
+        typer.Option(
+            "--key",
+            parser=comma_separated,
+            metavar="<words>",
+            help="The columns that tell documents apart, if not the primary key's.",
+        ),
     ] = None,
 ) -> None:
     """Create a reranker over a table or view (pgrerank.create_reranker).

@@ -203,8 +203,8 @@ def missing_keys(connection: Connection, reranker: str, judgements: Judgements) 
     missing = connection.execute(
         sql.SQL(
             "SELECT k FROM unnest(%s::text[]) WITH ORDINALITY u (k, place)"
-            " WHERE NOT EXISTS (SELECT FROM {table} d WHERE d.{key}::text = k) ORDER BY place"
-        ).format(table=sql.SQL(judged.table), key=sql.Identifier(judged.key_column)),
+            " WHERE NOT EXISTS (SELECT FROM {table} d WHERE {key}::text = k) ORDER BY place"
+        ).format(table=sql.SQL(judged.table), key=judged.key_of_source("d")),
         (keys,),
     ).fetchall()
     return Missing(len(missing), len(keys), [key for (key,) in missing[:_EXAMPLES]])

@@ -60,8 +60,8 @@ class Model:
 class Reranker:
     """A reranker over a model's table, which is created after and dropped before that table.
 
-    `source` is a mapped class or a Table with a primary key of one column in the database; where it
-    has none, or is a view, `key` is the column that tells its rows apart (`key_column`). `text` is
+    `source` is a mapped class or a Table with a primary key in the database; where it has none, or
+    is a view, `key` is the column that tells its rows apart, or several (`key_columns`). `text` is
     what is searched: a column, several of them, or an expression over the table's columns. Models
     are given by name, or as `Model` to be registered as well. `language` is a column or expression
     that yields each document's own language (`language_expression`), `tenant` the column by which
@@ -112,7 +112,7 @@ class Reranker:
         instruction: str | None = None,
         listwise_model: Model | str | None = None,
         listwise_top: int | None = None,
-        key: SQLColumnExpression[Any] | None = None,
+        key: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]] | None = None,
         passage_size: int | None = None,
         passage_overlap: int | None = None,
         passage_structure: str | None = None,
@@ -160,7 +160,7 @@ class Reranker:
             instruction=instruction,
             listwise_model=_name(listwise_model),
             listwise_top=listwise_top,
-            key_column=_column_name(self.table, key),
+            key_columns=None if key is None else _column_names(self.table, key),
             passage_size=passage_size,
             passage_overlap=passage_overlap,
             passage_structure=passage_structure,
@@ -172,18 +172,17 @@ class Reranker:
         return f"Reranker({self.name!r}, {self.table.fullname})"
 
     @property
-    def key(self) -> Column[Any]:
-        """The column of its key; raises ArgumentError where the primary key has several."""
-        if "key_column" in self.settings:
-            name = self.settings["key_column"]
-            return next(column for column in self.table.columns if column.name == name)
-        columns = list(self.table.primary_key.columns)
-        if len(columns) != 1:
+    def key(self) -> list[Column[Any]]:
+        """The columns of its key; raises ArgumentError where there is none."""
+        named = {column.name: column for column in self.table.columns}
+        if "key_columns" in self.settings:
+            return [named[name] for name in self.settings["key_columns"]]
+        if not self.table.primary_key.columns:
             raise ArgumentError(
-                f"table {self.table.fullname} has a primary key of {len(columns)} columns, expected"
-                " one: declare a key, Reranker(…, key=…)"
+                f"table {self.table.fullname} has no primary key: declare one, or a key that is"
+                " unique and not null, Reranker(…, key=…)"
             )
-        return columns[0]
+        return list(self.table.primary_key.columns)
 
     def create(self, connection: Connection) -> None:
         """Create it over a table that is there, and register its models.
@@ -262,12 +261,9 @@ def _text(
     table: Table, text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
 ) -> dict[str, Any]:
     """Turn the declared text into text_columns or text_expression."""
-    if isinstance(text, Sequence) and not isinstance(text, str):
-        return {"text_columns": [_column(table, column).name for column in text]}
-    element = _element(text)
-    if isinstance(element, Column):
-        return {"text_columns": [_column(table, element).name]}
-    return {"text_expression": _rendered(element)}
+    if isinstance(text, Sequence) or isinstance(_element(text), Column):
+        return {"text_columns": _column_names(table, text)}
+    return {"text_expression": _rendered(text)}
 
 
 def _rendered(expression: SQLColumnExpression[Any]) -> str:
@@ -281,6 +277,13 @@ def _rendered(expression: SQLColumnExpression[Any]) -> str:
 
 def _column_name(table: Table, given: SQLColumnExpression[Any] | None) -> str | None:
     return None if given is None else _column(table, given).name
+
+
+def _column_names(
+    table: Table, given: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
+) -> list[str]:
+    columns = given if isinstance(given, Sequence) else [given]
+    return [_column(table, column).name for column in columns]
 
 
 def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:

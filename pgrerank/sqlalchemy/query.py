@@ -24,10 +24,12 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
+    select,
+    tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL, array
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from pgrerank.sqlalchemy.declaration import Reranker, rerankers, table_of
 from pgrerank.stages import columns as stage_columns
@@ -87,16 +89,17 @@ ARGUMENTS: dict[str, TypeEngine[Any]] = {
 class Search(TableValuedAlias):
     """The rows of one search: join it to the source by `key`.
 
-    `c` has all columns, the key under the source's own name; the attributes are the same columns,
-    typed.
+    `c` has all columns, the key's under the source's own names; the attributes are the same
+    columns, typed.
     """
 
     inherit_cache = True
 
     @property
     def key(self) -> ColumnElement[Any]:
-        """The document's key, of the source's own type."""
-        return cast("ColumnElement[Any]", next(iter(self.c)))
+        """The document's key, of the source's own type; of several columns, their tuple."""
+        columns = list(self.c)[: -len(COLUMNS)]
+        return columns[0] if len(columns) == 1 else tuple_(*columns)
 
     @property
     def score(self) -> ColumnElement[float]:
@@ -177,7 +180,6 @@ def search(
     Raises ArgumentError when the table has no reranker, or several and none is named.
     """
     declared = source if isinstance(source, Reranker) else _find(table_of(source), reranker)
-    key = declared.key
     given: dict[str, Any] = {
         "query": query,
         "top_k": top_k,
@@ -213,29 +215,66 @@ def search(
         if value is not None
     }
     if keys is not None:
-        arguments["keys"] = _keys(keys, key)
+        arguments["keys"] = _keys(declared, keys)
     if after is not None:
-        arguments["after"] = _keys(after, key)
-    return _rows(declared, key, arguments)
+        arguments["after"] = _keys(declared, after)
+    return _rows(declared, arguments)
 
 
-def _rows(reranker: Reranker, key: Column[Any], arguments: Mapping[str, Any]) -> Search:
+def _rows(reranker: Reranker, arguments: Mapping[str, Any]) -> Search:
+    key = reranker.key
     taken = {*ARGUMENTS, "keys", "after", *COLUMNS}
     function = getattr(func.pgrerank, f"{reranker.name}_search")(
         *(literal_column(name).op("=>")(value) for name, value in arguments.items())
     )
     rows = function.table_valued(
-        column("key" if key.name in taken else key.name, key.type),
+        *(
+            column(_instead(place, len(key)) if part.name in taken else part.name, part.type)
+            for place, part in enumerate(key, 1)
+        ),
         *(column(name, kind) for name, kind in COLUMNS.items()),
     )
     rows.__class__ = Search  # table_valued has no say in the class it makes
     return cast("Search", rows)
 
 
-def _keys(keys: Sequence[Any] | Select[Any], key: Column[Any]) -> Any:
+def _instead(place: int, parts: int) -> str:
+    """What a search calls a column of the key whose own name is taken."""
+    return "key" if parts == 1 else f"key_{place}"
+
+
+class _Key(UserDefinedType[Any]):
+    """The type of a key of several columns."""
+
+    cache_ok = True
+
+    def __init__(self, reranker: str) -> None:
+        self.reranker = reranker
+
+    def get_col_spec(self, **_: Any) -> str:
+        return f'pgrerank."{self.reranker}_key"'
+
+
+def _keys(reranker: Reranker, keys: Sequence[Any] | Select[Any]) -> Any:
+    key = reranker.key
+    if len(key) > 1:
+        return _composite_keys(key, _Key(reranker.name), keys)
     if isinstance(keys, Select):
-        return func.array(keys.scalar_subquery(), type_=ARRAY(key.type))
-    return literal(list(keys), ARRAY(key.type))
+        return func.array(keys.scalar_subquery(), type_=ARRAY(key[0].type))
+    return literal(list(keys), ARRAY(key[0].type))
+
+
+def _composite_keys(
+    key: Sequence[Column[Any]], of_type: _Key, keys: Sequence[Any] | Select[Any]
+) -> Any:
+    if isinstance(keys, Select):
+        found = keys.subquery()
+        made = select(func.row(*found.c).cast(of_type)).select_from(found)
+        return func.array(made.scalar_subquery(), type_=ARRAY(of_type))
+    return array(
+        [func.row(*map(literal, one, (part.type for part in key))).cast(of_type) for one in keys],
+        type_=of_type,
+    )
 
 
 def _find(table: Table, name: str | None) -> Reranker:

@@ -165,7 +165,7 @@ BEGIN
         claim.embedding_model := NULL;
     END IF;
     EXECUTE format($sql$
-        WITH d AS MATERIALIZED (SELECT * FROM %1$s d WHERE %5$s)
+        WITH d AS MATERIALIZED (%1$s)
         SELECT array_agg(c.key ORDER BY c.place), array_agg(c.ticket ORDER BY c.place),
             array_agg(d.content ORDER BY c.place), array_agg(d.prefix ORDER BY c.place),
             array_agg(h.hash ORDER BY c.place),
@@ -177,8 +177,8 @@ BEGIN
         LEFT JOIN d ON d.key = c.key::%2$s
         LEFT JOIN %3$s s ON s.key = d.key,
         LATERAL (SELECT _content_hash(d.content, d.prefix) AS hash) h
-        $sql$, _documents(_generation), _reranker.key_type, _side_table(_generation),
-        _side_table(_generation, 'passages'), _among(_reranker, 'd.key', '$1'))
+        $sql$, format('SELECT * FROM %s d WHERE %s', _documents(_generation), _among(_reranker, 'd.key', '$1')),
+        _reranker.key_type, _side_table(_generation), _side_table(_generation, 'passages'))
     INTO claim.keys, claim.tickets, claim.contents, claim.prefixes, claim.content_hashes, claim.are_encoded,
         claim.stored_passages
     USING _keys, _tickets;

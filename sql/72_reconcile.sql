@@ -51,8 +51,8 @@ $$;
 COMMENT ON FUNCTION reconcile IS
     'Compares the next page of source and stored vectors, and enqueues what differs; returns whether it was the last';
 
--- The condition that a key of the source, d.key, or of a side table, s.key, is above the one and not above the other, as
--- the index there has it; NULL sets no bound.
+-- The condition that a key of the source, d.key, or of a side table, s.key, is above the one and not above the other,
+-- as the index there has it; NULL sets no bound.
 CREATE OR REPLACE FUNCTION _within_sql(_key text, _reranker rerankers, _after text, _last text DEFAULT NULL)
 RETURNS text
 LANGUAGE sql STABLE

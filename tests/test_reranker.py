@@ -95,11 +95,6 @@ def test_a_text_expression_is_what_gets_encoded(db, source):
         ("CREATE SEQUENCE d2", "WrongObjectType", "d2 is neither a table nor a view"),
         ("CREATE TABLE d2 (t text)", "InvalidTableDefinition", "table d2 has no primary key"),
         (
-            "CREATE TABLE d2 (a int, b int, t text, PRIMARY KEY (a, b))",
-            "FeatureNotSupported",
-            r"composite primary key \(a, b\)",
-        ),
-        (
             "CREATE TABLE d2 (a bytea PRIMARY KEY, t text)",
             "DatatypeMismatch",
             "d2.a is of type bytea: pgrerank wants bigint",

@@ -261,9 +261,10 @@ def _text(
     table: Table, text: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
 ) -> dict[str, Any]:
     """Turn the declared text into text_columns or text_expression."""
-    if isinstance(text, Sequence) or isinstance(_element(text), Column):
-        return {"text_columns": _column_names(table, text)}
-    return {"text_expression": _rendered(text)}
+    listed = _listed(text)
+    if len(listed) == 1 and not isinstance(_element(listed[0]), Column):
+        return {"text_expression": _rendered(listed[0])}
+    return {"text_columns": _column_names(table, listed)}
 
 
 def _rendered(expression: SQLColumnExpression[Any]) -> str:
@@ -282,8 +283,13 @@ def _column_name(table: Table, given: SQLColumnExpression[Any] | None) -> str | 
 def _column_names(
     table: Table, given: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]]
 ) -> list[str]:
-    columns = given if isinstance(given, Sequence) else [given]
-    return [_column(table, column).name for column in columns]
+    return [_column(table, column).name for column in _listed(given)]
+
+
+def _listed(
+    given: SQLColumnExpression[Any] | Sequence[SQLColumnExpression[Any]],
+) -> Sequence[SQLColumnExpression[Any]]:
+    return given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def _column(table: Table, given: SQLColumnExpression[Any]) -> Column[Any]:

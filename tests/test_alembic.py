@@ -204,12 +204,17 @@ def test_a_declared_key_is_kept_and_another_makes_the_reranker_anew(project):
     project.alembic("upgrade", "head")
     assert project.settings()["key_columns"] == ["code"]
     assert "No new upgrade operations detected" in project.alembic("check")
-    project.models(LETTERS.replace("KEY", "signature"))
+    project.models(LETTERS.replace(", key=Letter.KEY", ""))
     upgrade, downgrade = halves(project.revise("change"))
-    assert upgrade.index("op.drop_reranker('letters')") < upgrade.index("key_columns=['signature']")
+    assert upgrade.index("op.drop_reranker('letters')") < upgrade.index("op.create_reranker(")
+    assert "key_columns" not in upgrade
     assert "key_columns=['code']" in downgrade
     project.alembic("upgrade", "head")
     assert "No new upgrade operations detected" in project.alembic("check")
+    with psycopg.connect(project.dsn) as connection:
+        assert connection.execute(
+            "SELECT key_columns, key_type FROM pgrerank.rerankers"
+        ).fetchone() == (["year", "number"], "pgrerank.letters_key")
 
 
 def test_a_migration_changes_and_renames_a_column_and_the_reranker_follows(project):

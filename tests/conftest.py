@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.helpers.sources import Source
 from tests.helpers.tiny_models import make as make_tiny_models
@@ -17,6 +18,15 @@ from tests.helpers.wire_served import Served, serving
 
 Connection = psycopg.Connection[tuple]
 _numbers = itertools.count(1)
+
+# Machines may be slow, and many properties are of one database.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("any machine")
+
 _LONG = (
     *("docs", "training", "benchmarks", "optimise", "cli", "demo", "tenants", "upgrade", "worker"),
     *("smaller_tokens", "http", "early_exit", "embedded", "native_install", "evaluate", "alembic"),

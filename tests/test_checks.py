@@ -70,6 +70,7 @@ def test_a_stage_that_hurts_by_judgements_is_found_and_told_by_the_doctor(served
             relevant[query] = traced["keys"][first]
     assert len(relevant) >= 10
     judge(db, relevant)
+    wait_for(db, "NOT EXISTS (SELECT FROM pgrerank.announcements WHERE waiting > 0)")
     assert check_all(db) == len(relevant)
     assert check_all(db) == 0, "a query is checked once a day"
     value, queries, is_bad = found(db)["stage_gain", "cross_encoder"]

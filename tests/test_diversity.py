@@ -8,15 +8,15 @@ import time
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgrerank import tokens
-from tests.helpers.searching import Searching, property_of
+from tests.helpers.searching import Searching
 from tests.helpers.sources import Source
 
 NUMBER = 130
-PROPERTY = property_of(25)
+PROPERTY = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module", params=["side table", "own column"])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
-from tests.helpers.searching import Searching, property_of
+from tests.helpers.searching import Searching
 from tests.helpers.sources import Source
 
-PROPERTY = property_of(40)
+PROPERTY = settings(max_examples=40)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
@@ -45,9 +45,7 @@ def rows(connection, function: str, first: str, given: dict) -> list[tuple]:
     ).fetchall()
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=10)
 @given(
     queries=st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), max_size=6),
     top_k=st.integers(1, 12),

@@ -105,7 +105,7 @@ def _float32_bound(query: np.ndarray, document: np.ndarray) -> float:
     return float((query.shape[1] + 8) * EPS32 * products.max(axis=1).sum()) + 1e-30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(search=_searches(), dtypes=st.lists(st.sampled_from(DType), min_size=4, max_size=4))
 def test_it_is_maxsim_of_the_unpacked_vectors_within_the_stated_bound(
     engine: Engine, search: tuple, dtypes: list[DType]
@@ -210,7 +210,7 @@ def test_a_score_beyond_float32_is_refused(engine: Engine, dtype: str) -> None:
         engine.score(pack(np.full((1, 2), 3e38)), [pack(np.full((1, 2), 6e4), dtype)])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     matrix=WIDTHS.flatmap(_matrices),
     dtype=st.sampled_from(DType),

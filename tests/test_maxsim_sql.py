@@ -65,7 +65,7 @@ def score(request) -> Scorer:
     return Scorer(db, "halfvec" if "halfvec" in request.param else "vector")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20).flatmap(lambda dims: st.tuples(matrices(dims), matrices(dims))))
 def test_it_is_the_sum_of_the_largest_products(score, pair):
     query, document = pair

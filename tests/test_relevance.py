@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
@@ -226,9 +226,7 @@ def test_the_log_tells_what_relevance_left_out(calibrated):
     assert logged[1][3]["min_relevance"] == 0.99
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(
     least=st.floats(0.01, 0.99),
     top_k=st.integers(1, 4),

@@ -6,15 +6,15 @@ import math
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from tests.helpers.searching import Searching, property_of
+from tests.helpers.searching import Searching
 from tests.helpers.sources import Source
 
 NUMBER = 40
-PROPERTY = property_of(25)
+PROPERTY = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_the_longest_message() -> None:
 PHASES = {"start": [], "refused": [packet(SSL_REQUEST)], "sasl": [HELLO]}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     phase=st.sampled_from(["start", "refused", "sasl", "ready", "waiting"]),
     kind=st.sampled_from([b"", *(bytes([c]) for c in b"QXPBDECSHFdcfp")]),

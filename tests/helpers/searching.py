@@ -6,20 +6,10 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from pgrerank.install import schema
-
-
-def property_of(max_examples: int) -> settings:
-    """Hypothesis's settings for a property that is checked by searches of one database."""
-    return settings(
-        max_examples=max_examples,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
 
 
 class Searching:

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -203,12 +205,12 @@ def _read(descriptor: int) -> bytes:
 
 
 @contextlib.contextmanager
-def dev() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def dev(stderr: Any = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`pgrerank dev` and its connection string; not left running when a test fails."""
     with subprocess.Popen(
         [sys.executable, "-m", "pgrerank", "dev"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
     ) as process:
         try:
@@ -228,10 +230,35 @@ def test_dev_serves_until_it_is_told_to_stop_and_leaves_nothing(number):
             assert beating == (1,)
         process.send_signal(number)
         assert process.wait(30) == (-number if number == signal.SIGKILL else 0)
-    deadline = time.monotonic() + 20
-    while _commands_with(conninfo_to_dict(dsn)["port"]) and time.monotonic() < deadline:
+    _wait_until(lambda: _commands_with(conninfo_to_dict(dsn)["port"]) == [])
+
+
+def test_dev_follows_a_dead_worker_by_another_and_ends_with_a_dead_postgres(tmp_path):
+    said = tmp_path / "said"
+    with said.open("w") as stream, dev(stderr=stream) as (process, dsn):
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            [folder] = connection.execute("SHOW data_directory").fetchone()
+        port = conninfo_to_dict(dsn)["port"]
+        [worker] = subprocess.run(
+            ["pgrep", "-f", f"pgrerank worker .*port={port}"], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(worker), signal.SIGKILL)
+        _wait_until(lambda: "another worker is ready" in said.read_text())
+        os.kill(int((Path(folder) / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert process.wait(30) == 1
+    told = said.read_text()
+    assert "the worker died (killed by SIGKILL); the last of its log:\n" in told
+    assert "  ready, listening on 127.0.0.1:" in told
+    assert "error: Postgres died; the last of its log:\n" in told
+    assert "ready to accept connections" in told
+    assert not Path(folder).exists()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert _commands_with(conninfo_to_dict(dsn)["port"]) == []
 
 
 def _commands_with(port: str) -> list[str]:

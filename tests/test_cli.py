@@ -287,6 +287,28 @@ def test_a_worker_without_a_database_says_so(empty_dsn):
     assert "Traceback" not in done.stderr
 
 
+SPEAKING = [
+    *(("status",), ("workers",), ("search", "documents", "x"), ("explain", "documents", "x")),
+    *(("evaluate", "documents", "--qrels", "x"), ("replay", "documents"), ("backfill", "d")),
+    *(("drop", "documents"), ("qrels", "list"), ("models", "list"), ("native", "status")),
+    *(("reconcile", "documents"), ("feedback", "documents", "--output", "x"), ("mcp",)),
+]
+
+
+def test_commands_say_plainly_that_the_schema_is_of_another_version(db, dsn, empty_dsn):
+    db.execute(
+        "CREATE OR REPLACE FUNCTION pgrerank.schema_version() RETURNS text LANGUAGE sql"
+        " AS $$ SELECT '9.0.0' $$"
+    )
+    for command in SPEAKING:
+        other = run(*command, "--dsn", dsn)
+        assert other.exit_code == 1, command
+        assert f"has pgrerank 9.0.0, this package is {schema.VERSION}: run pip" in other.stderr
+        without = run(*command, "--dsn", empty_dsn)
+        assert without.exit_code == 1, command
+        assert "has no pgrerank: run pgrerank install" in without.stderr
+
+
 @pytest.mark.parametrize("top_k", ["0", "-1", "100001"])
 def test_top_k_has_bounds(top_k):
     for command in ("search", "explain"):

@@ -45,6 +45,7 @@ from pgrerank.cli.options import (
     print_cursor,
     search_arguments,
 )
+from pgrerank.install.schema import connect
 from pgrerank.terminal import document_progress, note, print_rows, report_errors
 
 app = typer.Typer()
@@ -244,7 +245,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     """Open a connection whose warnings are printed."""
-    connection = psycopg.connect(dsn, autocommit=True)
+    connection = connect(dsn)
     connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
     return connection
 
@@ -252,7 +253,7 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
 @app.command(epilog="Example: pgrerank rollback documents")
 def rollback(name: Name, dsn: Dsn = "") -> None:
     """Go back to the generation before, or give up the one being made."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         [(generation,)] = call(connection, "rollback_reranker", {"reranker": name}).fetchall()
         note(f"reranker {name} uses generation {generation}")
 
@@ -260,7 +261,7 @@ def rollback(name: Name, dsn: Dsn = "") -> None:
 @app.command(epilog="Example: pgrerank drop documents")
 def drop(name: Name, dsn: Dsn = "") -> None:
     """Drop a reranker with its vectors; the source table stays."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         call(connection, "drop_reranker", {"reranker": name})
         note(f"reranker {name} is dropped")
 
@@ -315,7 +316,7 @@ def reconcile(
 @app.command(epilog="Example: pgrerank status --json")
 def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """How far each reranker's encoding is, and what failed."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         cursor = connection.execute("SELECT * FROM pgrerank.status")
         print_cursor(cursor, as_json=as_json)
 
@@ -323,7 +324,7 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
 @app.command(epilog="Example: pgrerank workers --json")
 def workers(dsn: Dsn = "", as_json: Json = False) -> None:
     """Which workers there are, whether each is alive, and how busy."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         cursor = connection.execute("SELECT * FROM pgrerank.workers")
         print_cursor(cursor, as_json=as_json)
 
@@ -365,7 +366,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search by a reranker, as pgrerank.NAME_search does."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         reranker = read_reranker(connection, name)
         statement, values = call_statement(
             f"{name}_search",

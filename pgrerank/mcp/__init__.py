@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 from mcp.server.mcpserver import MCPServer
 from mcp.types import ToolAnnotations
 from psycopg.rows import dict_row
 
 from pgrerank import __version__
-from pgrerank.install.schema import check_version, installed_version
+from pgrerank.install.schema import connect
 from pgrerank.mcp.tools import RERANKERS, Tools
 
 __all__ = ["make_server"]
@@ -23,8 +22,7 @@ that this collection has no answer; say so, and don't make one up. Rerankers: {r
 
 def make_server(dsn: str) -> MCPServer[Any]:
     """Make the server, once the database has been looked at; raises as a first connection does."""
-    with psycopg.connect(dsn) as connection:
-        check_version(installed_version(connection), connection.info.dbname)
+    with connect(dsn) as connection:
         rerankers = connection.cursor(row_factory=dict_row).execute(RERANKERS).fetchall()
     named = [f"{one['name']} (over {one['source']})" for one in rerankers]
     server: MCPServer[Any] = MCPServer(

@@ -16,6 +16,7 @@ from pgrerank.errors import PgrerankError
 from pgrerank.explain import ExplainedDocument, Explanation, explanation
 from pgrerank.explain.explanation import stages_of, steps
 from pgrerank.explain.stretches import answers
+from pgrerank.install.schema import connect
 from pgrerank.mcp.shapes import Answer, Document, Searchable, Status, Step, Way, Why
 from pgrerank.retrieval import Found, retrieve
 
@@ -143,7 +144,8 @@ class Tools:
         """A connection that can't write, and what the database has to say."""
         notes: list[str] = []
         try:
-            with psycopg.connect(self._dsn, fallback_application_name="pgrerank mcp") as connection:
+            with connect(self._dsn, fallback_application_name="pgrerank mcp") as connection:
+                connection.autocommit = False
                 connection.read_only = True
                 connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 connection.add_notice_handler(

@@ -162,6 +162,15 @@ def test_keys_are_enough(page: Page, connection: psycopg.Connection[Any]) -> Non
     press("Enter")
     page.wait_for_selector(".column.last")
     focused = "document.activeElement.closest('.row')?.dataset.key"
+    best, next_best = page.locator(".last .row").evaluate_all(KEYS)[:2]
+    assert page.evaluate("document.activeElement.tagName") == "BODY"
+    press("ArrowDown")
+    assert page.evaluate(focused) == best
+    press("ArrowDown")
+    assert page.evaluate(focused) == next_best
+    press("/")
+    press("ArrowDown")
+    assert page.evaluate(focused) == best
     page.locator(".column .doc").first.focus()
     first, second = page.locator(".column").first.locator(".row").evaluate_all(KEYS)[:2]
     assert page.evaluate(focused) == first

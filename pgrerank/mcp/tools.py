@@ -48,9 +48,7 @@ _WAITING = """
 SELECT reranker, count(*) FILTER (WHERE failed_at IS NULL) AS pending, count(failed_at) AS failed
 FROM pgrerank.pending GROUP BY reranker"""
 
-_ALIVE = """
-SELECT count(*) AS alive FROM pgrerank.workers
-WHERE is_registered AND heartbeat_age < interval '3 seconds'"""
+_ALIVE = "SELECT count(*) AS alive FROM pgrerank.workers WHERE is_registered AND is_alive"
 
 Query = Annotated[str, Field(description="What to look for, as a question or in words.")]
 Reranker = Annotated[

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from rich.cells import cell_len
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -177,15 +178,13 @@ def test_libpq_variables_serve_in_place_of_a_dsn(dsn, monkeypatch):
     assert json.loads(ok("status", "--json")) == []
 
 
-def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
-    source.models(**tiny_models)
-    source.create()
+def on_terminal(stream: str, width: int, *arguments: str) -> str:
+    """What a terminal of that width sees of a command's standard output or error."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "pgrerank", "backfill", "documents", "--dsn", dsn],
-        stdout=subprocess.DEVNULL,
-        stderr=follower,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        [sys.executable, "-m", "pgrerank", *arguments],
+        env=os.environ | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(width)},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: follower},
     ) as process:
         os.close(follower)
         seen = b""
@@ -193,8 +192,33 @@ def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
             seen += chunk
         assert process.wait() == 0
     os.close(leader)
-    assert "encoding documents" in seen.decode()
-    assert "3/3" in seen.decode()
+    return seen.decode()
+
+
+def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
+    source.models(**tiny_models)
+    source.create()
+    seen = on_terminal("stderr", 120, "backfill", "documents", "--dsn", dsn)
+    assert "encoding documents" in seen
+    assert "3/3" in seen
+
+
+def test_what_a_search_found_fits_the_terminal(dsn, db, source):
+    db.execute("UPDATE documents SET body = repeat('the 连接池 of cats\n[bold] ', 30) WHERE id = 2")
+    source.create(embedding_model=None, late_interaction_model=None, cross_encoder_model=None)
+    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+        pass
+    asked = ("search", "documents", "cats pool", "--dsn", dsn)
+    for width in (60, 120):
+        seen = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("stdout", width, *asked))
+        head, *rows = seen.splitlines()
+        assert head.split() == ["id", "rank", "score", "stage", "passage"]
+        assert [row.split()[:2] for row in rows] == [["2", "1"], ["1", "2"]]
+        assert all(cell_len(row) <= width for row in rows)
+        assert rows[0].rstrip().endswith("…")
+    [row, _] = json.loads(ok(*asked, "--json"))
+    assert len(row["passage"]) > 500
+    assert row["lexical_rank"] == 1
 
 
 def _read(descriptor: int) -> bytes:

@@ -57,8 +57,8 @@ def test_each_announces_itself_and_says_how_busy_it_is(dsn, db, pair):
             session_of(dsn, stack, number)
         time.sleep(1.5)  # a report is made every second
         rows = db.execute(
-            "SELECT worker, host, models, capacity, sessions > 0, heartbeat_age < '1 second', is_alive"
-            " FROM pgrerank.workers"
+            "SELECT worker, host, models, capacity, sessions > 0, is_alive,"
+            " heartbeat_age < '1 second' FROM pgrerank.workers"
         ).fetchall()
     models = ["embedding", "reranker", "tokens"]
     assert rows == [(number, "127.0.0.1", models, 64, True, True, True) for number in pair]

@@ -10,6 +10,7 @@ import typer
 from psycopg import sql
 
 from pgrerank.catalog import call, call_statement, fetch_one, read_reranker
+from pgrerank.cli.found import print_found
 from pgrerank.cli.options import (
     After,
     Blend,
@@ -365,7 +366,7 @@ def search(
     strict: Strict = None,
     as_json: Json = False,
 ) -> None:
-    """Search by a reranker, as pgrerank.NAME_search does."""
+    """Search by a reranker, as pgrerank.NAME_search does; --json has all of its columns."""
     with report_errors(), connect(dsn) as connection:
         reranker = read_reranker(connection, name)
         statement, values = call_statement(
@@ -373,4 +374,4 @@ def search(
             search_arguments(context.params),
             casts=reranker.casts,
         )
-        print_cursor(connection.execute(statement, values), as_json=as_json)
+        print_found(connection.execute(statement, values), as_json=as_json)

@@ -24,7 +24,9 @@ class Server(MCPServer[Any]):
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; raises ToolError for arguments that it doesn't take, unknown ones too."""
-        taken = {tool.name: list(tool.input_schema["properties"]) for tool in await self.list_tools()}
+        taken = {
+            tool.name: list(tool.input_schema["properties"]) for tool in await self.list_tools()
+        }
         unknown = [argument for argument in arguments if argument not in taken.get(name, arguments)]
         if unknown:
             raise ToolError(

@@ -121,8 +121,9 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
     assert (status["encoded"], status["pending"]) == (3, 0)
     rows = json.loads(ok("search", "documents", "flour bread", "--json", "--dsn", dsn))
     assert (rows[0]["id"], rows[0]["degraded"], rows[0]["stage"]) == (3, True, "lexical")
-    table = ok("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
-    assert re.search(r"^ *2 .*lexical +yes +no worker is known", table, re.MULTILINE)
+    found = run("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
+    assert re.search(r"^ *2 +1 +[\d.]+ +lexical +Cats A cat sleeps", found.stdout, re.MULTILINE)
+    assert found.stderr == "degraded: no worker is known\n"
     assert "no worker is known" in refused("search", "documents", "cat", "--strict", "--dsn", dsn)
     ok("drop", "documents", "--dsn", dsn)
     ok("models", "drop", "tokens", "--dsn", dsn)

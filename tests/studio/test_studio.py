@@ -367,7 +367,11 @@ def test_a_role_without_rights_is_told_so_and_the_rest_works(
 def test_without_a_worker_it_shows_what_is_left_and_why(
     db: psycopg.Connection[Any], dsn: str, other: Client, tiny_models: Any, tmp_path: Path
 ) -> None:
-    assert "There is no reranker yet" in other.get("/").text
+    page = other.get("/").text
+    assert "There is no reranker yet" in page
+    [command] = re.findall("<pre><code>pgrerank (.*)</code></pre>", page)
+    told = CliRunner().invoke(app, [*command.split(), "--dsn", dsn])
+    assert 'relation "documents" does not exist' in told.output
     set_up(db, tiny_models, [])
     page = other.get("/", params={"query": "pool"}).text
     assert "No document was found" in page

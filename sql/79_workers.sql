@@ -124,7 +124,9 @@ AS $$ SELECT t.worker, min(t.age) FROM _times_of('alive') t GROUP BY t.worker $$
 
 CREATE OR REPLACE VIEW workers AS
 SELECT a.worker, a.host, a.port, a.is_registered, a.models, a.capacity, a.waiting, a.sessions, a.started_at, a.alive_at,
-    p.age * interval '1 millisecond' AS heartbeat_age, a.version
+    p.age * interval '1 millisecond' AS heartbeat_age, a.version,
+    -- Heartbeats are of the server that a worker has its sessions on; a standby of that has what it says of itself.
+    coalesce(p.age < 5000, pg_is_in_recovery() AND a.alive_at > clock_timestamp() - interval '5 seconds') AS is_alive
 FROM announcements a LEFT JOIN _pulses() p ON p.worker = a.worker
 ORDER BY a.worker;
 COMMENT ON VIEW workers IS

@@ -11,11 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from rich.cells import cell_len
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -118,8 +121,9 @@ def test_the_life_of_a_reranker(dsn, db, source, tiny_models):
     assert (status["encoded"], status["pending"]) == (3, 0)
     rows = json.loads(ok("search", "documents", "flour bread", "--json", "--dsn", dsn))
     assert (rows[0]["id"], rows[0]["degraded"], rows[0]["stage"]) == (3, True, "lexical")
-    table = ok("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
-    assert re.search(r"^ *2 .*lexical +yes +no worker is known", table, re.MULTILINE)
+    found = run("search", "documents", "cat", "--filter", '{"title": "Cats"}', "--dsn", dsn)
+    assert re.search(r"^ *2 +1 +[\d.]+ +lexical +Cats A cat sleeps", found.stdout, re.MULTILINE)
+    assert found.stderr == "degraded: no worker is known\n"
     assert "no worker is known" in refused("search", "documents", "cat", "--strict", "--dsn", dsn)
     ok("drop", "documents", "--dsn", dsn)
     ok("models", "drop", "tokens", "--dsn", dsn)
@@ -175,15 +179,13 @@ def test_libpq_variables_serve_in_place_of_a_dsn(dsn, monkeypatch):
     assert json.loads(ok("status", "--json")) == []
 
 
-def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
-    source.models(**tiny_models)
-    source.create()
+def on_terminal(stream: str, width: int, *arguments: str) -> str:
+    """What a terminal of that width sees of a command's standard output or error."""
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "pgrerank", "backfill", "documents", "--dsn", dsn],
-        stdout=subprocess.DEVNULL,
-        stderr=follower,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        [sys.executable, "-m", "pgrerank", *arguments],
+        env=os.environ | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(width)},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: follower},
     ) as process:
         os.close(follower)
         seen = b""
@@ -191,8 +193,33 @@ def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
             seen += chunk
         assert process.wait() == 0
     os.close(leader)
-    assert "encoding documents" in seen.decode()
-    assert "3/3" in seen.decode()
+    return seen.decode()
+
+
+def test_a_terminal_sees_a_progress_bar(dsn, source, tiny_models):
+    source.models(**tiny_models)
+    source.create()
+    seen = on_terminal("stderr", 120, "backfill", "documents", "--dsn", dsn)
+    assert "encoding documents" in seen
+    assert "3/3" in seen
+
+
+def test_what_a_search_found_fits_the_terminal(dsn, db, source):
+    db.execute("UPDATE documents SET body = repeat('the 连接池 of cats\n[bold] ', 30) WHERE id = 2")
+    source.create(embedding_model=None, late_interaction_model=None, cross_encoder_model=None)
+    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+        pass
+    asked = ("search", "documents", "cats pool", "--dsn", dsn)
+    for width in (60, 120):
+        seen = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("stdout", width, *asked))
+        head, *rows = seen.splitlines()
+        assert head.split() == ["id", "rank", "score", "stage", "passage"]
+        assert [row.split()[:2] for row in rows] == [["2", "1"], ["1", "2"]]
+        assert all(cell_len(row) <= width for row in rows)
+        assert rows[0].rstrip().endswith("…")
+    [row, _] = json.loads(ok(*asked, "--json"))
+    assert len(row["passage"]) > 500
+    assert row["lexical_rank"] == 1
 
 
 def _read(descriptor: int) -> bytes:
@@ -203,12 +230,12 @@ def _read(descriptor: int) -> bytes:
 
 
 @contextlib.contextmanager
-def dev() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def dev(stderr: Any = subprocess.DEVNULL) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`pgrerank dev` and its connection string; not left running when a test fails."""
     with subprocess.Popen(
         [sys.executable, "-m", "pgrerank", "dev"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
     ) as process:
         try:
@@ -228,10 +255,35 @@ def test_dev_serves_until_it_is_told_to_stop_and_leaves_nothing(number):
             assert beating == (1,)
         process.send_signal(number)
         assert process.wait(30) == (-number if number == signal.SIGKILL else 0)
-    deadline = time.monotonic() + 20
-    while _commands_with(conninfo_to_dict(dsn)["port"]) and time.monotonic() < deadline:
+    _wait_until(lambda: _commands_with(conninfo_to_dict(dsn)["port"]) == [])
+
+
+def test_dev_follows_a_dead_worker_by_another_and_ends_with_a_dead_postgres(tmp_path):
+    said = tmp_path / "said"
+    with said.open("w") as stream, dev(stderr=stream) as (process, dsn):
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            [folder] = connection.execute("SHOW data_directory").fetchone()
+        port = conninfo_to_dict(dsn)["port"]
+        [worker] = subprocess.run(
+            ["pgrep", "-f", f"pgrerank worker .*port={port}"], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(worker), signal.SIGKILL)
+        _wait_until(lambda: "another worker is ready" in said.read_text())
+        os.kill(int((Path(folder) / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert process.wait(30) == 1
+    told = said.read_text()
+    assert "the worker died (killed by SIGKILL); the last of its log:\n" in told
+    assert "  ready, listening on 127.0.0.1:" in told
+    assert "error: Postgres died; the last of its log:\n" in told
+    assert "ready to accept connections" in told
+    assert not Path(folder).exists()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert _commands_with(conninfo_to_dict(dsn)["port"]) == []
 
 
 def _commands_with(port: str) -> list[str]:
@@ -258,6 +310,28 @@ def test_a_worker_without_a_database_says_so(empty_dsn):
     assert done.returncode == 1
     assert "has no pgrerank: run pgrerank install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SPEAKING = [
+    *(("status",), ("workers",), ("search", "documents", "x"), ("explain", "documents", "x")),
+    *(("evaluate", "documents", "--qrels", "x"), ("replay", "documents"), ("backfill", "d")),
+    *(("drop", "documents"), ("qrels", "list"), ("models", "list"), ("native", "status")),
+    *(("reconcile", "documents"), ("feedback", "documents", "--output", "x"), ("mcp",)),
+]
+
+
+def test_commands_say_plainly_that_the_schema_is_of_another_version(db, dsn, empty_dsn):
+    db.execute(
+        "CREATE OR REPLACE FUNCTION pgrerank.schema_version() RETURNS text LANGUAGE sql"
+        " AS $$ SELECT '9.0.0' $$"
+    )
+    for command in SPEAKING:
+        other = run(*command, "--dsn", dsn)
+        assert other.exit_code == 1, command
+        assert f"has pgrerank 9.0.0, this package is {schema.VERSION}: run pip" in other.stderr
+        without = run(*command, "--dsn", empty_dsn)
+        assert without.exit_code == 1, command
+        assert "has no pgrerank: run pgrerank install" in without.stderr
 
 
 @pytest.mark.parametrize("top_k", ["0", "-1", "100001"])

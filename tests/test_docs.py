@@ -54,6 +54,8 @@ MODELS = [
     ("ms-marco", "cross_encoder", "reranker", "cross_encoder", None),
 ]
 ELSEWHERE = ("make", "pip", "git", "cd", "export", "python -m venv", "python -m pip")
+MODULES = {"alembic": "alembic", "django-admin": "django"}
+ENVIRONMENT = {"PYTHONPATH": f".{os.pathsep}{ROOT}", "DJANGO_SETTINGS_MODULE": "settings"}
 ENDLESS = ("pgrerank dev", "pgrerank worker", "pgrerank demo", "pgrerank studio", "pgrerank mcp")
 
 _BLOCK = re.compile(
@@ -141,7 +143,7 @@ class Page:
 
     def _prepare(self, code: str) -> None:
         """Models before rerankers; a worker, and all encoded, before searches."""
-        if re.search(r"create_reranker|pgrerank create |\bReranker\(", code):
+        if re.search(r"create_reranker|pgrerank create |\b(?:Create)?Reranker\(", code):
             for name, kind, folder, loader, dims in MODELS:
                 self._admin.execute(
                     "SELECT pgrerank.register_model(%s, %s, %s, %s, %s)"
@@ -149,7 +151,7 @@ class Page:
                     (name, kind, self._models[folder], dims, loader, name),
                 )
         if re.search(
-            r"search(?:_many)?\(|retriever\.invoke"
+            r"search(?:_many)?\(|retriever\.invoke|\.rerank\("
             r"|pgrerank (?:search|explain|evaluate|calibrate|tune|replay) ",
             code,
         ):
@@ -175,7 +177,7 @@ class Page:
         for command in commands(block):
             if command.startswith(ELSEWHERE):
                 continue
-            if not command.startswith(("pgrerank ", "pytest ", "alembic ")) or command.startswith(
+            if not command.startswith(("pgrerank ", "pytest ", *MODULES)) or command.startswith(
                 ENDLESS
             ):
                 pytest.fail(f"{place}: {command!r} is not run: put <!-- not run: why --> before it")
@@ -184,10 +186,10 @@ class Page:
                 done = pytest.main([*arguments, "-q", "-p", "no:cacheprovider"])
                 assert done == 0, f"{place}: {command}"
                 continue
-            if program == "alembic":
+            if program in MODULES:
                 done = subprocess.run(
-                    [sys.executable, "-m", "alembic", *arguments],
-                    env=os.environ | {"PYTHONPATH": "."},
+                    [sys.executable, "-m", MODULES[program], *arguments],
+                    env=os.environ | ENVIRONMENT,
                     capture_output=True,
                     text=True,
                     check=False,

@@ -98,7 +98,15 @@ def test_a_model_searches_explains_and_is_told_what_the_answer_is_worth(
         assert '"typo" does not exist' in await refused(
             client, "explain", query="x", reranker="typo"
         )
-        assert "top_k" in await refused(client, "search", query="x", top_k=1000)
+        assert await refused(client, "search", query="x", top_k=1000, keys=["1"]) == (
+            "search has no argument keys: it takes query, reranker, top_k, filter, min_relevance,"
+            " after, max_characters"
+        )
+        assert await refused(client, "search", top_k=1000, after=[7]) == (
+            "search needs the argument query\n"
+            "search: top_k is 1000, it should be less than or equal to 50\n"
+            "search: after.0 is 7, it should be a valid string"
+        )
         nothing = await ok(client, "search", query="x", filter={"lang": "xx"})
         assert nothing["documents"] == []
         assert nothing["notes"][0].startswith("No document was found")

@@ -197,7 +197,7 @@ def test_spans_tell_how_requests_end():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--metrics", "9187"), "--metrics is '9187': HOST:PORT expected"),
+        (("--metrics", "9187"), "--metrics is '9187': HOST:PORT expected, such as 127.0.0.1:9187"),
         (("--traces", "localhost:4318"), "the URL of an OTLP/HTTP collector expected"),
     ],
 )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = (
     *("torch", "sentence_transformers", "transformers", "onnxruntime", "sqlalchemy", "alembic"),
     *("jinja2", "scipy", "ir_measures", "mteb", "datasets", "peft"),
-    *("mcp", "haystack", "langchain_core", "llama_index"),
+    *("django", "mcp", "haystack", "langchain_core", "llama_index"),
 )
 
 

@@ -43,6 +43,7 @@ from sqlalchemy.orm import (
 )
 
 from pgrerank.errors import InstallError
+from pgrerank.search import ARGUMENTS, COLUMNS
 from pgrerank.sqlalchemy import (
     AlterReranker,
     CreateReranker,
@@ -54,7 +55,6 @@ from pgrerank.sqlalchemy import (
     rerankers,
     search,
 )
-from pgrerank.sqlalchemy.query import ARGUMENTS, COLUMNS
 from tests.helpers.urls import url
 from tests.helpers.workers import wait_for, worker
 
@@ -325,13 +325,15 @@ def test_ddl_is_rendered_with_literals():
 
 def test_the_functions_arguments_and_columns_are_those_of_the_database(db, source):
     source.create()
-    [(names, modes)] = db.execute(
-        "SELECT proargnames, proargmodes::text[] FROM pg_proc WHERE proname = 'documents_search'"
+    [(names, modes, types)] = db.execute(
+        "SELECT proargnames, proargmodes::text[], proallargtypes::regtype[]::text[] FROM pg_proc"
+        " WHERE proname = 'documents_search'"
     ).fetchall()
-    taken = {name for name, mode in zip(names, modes, strict=True) if mode == "i"}
-    assert taken == {*ARGUMENTS, "keys", "after"}
-    returned = [name for name, mode in zip(names, modes, strict=True) if mode == "t"]
-    assert returned == ["id", *COLUMNS]
+    declared = list(zip(names, types, modes, strict=True))
+    taken = {name: kind for name, kind, mode in declared if mode == "i"}
+    assert taken == ARGUMENTS | {"keys": "bigint[]", "after": "bigint[]"}
+    returned = [(name, kind) for name, kind, mode in declared if mode == "t"]
+    assert returned == [("id", "bigint"), *COLUMNS.items()]
 
 
 def test_a_timedelta_is_kept_to_its_last_microsecond():

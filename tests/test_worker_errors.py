@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
 
 from pgrerank.wire.server import RequestError, Rows, Session
-from tests.helpers.wire_served import Served
+from tests.helpers.wire_served import Served, as_worker
 
 SEARCH = "SELECT stage, degraded, reason FROM pgrerank.documents_search('bread'"
 
@@ -24,14 +23,9 @@ class Refusing(Served):
 
 
 @pytest.fixture
-def refusing(db, source) -> Iterator[Any]:
-    worker = Refusing(user="pgrerank", password="secret")
-    db.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (worker.port,))
-    source.create()
-    source.encode_by_hand()
-    yield worker
-    db.execute("SELECT pgrerank._disconnect()")
-    worker.close()
+def refusing(source) -> Iterator[Refusing]:
+    with as_worker(Refusing, source) as worker:
+        yield worker
 
 
 @pytest.mark.parametrize(

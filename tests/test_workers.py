@@ -57,11 +57,11 @@ def test_each_announces_itself_and_says_how_busy_it_is(dsn, db, pair):
             session_of(dsn, stack, number)
         time.sleep(1.5)  # a report is made every second
         rows = db.execute(
-            "SELECT worker, host, models, capacity, sessions > 0, heartbeat_age < '1 second'"
-            " FROM pgrerank.workers"
+            "SELECT worker, host, models, capacity, sessions > 0, is_alive,"
+            " heartbeat_age < '1 second' FROM pgrerank.workers"
         ).fetchall()
     models = ["embedding", "reranker", "tokens"]
-    assert rows == [(number, "127.0.0.1", models, 64, True, True) for number in pair]
+    assert rows == [(number, "127.0.0.1", models, 64, True, True, True) for number in pair]
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
@@ -77,6 +77,9 @@ def test_strict_searches_go_to_the_other_when_one_is_gone_or_frozen(dsn, pair, s
             started = time.monotonic()
             assert served_by(stack.enter_context(psycopg.connect(dsn, autocommit=True))) == 2
             assert time.monotonic() - started < 3
+        time.sleep(5 if signal_ == signal.SIGSTOP else 0)
+        alive = "SELECT worker, is_alive FROM pgrerank.workers"
+        assert connection.execute(alive).fetchall() == [(1, False), (2, True)]
 
 
 def test_a_rolling_restart_loses_no_strict_search(dsn, db, pair, tmp_path):

@@ -34,7 +34,7 @@ def _run(operations: Operations, files: Sequence[Traversable]) -> None:
 
     asyncpg takes no script of several statements, and a colon or percent sign is no parameter's.
     """
-    script = "\n".join(file.read_text("utf-8") for file in files)
+    script = SCRIPTS.text(files)
     context = operations.get_context()
     if context.as_sql:
         context.impl.static_output(script)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psycopg
 import typer
 
 from pgrerank.cli.evaluate import Qrels, Queries, Split, VariantText, find_judgements
 from pgrerank.cli.options import Dsn, Json
 from pgrerank.evaluation.calibration import calibrate, save
 from pgrerank.evaluation.variant import parse_variant
+from pgrerank.install.schema import connect
 from pgrerank.terminal import note, print_rows, report_errors, work_progress
 
 app = typer.Typer()
@@ -31,7 +31,7 @@ def calibrate_command(
     NAME@GENERATION. Its errors (ECE, Brier) are those on queries that it was not fitted to. With a
     min_relevance of "keeps", 95 % of the queries that have a relevant document keep an answer.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         variant = parse_variant(name)
         judged = find_judgements(connection, qrels_name, split, queries)
         found = calibrate(

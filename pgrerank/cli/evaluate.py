@@ -19,6 +19,7 @@ from pgrerank.evaluation.result import Evaluation, Milliseconds, Tuning
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
+from pgrerank.install.schema import connect
 from pgrerank.judgements import Judgements
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
@@ -73,7 +74,7 @@ def evaluate_command(
     Exact recall, HNSW, MaxSim and cross-encoder, each with the stage's milliseconds and a paired
     randomisation test against the order before it. A query is one search, by a running worker.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         variant = parse_variant(name)
         judged = find_judgements(connection, qrels_name, split, queries)
         searched = _search_all(connection, variant, judged, measures)
@@ -115,7 +116,7 @@ def tune_command(
     Quality and time by candidates and maxsim_top, the smallest that keep 95 % of the gain, and
     weights of stages and signals, cross-validated: recommended if they gain by more than chance.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         variant = parse_variant(name)
         judged = find_judgements(connection, qrels_name, split, queries)
         searched = _search_all(connection, variant, judged, measures)

@@ -58,6 +58,7 @@ from pgrerank.explain.explanation import (
     time_parts,
 )
 from pgrerank.explain.stretches import Heat, Stretch, answers, stretches
+from pgrerank.install.schema import connect
 from pgrerank.terminal import console, note, report_errors
 
 app = typer.Typer()
@@ -132,7 +133,8 @@ def explain(
 
 def _explained(dsn: str, arguments: dict[str, Any]) -> Explanation:
     """Explain a search and read its documents' texts in one snapshot of the database."""
-    with psycopg.connect(dsn, row_factory=dict_row) as connection:
+    with connect(dsn, row_factory=dict_row) as connection:
+        connection.autocommit = False
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))

@@ -12,6 +12,7 @@ import typer
 from pgrerank.cli.options import Dsn, Json
 from pgrerank.cli.qrels import Set
 from pgrerank.errors import SettingsError, extra
+from pgrerank.install.schema import connect
 from pgrerank.judgements import Judgements, find, load_set
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
@@ -51,7 +52,7 @@ def judge(
     Run it again to go on where it was cut short. Where --queries has judgements by people, the
     agreement with them is printed.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         with extra("judge", "judging"):
             from pgrerank.evaluation import judging
             from pgrerank.evaluation.chat import Chat

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import psycopg
 import typer
 
 from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json, Measures
 from pgrerank.evaluation import compare, measure_queries
+from pgrerank.install.schema import connect
 from pgrerank.judgements import Qrels, Run
 from pgrerank.terminal import note, print_rows, report_errors
 
@@ -64,7 +64,7 @@ def _qrels(name: str, split: str, dsn: str) -> Qrels:
         return judgements.read_trec_qrels(path)
     if path.exists():
         return judgements.read(path, split).qrels
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn) as connection:
         return judgements.find(connection, name, split).qrels
 
 

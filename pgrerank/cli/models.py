@@ -6,13 +6,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import psycopg
 import typer
 
 from pgrerank.catalog import call
 from pgrerank.cli.evaluate import Queries, Split, find_judgements
 from pgrerank.cli.options import Dsn, Json, json_object, print_cursor
 from pgrerank.errors import extra
+from pgrerank.install.schema import connect
 from pgrerank.models import Kind, Loader
 from pgrerank.models.recommended import recommended
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
@@ -30,7 +30,7 @@ models_app = typer.Typer(
 @models_app.command("list", epilog="Example: pgrerank models list --json")
 def list_models(dsn: Dsn = "", as_json: Json = False) -> None:
     """The registered models."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         cursor = connection.execute(
             "SELECT name, kind, loader, source, revision, dims, max_tokens"
             " FROM pgrerank.models ORDER BY name"
@@ -60,7 +60,7 @@ def add_model(
     """Load a model once, to learn its dimensions, and register it."""
     from pgrerank.catalog import register_model
 
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         spec = register_model(
             connection, name, kind, source, loader=loader, revision=revision, options=options
         )
@@ -70,7 +70,7 @@ def add_model(
 @models_app.command("drop", epilog="Example: pgrerank models drop minilm")
 def drop_model(name: Annotated[str, typer.Argument(help="Its name.")], dsn: Dsn = "") -> None:
     """Forget a model that no reranker uses."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         call(connection, "drop_model", {"name": name})
         note(f"model {name} is forgotten")
 
@@ -147,7 +147,7 @@ def optimise_model(
     Original and optimised model score the same pairs in turn. It is refused where it is not faster
     on this machine or, by judgements, loses too much. A reranker is switched by pgrerank alter.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         with extra("optimise", "optimising"):
             from pgrerank.optimising import Settings, default_folder, optimise, users_of
         chosen = new_name or f"{name}-int8"

@@ -8,7 +8,6 @@ import psycopg
 import typer
 
 from pgrerank.cli.options import Dsn, Json, PgConfig, pg_config_path, print_cursor
-from pgrerank.errors import InstallError
 from pgrerank.install import kernel, schema
 from pgrerank.terminal import note, report_errors
 
@@ -51,11 +50,7 @@ def install(
 @native_app.command("status", epilog="Example: pgrerank native status --dsn dbname=app --json")
 def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """Whether a database's server has the kernel, and what MaxSim runs on there."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
-        if schema.installed_version(connection) is None:
-            raise InstallError(
-                f"database {connection.info.dbname} has no pgrerank: run pgrerank install"
-            )
+    with report_errors(), schema.connect(dsn) as connection:
         cursor = connection.execute(
             "SELECT %s AS maxsim, e.default_version AS available, e.installed_version AS created"
             " FROM (VALUES (%s)) wanted (name) LEFT JOIN pg_available_extensions e USING (name)",

@@ -11,6 +11,7 @@ import typer
 from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json
 from pgrerank.errors import SettingsError
+from pgrerank.install.schema import connect
 from pgrerank.terminal import note, print_rows, report_errors
 
 qrels_app = typer.Typer(
@@ -53,7 +54,7 @@ def load(
     ] = False,
 ) -> None:
     """Read judgements from one source into a set."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         sources = {"beir": beir, "trec": trec, "json-lines": json_lines, "feedback": feedback}
         given = [f"--{source}" for source, value in sources.items() if value is not None]
         if len(given) != 1:
@@ -91,7 +92,7 @@ def _check(connection: psycopg.Connection[Any], name: str, judged: judgements.Ju
 @qrels_app.command("list", epilog="Example: pgrerank qrels list --json")
 def list_sets(dsn: Dsn = "", as_json: Json = False) -> None:
     """The sets, with how many queries, judgements, and relevant documents they have."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         columns = ("set", *judgements.QrelsSet._fields[1:])
         print_rows(columns, judgements.list_sets(connection), as_json=as_json)
 
@@ -113,7 +114,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a set to a file."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         judged = judgements.load_set(connection, name)
         if form == "trec":
             judgements.write_trec(judged, output, queries)
@@ -130,7 +131,7 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
     """Delete a set: judgements are work that no command does again."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         if not yes:
             typer.confirm(f"Delete the judgements of {name}?", abort=True)
         gone = judgements.drop_set(connection, name)

@@ -6,7 +6,6 @@ import json
 import sys
 from typing import Annotated, Any
 
-import psycopg
 import typer
 
 from pgrerank import judgements
@@ -36,6 +35,7 @@ from pgrerank.cli.options import (
 )
 from pgrerank.evaluation.replay import Replay, logged
 from pgrerank.evaluation.replay import replay as ask_again
+from pgrerank.install.schema import connect
 from pgrerank.terminal import console, note, print_rows, report_errors, work_progress
 
 app = typer.Typer()
@@ -83,7 +83,7 @@ def replay(
     any first: documents may have changed since. Query texts are hidden, also in JSON, unless
     --texts is given; a search's id is that in pgrerank.searches.
     """
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         judged = None if qrels is None else judgements.find(connection, qrels, split)
         searches = logged(connection, name, since=since, limit=limit)
         with work_progress("asking again", "searches") as progress:

@@ -10,6 +10,7 @@ import typer
 from psycopg import sql
 
 from pgrerank.catalog import call, call_statement, fetch_one, read_reranker
+from pgrerank.cli.found import print_found
 from pgrerank.cli.options import (
     After,
     Blend,
@@ -45,6 +46,7 @@ from pgrerank.cli.options import (
     print_cursor,
     search_arguments,
 )
+from pgrerank.install.schema import connect
 from pgrerank.terminal import document_progress, note, print_rows, report_errors
 
 app = typer.Typer()
@@ -249,7 +251,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
     """Open a connection whose warnings are printed."""
-    connection = psycopg.connect(dsn, autocommit=True)
+    connection = connect(dsn)
     connection.add_notice_handler(lambda diagnostic: note(str(diagnostic.message_primary)))
     return connection
 
@@ -257,7 +259,7 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
 @app.command(epilog="Example: pgrerank rollback documents")
 def rollback(name: Name, dsn: Dsn = "") -> None:
     """Go back to the generation before, or give up the one being made."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         [(generation,)] = call(connection, "rollback_reranker", {"reranker": name}).fetchall()
         note(f"reranker {name} uses generation {generation}")
 
@@ -265,7 +267,7 @@ def rollback(name: Name, dsn: Dsn = "") -> None:
 @app.command(epilog="Example: pgrerank drop documents")
 def drop(name: Name, dsn: Dsn = "") -> None:
     """Drop a reranker with its vectors; the source table stays."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         call(connection, "drop_reranker", {"reranker": name})
         note(f"reranker {name} is dropped")
 
@@ -320,7 +322,7 @@ def reconcile(
 @app.command(epilog="Example: pgrerank status --json")
 def status(dsn: Dsn = "", as_json: Json = False) -> None:
     """How far each reranker's encoding is, and what failed."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         cursor = connection.execute("SELECT * FROM pgrerank.status")
         print_cursor(cursor, as_json=as_json)
 
@@ -328,7 +330,7 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
 @app.command(epilog="Example: pgrerank workers --json")
 def workers(dsn: Dsn = "", as_json: Json = False) -> None:
     """Which workers there are, whether each is alive, and how busy."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         cursor = connection.execute("SELECT * FROM pgrerank.workers")
         print_cursor(cursor, as_json=as_json)
 
@@ -369,12 +371,12 @@ def search(
     strict: Strict = None,
     as_json: Json = False,
 ) -> None:
-    """Search by a reranker, as pgrerank.NAME_search does."""
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    """Search by a reranker, as pgrerank.NAME_search does; --json has all of its columns."""
+    with report_errors(), connect(dsn) as connection:
         reranker = read_reranker(connection, name)
         statement, values = call_statement(
             f"{name}_search",
             search_arguments(context.params),
             casts=reranker.casts,
         )
-        print_cursor(connection.execute(statement, values), as_json=as_json)
+        print_found(connection.execute(statement, values), as_json=as_json)

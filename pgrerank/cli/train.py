@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import psycopg
 import typer
 
 from pgrerank.cli.options import Dsn, Json, Name
 from pgrerank.errors import SettingsError, extra
+from pgrerank.install.schema import connect
 from pgrerank.models import Kind, Loader
 from pgrerank.terminal import note, print_rows, report_errors, work_progress
 from pgrerank.training import read_beir, read_triples, split, write_triples
@@ -37,7 +37,7 @@ def feedback(
     """Export what pgrerank.feedback collected: a query, its positives and negatives a line."""
     from pgrerank.training.feedback import export_feedback
 
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         exported = export_feedback(connection, name, relevant_from=relevant_from)
         write_triples(output, exported.triples)
         _report({"queries": len(exported.triples)}, exported.dropped, as_json=as_json)
@@ -73,7 +73,7 @@ def mine(
     from pgrerank.training.mining import Guards
     from pgrerank.training.mining import mine as run
 
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         guards = Guards(first, last, margin, false_negative_margin, negatives)
         triples = read_beir(data, split_name) if data.is_dir() else read_triples(data)
         with work_progress("mining", "queries") as progress:
@@ -195,7 +195,7 @@ def gate(
     from pgrerank.catalog import model_spec, register_model
     from pgrerank.training.gate import judge
 
-    with report_errors(), psycopg.connect(dsn, autocommit=True) as connection:
+    with report_errors(), connect(dsn) as connection:
         spec = model_spec(model, _kind(kind), source, loader=loader)
         with work_progress("comparing", "queries") as progress:
             verdict = judge(

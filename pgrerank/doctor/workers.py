@@ -15,15 +15,13 @@ def known_workers(connection: Connection) -> Found:
     """The workers that have announced themselves."""
     rows = ask(
         connection,
-        "SELECT w.worker, w.host || ':' || w.port AS address, w.heartbeat_age, w.version,"
-        " w.waiting, w.capacity,"
-        " coalesce(w.heartbeat_age, clock_timestamp() - w.alive_at) > interval '5 seconds'"
-        " AS is_silent, clock_timestamp() - w.alive_at AS silent_for"
+        "SELECT w.worker, w.host || ':' || w.port AS address, w.version, w.waiting, w.capacity,"
+        " w.is_alive, clock_timestamp() - w.alive_at AS silent_for"
         " FROM pgrerank.workers w",
     )
     for row in rows:
         about = f"worker {row.worker} at {row.address}"
-        if row.is_silent:
+        if not row.is_alive:
             seconds = row.silent_for.total_seconds()
             message = f"has given no sign of life for {seconds:.0f} s"
             yield Severity.WARNING, about, message, START

@@ -60,6 +60,16 @@ class EmbeddedServer:
         folder = quote(str(self.socket_folder), safe="")
         return f"postgresql://postgres:{quote(self.password)}@{folder}:{self.port}/postgres"
 
+    @property
+    def log(self) -> Path:
+        """The file of its messages."""
+        return self.data / "server.log"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is alive."""
+        return not self._is_over(0)
+
     def create_database(self, name: str) -> str:
         """Create a database; returns its URI."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -69,6 +79,8 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Stop the server: sessions end, data is safe. A temporary one leaves nothing behind."""
         for number, seconds in ((signal.SIGINT, _STOP_SECONDS), (signal.SIGQUIT, 5)):
+            if self._is_over(0):  # by now its id may be another's
+                break
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
             if self._is_over(seconds):
@@ -192,7 +204,7 @@ def _launch(
             raise
         if guard is not None:
             guard.dismiss()
-        said = (folder / "server.log").read_text("utf-8", "replace")
+        said = server.log.read_text("utf-8", "replace")
         if "Address already in use" not in said or port or attempt == 4:
             break
     shutil.rmtree(sockets, ignore_errors=True)
@@ -227,7 +239,7 @@ def _await(server: EmbeddedServer, process: subprocess.Popen[bytes]) -> bool:
             psycopg.connect(server.dsn, connect_timeout=2).close()
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                said = (server.data / "server.log").read_text("utf-8", "replace")[-2000:]
+                said = server.log.read_text("utf-8", "replace")[-2000:]
                 raise EmbeddedServerError(
                     f"the server on {server.data} does not answer after {_START_SECONDS} s: "
                     f"{error}\n{said}"

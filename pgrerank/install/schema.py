@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from pgrerank import __version__
 from pgrerank.errors import InstallError
@@ -13,6 +14,7 @@ from pgrerank.install.scripts import SCRIPTS, Scripts
 __all__ = [
     "VERSION",
     "check_version",
+    "connect",
     "create_kernel",
     "install",
     "installed_version",
@@ -60,11 +62,27 @@ def uninstall(connection: psycopg.Connection[Any]) -> None:
 
 def installed_version(connection: psycopg.Connection[Any]) -> str | None:
     """Version of the installed schema, None where there is none."""
-    row = connection.execute("SELECT to_regprocedure('pgrerank.schema_version()')").fetchone()
+    cursor = connection.cursor(row_factory=tuple_row)
+    row = cursor.execute("SELECT to_regprocedure('pgrerank.schema_version()')").fetchone()
     if row is None or row[0] is None:
         return None
-    version = connection.execute("SELECT pgrerank.schema_version()").fetchone()
+    version = cursor.execute("SELECT pgrerank.schema_version()").fetchone()
     return None if version is None else str(version[0])
+
+
+def connect(dsn: str, **options: Any) -> psycopg.Connection[Any]:
+    """Open an autocommit connection to a database whose schema fits this package.
+
+    `options` are further ones of psycopg.connect. Raises InstallError where the schema is not there
+    or of another version, saying which to bring up to date, psycopg.Error as psycopg.connect does.
+    """
+    connection = psycopg.connect(dsn, autocommit=True, **options)
+    try:
+        check_version(installed_version(connection), connection.info.dbname)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def check_version(present: str | None, database: str) -> None:

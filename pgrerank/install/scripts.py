@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -69,6 +70,11 @@ class Scripts:
         """Put the files between `begin.sql` and `end.sql`; all run in one transaction."""
         return [self.folder / "begin.sql", *files, self.folder / "end.sql"]
 
+    @staticmethod
+    def text(files: Sequence[Traversable]) -> str:
+        """The files as one script."""
+        return "\n".join(file.read_text("utf-8") for file in files)
+
     @property
     def uninstall(self) -> Traversable:
         """The file that removes everything."""
@@ -93,7 +99,7 @@ def freeze(scripts: Scripts, folder: Path) -> Path:
     if path.exists():
         raise InstallError(f"pgrerank {scripts.version} is released: {path} must not change")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(file.read_text("utf-8") for file in scripts.numbered()), "utf-8")
+    path.write_text(scripts.text(scripts.numbered()), "utf-8")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with (folder / "SHA256SUMS").open("a", encoding="utf-8") as sums:
         sums.write(f"{digest}  {path.name}\n")

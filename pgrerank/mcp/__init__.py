@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
-from mcp.server.mcpserver import MCPServer
 from mcp.types import ToolAnnotations
 from psycopg.rows import dict_row
 
 from pgrerank import __version__
-from pgrerank.install.schema import check_version, installed_version
+from pgrerank.install.schema import connect
+from pgrerank.mcp.server import Server
 from pgrerank.mcp.tools import RERANKERS, Tools
 
 __all__ = ["make_server"]
@@ -21,13 +18,12 @@ whether anything is relevant, and where a stage of the search was lost. An empty
 that this collection has no answer; say so, and don't make one up. Rerankers: {rerankers}."""
 
 
-def make_server(dsn: str) -> MCPServer[Any]:
+def make_server(dsn: str) -> Server:
     """Make the server, once the database has been looked at; raises as a first connection does."""
-    with psycopg.connect(dsn) as connection:
-        check_version(installed_version(connection), connection.info.dbname)
+    with connect(dsn) as connection:
         rerankers = connection.cursor(row_factory=dict_row).execute(RERANKERS).fetchall()
     named = [f"{one['name']} (over {one['source']})" for one in rerankers]
-    server: MCPServer[Any] = MCPServer(
+    server = Server(
         "pgrerank",
         version=__version__,
         instructions=_INSTRUCTIONS.format(rerankers=", ".join(named) or "none yet"),

@@ -16,6 +16,7 @@ from pgrerank.errors import PgrerankError
 from pgrerank.explain import ExplainedDocument, Explanation, explanation
 from pgrerank.explain.explanation import stages_of, steps
 from pgrerank.explain.stretches import answers
+from pgrerank.install.schema import connect
 from pgrerank.mcp.shapes import Answer, Document, Searchable, Status, Step, Way, Why
 from pgrerank.retrieval import Found, retrieve
 
@@ -47,9 +48,7 @@ _WAITING = """
 SELECT reranker, count(*) FILTER (WHERE failed_at IS NULL) AS pending, count(failed_at) AS failed
 FROM pgrerank.pending GROUP BY reranker"""
 
-_ALIVE = """
-SELECT count(*) AS alive FROM pgrerank.workers
-WHERE is_registered AND heartbeat_age < interval '3 seconds'"""
+_ALIVE = "SELECT count(*) AS alive FROM pgrerank.workers WHERE is_registered AND is_alive"
 
 Query = Annotated[str, Field(description="What to look for, as a question or in words.")]
 Reranker = Annotated[
@@ -143,7 +142,8 @@ class Tools:
         """A connection that can't write, and what the database has to say."""
         notes: list[str] = []
         try:
-            with psycopg.connect(self._dsn, fallback_application_name="pgrerank mcp") as connection:
+            with connect(self._dsn, fallback_application_name="pgrerank mcp") as connection:
+                connection.autocommit = False
                 connection.read_only = True
                 connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 connection.add_notice_handler(

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from pgrerank.catalog import call
 from pgrerank.errors import EvaluationError
+from pgrerank.install.schema import connect
 from pgrerank.worker.backfill import backfill
 
 Document = tuple[str, str | None, str]
@@ -89,7 +90,7 @@ def encode(dsn: str, reranker: str, on_progress: Callable[[int, int], None]) -> 
     would look worse than it is.
     """
     _run(backfill(dsn, reranker, retry_failed=True, on_progress=on_progress))
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn) as connection:
         failed, error = connection.execute(
             "SELECT count(*), max(last_error) FROM pgrerank.pending"
             " WHERE reranker = %s AND failed_at IS NOT NULL",

@@ -16,7 +16,7 @@ from mteb.models import ModelMeta
 
 from pgrerank import __version__
 from pgrerank.catalog import read_model
-from pgrerank.install import schema
+from pgrerank.install.schema import connect
 from pgrerank.models import Kind
 from pgrerank.worker.child import worker_process
 
@@ -36,8 +36,7 @@ def model_meta(
     registered under these names. Raises ModelError for a model that is not registered.
     """
     wanted = {kind: name for kind, name in models.items() if name is not None}
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        schema.check_version(schema.installed_version(connection), connection.info.dbname)
+    with connect(dsn) as connection:
         registered = [asdict(read_model(connection, name, kind)) for kind, name in wanted.items()]
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     return ModelMeta.create_empty(
@@ -59,7 +58,7 @@ def answering(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     WorkerError when that one does not get ready.
     """
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
+        connection = stack.enter_context(connect(dsn))
         if not connection.execute(
             "SELECT 1 FROM pg_foreign_server WHERE srvname LIKE 'pgrerank\\_worker%'"
         ).fetchone():

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from pgrerank.catalog import call_statement
 from pgrerank.errors import EvaluationError
+from pgrerank.install.schema import connect
 from pgrerank.mteb import corpus as tables
 from pgrerank.mteb.models import answering, model_meta
 from pgrerank.mteb.texts import query_text, storable
@@ -103,7 +104,7 @@ class PgrerankSearch:
         """Load the corpus into a table, create a reranker over it, and encode it."""
         name = self._reranker(task_metadata, hf_split, hf_subset)
         version = tables.version_of(_documents(corpus))
-        with psycopg.connect(self._dsn, autocommit=True) as connection:
+        with connect(self._dsn) as connection:
             if not tables.is_loaded(connection, name, version):
                 tables.load(connection, name, version, _documents(corpus), self._settings)
             connection.execute(

@@ -16,6 +16,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from pgrerank.catalog import read_reranker, read_texts
 from pgrerank.errors import EvaluationError
+from pgrerank.install.schema import connect
 from pgrerank.judgements import load_set
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def retrieval_task(
     """
     with contextlib.ExitStack() as stack:
         if isinstance(database, str):
-            database = stack.enter_context(psycopg.connect(database, autocommit=True))
+            database = stack.enter_context(connect(database))
         documents = _read_documents(database, reranker)
         judgements = load_set(database, qrels_set)
     queries = sorted(judgements.queries.items())

@@ -31,59 +31,24 @@ from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, REAL,
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+from pgrerank.search import ARGUMENTS, COLUMNS, key_columns
 from pgrerank.sqlalchemy.declaration import Reranker, rerankers, table_of
-from pgrerank.stages import columns as stage_columns
 
 __all__ = ["Search", "search"]
 
-COLUMNS: dict[str, type[TypeEngine[Any]]] = {
-    "score": REAL,
-    "rank": Integer,
-    "stage": Text,
-    "degraded": Boolean,
-    "reason": Text,
-    "cross_encoder_model": Text,
-    "signals_score": REAL,
-    "relevance": REAL,
-    "passage": Text,
-    "passage_start": Integer,
-    "passage_end": Integer,
-    "passages": JSONB,
-    "highlights": JSONB,
-    **{name: REAL if kind is float else Integer for name, kind in stage_columns().items()},
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "text": Text(),
+    "integer": Integer(),
+    "real": REAL(),
+    "double precision": DOUBLE_PRECISION(),
+    "boolean": Boolean(),
+    "interval": Interval(),
+    "jsonb": JSONB(),
+    "bytea": LargeBinary(),
+    "vector": Vector(),
+    "text[]": ARRAY(Text()),
+    "double precision[]": ARRAY(DOUBLE_PRECISION),
 }
-"""What NAME_search returns beside the key."""
-
-ARGUMENTS: dict[str, TypeEngine[Any]] = {
-    "query": Text(),
-    "top_k": Integer(),
-    "filter": JSONB(),
-    "candidates": Integer(),
-    "maxsim_bit_top": Integer(),
-    "maxsim_top": Integer(),
-    "early_exit": DOUBLE_PRECISION(),
-    "instruction": Text(),
-    "listwise_top": Integer(),
-    "signals": JSONB(),
-    "group_by": Text(),
-    "per_group": Integer(),
-    "diversity": DOUBLE_PRECISION(),
-    "duplicate_threshold": DOUBLE_PRECISION(),
-    "min_relevance": DOUBLE_PRECISION(),
-    "cross_encoder_passages": Integer(),
-    "passages": Integer(),
-    "highlights": Boolean(),
-    "stages": ARRAY(Text()),
-    "key_scores": ARRAY(DOUBLE_PRECISION),
-    "query_embedding": Vector(),
-    "query_tokens": LargeBinary(),
-    "recall": Text(),
-    "timeout": Interval(),
-    "blend": JSONB(),
-    "generation": Integer(),
-    "strict": Boolean(),
-}
-"""What it takes, but for `keys`, whose type is the source's."""
 
 
 class Search(TableValuedAlias):
@@ -210,7 +175,9 @@ def search(
         "strict": strict,
     }
     arguments: dict[str, Any] = {"query": null()} | {
-        name: value if isinstance(value, SQLColumnExpression) else literal(value, ARGUMENTS[name])
+        name: value
+        if isinstance(value, SQLColumnExpression)
+        else literal(value, _TYPES[ARGUMENTS[name]])
         for name, value in given.items()
         if value is not None
     }
@@ -222,25 +189,20 @@ def search(
 
 
 def _rows(reranker: Reranker, arguments: Mapping[str, Any]) -> Search:
-    key = reranker.key
-    taken = {*ARGUMENTS, "keys", "after", *COLUMNS}
     function = getattr(func.pgrerank, f"{reranker.name}_search")(
         *(literal_column(name).op("=>")(value) for name, value in arguments.items())
     )
     rows = function.table_valued(
         *(
-            column(_instead(place, len(key)) if part.name in taken else part.name, part.type)
-            for place, part in enumerate(key, 1)
+            column(name, part.type)
+            for name, part in zip(
+                key_columns([part.name for part in reranker.key]), reranker.key, strict=True
+            )
         ),
-        *(column(name, kind) for name, kind in COLUMNS.items()),
+        *(column(name, _TYPES[kind]) for name, kind in COLUMNS.items()),
     )
     rows.__class__ = Search  # table_valued has no say in the class it makes
     return cast("Search", rows)
-
-
-def _instead(place: int, parts: int) -> str:
-    """What a search calls a column of the key whose own name is taken."""
-    return "key" if parts == 1 else f"key_{place}"
 
 
 class _Key(UserDefinedType[Any]):

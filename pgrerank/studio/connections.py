@@ -9,6 +9,8 @@ from typing import Any
 
 import psycopg
 
+from pgrerank.install.schema import connect
+
 _KEPT = 4
 
 
@@ -30,9 +32,7 @@ class Connections:
 
     def open(self) -> psycopg.Connection[Any]:
         """A connection of the caller's own, which isn't given back."""
-        return psycopg.connect(
-            self._dsn, autocommit=True, application_name="pgrerank studio", connect_timeout=10
-        )
+        return connect(self._dsn, application_name="pgrerank studio", connect_timeout=10)
 
     def close(self) -> None:
         """Close those that are idle."""

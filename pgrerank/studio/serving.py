@@ -9,11 +9,10 @@ import sys
 import webbrowser
 from collections.abc import Callable
 
-import psycopg
 import uvicorn
 
 from pgrerank.errors import SettingsError
-from pgrerank.install import schema
+from pgrerank.install.schema import connect
 from pgrerank.studio.app import create_app
 from pgrerank.studio.connections import Connections
 from pgrerank.studio.security import Secrets
@@ -35,8 +34,7 @@ def run_studio(
     database can't be reached, InstallError where it has no pgrerank, SettingsError where the port
     is taken.
     """
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        schema.check_version(schema.installed_version(connection), connection.info.dbname)
+    connect(dsn).close()
     with _listening(port) as listening:
         secrets = Secrets(listening.getsockname()[1])
         studio = Studio(secrets, Connections(dsn))

@@ -10,7 +10,7 @@ from pgrerank.worker.indexes import change_indexes
 from pgrerank.worker.ingest import Ingest
 from pgrerank.worker.models import Models
 from pgrerank.worker.projections import Projections
-from pgrerank.worker.session import open_session
+from pgrerank.worker.session import check_schema, open_session
 
 POLL = 0.25
 """Seconds between two looks at documents that other workers have claimed."""
@@ -27,10 +27,12 @@ async def backfill(
     tenants their indexes.
 
     `on_progress` is called with documents done and in total. Returns the total. Raises
-    psycopg.Error for an unknown reranker or a lost connection; ModelError for a bad model is
+    psycopg.Error for an unknown reranker or a lost connection, InstallError where the schema is of
+    another version; ModelError for a bad model is
     recorded with the documents instead, as in a worker.
     """
     async with await open_session(dsn, "backfill") as connection:
+        await check_schema(connection)
         cursor = await connection.execute(
             "SELECT pgrerank.enqueue(%s, %s)", (reranker, retry_failed)
         )

@@ -71,7 +71,7 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
         )
     if not (ingest or serve or http):
         raise SettingsError("--no-ingest and --no-serve together leave nothing to do")
-    http_address = None if http is None else _host_and_port("--http", http)
+    http_address = None if http is None else _host_and_port("--http", http, 8080)
     if http_address is not None and not (http_key or is_loopback(http_address[0])):
         raise SettingsError(
             f"--http {http} is open to other machines: set PGRERANK_HTTP_KEY to the key that"
@@ -104,16 +104,16 @@ def worker_settings(  # noqa: PLR0913 - the options of a command
         cache=cache * 2**20,
         http=http_address,
         http_key=http_key or None,
-        metrics=None if metrics is None else _host_and_port("--metrics", metrics),
+        metrics=None if metrics is None else _host_and_port("--metrics", metrics, 9187),
         traces=traces,
         checks=checks,
     )
 
 
-def _host_and_port(option: str, value: str) -> tuple[str, int]:
+def _host_and_port(option: str, value: str, usual: int = 6432) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise SettingsError(f"{option} is {value!r}: HOST:PORT expected, such as 127.0.0.1:6432")
+        raise SettingsError(f"{option} is {value!r}: HOST:PORT expected, such as 127.0.0.1:{usual}")
     return host.strip("[]"), int(port)
 
 

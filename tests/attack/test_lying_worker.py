@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgrerank.wire.server import Rows, Session
-from tests.helpers.wire_served import Served
+from tests.helpers.wire_served import Served, as_worker
 
 SEARCH = (
     "SELECT id, stage, degraded FROM pgrerank.documents_search('bread connection',"
@@ -60,14 +60,9 @@ class Liar(Served):
 
 
 @pytest.fixture
-def liar(db, source) -> Iterator[Liar]:
-    worker = Liar(user="pgrerank", password="secret")
-    db.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (worker.port,))
-    source.create()
-    source.encode_by_hand()
-    yield worker
-    db.execute("SELECT pgrerank._disconnect()")
-    worker.close()
+def liar(source) -> Iterator[Liar]:
+    with as_worker(Liar, source) as worker:
+        yield worker
 
 
 def peak(db: psycopg.Connection[Any]) -> int:

@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 from pgrerank.wire.server import RequestError, Rows, Session, WireServer
+from tests.helpers.sources import Source
 
 PASSWORD = "sésame ﬁ\N{NO-BREAK SPACE}x"
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
@@ -102,6 +103,9 @@ class Served:
         assert (self.problems, left, self.server.connections) == ([], set(), 0)
 
 
+S = TypeVar("S", bound=Served)
+
+
 @contextmanager
 def serving(**options: Any) -> Iterator[Served]:
     served = Served(**options)
@@ -109,6 +113,19 @@ def serving(**options: Any) -> Iterator[Served]:
         yield served
     finally:
         served.close()
+
+
+@contextmanager
+def as_worker(kind: type[S], source: Source) -> Iterator[S]:
+    """A server of the test's own in the worker's place, over documents that are encoded."""
+    served = kind(user="pgrerank", password="secret")
+    connection = source.connection
+    connection.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (served.port,))
+    source.create()
+    source.encode_by_hand()
+    yield served
+    connection.execute("SELECT pgrerank._disconnect()")
+    served.close()
 
 
 def packet(code: int, body: bytes = b"") -> bytes:

@@ -185,6 +185,13 @@ document.addEventListener("keydown", (event) => {
   }
   const row = event.target.closest(".row");
   if (row && !why.open) walk(event, row);
+  // Nothing has the focus yet, or the question has: into the final order.
+  const arrow = event.target === document.body ? event.key.startsWith("Arrow") : event.target.id === "query" && event.key === "ArrowDown";
+  const first = arrow && !why?.open && find(".last .doc");
+  if (first) {
+    event.preventDefault();
+    first.focus();
+  }
 });
 
 function walk(event, row) {

@@ -156,7 +156,7 @@ def _watch(connections: Connections, name: str, total: int, job: Job) -> str:
                 connection.execute(
                     "SELECT count(*) FILTER (WHERE p.failed_at IS NULL),"
                     " count(*) FILTER (WHERE p.failed_at IS NOT NULL),"
-                    " (SELECT count(*) FROM pgrerank.workers w WHERE w.heartbeat_age < '5 s')"
+                    " (SELECT count(*) FROM pgrerank.workers w WHERE w.is_alive)"
                     " FROM pgrerank.pending p WHERE p.reranker = %s",
                     (name,),
                 )

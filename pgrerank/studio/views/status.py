@@ -17,10 +17,7 @@ from pgrerank.studio.state import names_of_rerankers, studio_of, whose
 _SEARCHES = 50
 _TABLES: dict[str, sql.SQL | sql.Composed] = {
     "rerankers": sql.SQL("SELECT * FROM pgrerank.status"),
-    "workers": sql.SQL(
-        "SELECT w.*, w.heartbeat_age IS NOT NULL AND w.heartbeat_age < '5 s' AS is_alive"
-        " FROM pgrerank.workers w"
-    ),
+    "workers": sql.SQL("SELECT * FROM pgrerank.workers"),
     "models": sql.SQL(
         "SELECT name, kind, loader, source, revision, dims, max_tokens FROM pgrerank.models"
         " ORDER BY kind, name"

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from pgrerank.evaluation.traces import ask_one
 from pgrerank.evaluation.variant import Variant
-from tests.helpers.studio import QUERY, encoded, studio
+from tests.helpers.studio import QUERY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -27,29 +27,6 @@ SHOWN = """wanted => JSON.stringify(wanted) === JSON.stringify(
     [...document.querySelectorAll('.last .row')].map(row => row.dataset.key))"""
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-
-
-@pytest.fixture(scope="module")
-def encoded_dsn(
-    make_database: Any, pgrerank_template: str, tiny_models: Any, tmp_path_factory: Any
-) -> Iterator[str]:
-    with encoded(
-        make_database(pgrerank_template), tiny_models, tmp_path_factory.mktemp("worker")
-    ) as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module")
-def address(encoded_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with studio(encoded_dsn, tmp_path_factory.mktemp("studio")) as address:
-        yield address
-
-
-@pytest.fixture
-def connection(encoded_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(encoded_dsn, autocommit=True) as connection:
-        yield connection
-        connection.execute("DELETE FROM pgrerank.queries")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +139,15 @@ def test_keys_are_enough(page: Page, connection: psycopg.Connection[Any]) -> Non
     press("Enter")
     page.wait_for_selector(".column.last")
     focused = "document.activeElement.closest('.row')?.dataset.key"
+    best, next_best = page.locator(".last .row").evaluate_all(KEYS)[:2]
+    assert page.evaluate("document.activeElement.tagName") == "BODY"
+    press("ArrowDown")
+    assert page.evaluate(focused) == best
+    press("ArrowDown")
+    assert page.evaluate(focused) == next_best
+    press("/")
+    press("ArrowDown")
+    assert page.evaluate(focused) == best
     page.locator(".column .doc").first.focus()
     first, second = page.locator(".column").first.locator(".row").evaluate_all(KEYS)[:2]
     assert page.evaluate(focused) == first

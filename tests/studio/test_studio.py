@@ -21,38 +21,14 @@ from pgrerank.cli import app
 from pgrerank.evaluation.traces import ask_one
 from pgrerank.evaluation.variant import Variant, parse_variant
 from pgrerank.studio.blind import Contest, sign_test
-from tests.helpers.studio import QUERY, Client, columns, encoded, set_up, studio
+from tests.helpers.studio import QUERY, Client, columns, set_up, studio
 from tests.helpers.workers import wait_for, worker
-
-
-@pytest.fixture(scope="module")
-def encoded_dsn(
-    make_database: Any, pgrerank_template: str, tiny_models: Any, tmp_path_factory: Any
-) -> Iterator[str]:
-    """Documents, encoded, and a worker that answers."""
-    with encoded(
-        make_database(pgrerank_template), tiny_models, tmp_path_factory.mktemp("worker")
-    ) as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module")
-def address(encoded_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with studio(encoded_dsn, tmp_path_factory.mktemp("studio")) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[Client]:
     with Client(address) as client:
         yield client
-
-
-@pytest.fixture
-def connection(encoded_dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(encoded_dsn, autocommit=True) as connection:
-        yield connection
-        connection.execute("DELETE FROM pgrerank.queries")
 
 
 @pytest.fixture
@@ -391,7 +367,11 @@ def test_a_role_without_rights_is_told_so_and_the_rest_works(
 def test_without_a_worker_it_shows_what_is_left_and_why(
     db: psycopg.Connection[Any], dsn: str, other: Client, tiny_models: Any, tmp_path: Path
 ) -> None:
-    assert "There is no reranker yet" in other.get("/").text
+    page = other.get("/").text
+    assert "There is no reranker yet" in page
+    [command] = re.findall("<pre><code>pgrerank (.*)</code></pre>", page)
+    told = CliRunner().invoke(app, [*command.split(), "--dsn", dsn])
+    assert 'relation "documents" does not exist' in told.output
     set_up(db, tiny_models, [])
     page = other.get("/", params={"query": "pool"}).text
     assert "No document was found" in page

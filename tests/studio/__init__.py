@@ -1,0 +1,1 @@
+"""Studio, over HTTP and in a browser."""

@@ -48,7 +48,8 @@ options_of(const char *name)
 	if (right != ACLCHECK_OK)
 		aclcheck_error(right, OBJECT_FOREIGN_SERVER, name);
 	if (strncmp(name, SERVERS, strlen(SERVERS)) != 0)
-		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("server \"%s\" is no worker of pgrerank's", name)));
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE), errmsg("server \"%s\" is no worker of pgrerank's", name)));
 	return list_concat(list_copy(server->options), GetUserMapping(GetUserId(), server->serverid)->options);
 }
 
@@ -172,11 +173,12 @@ static void
 check_values(const char *json, int length)
 {
 	int			values = 0;
+	int			most = pgr_worker.most / BYTES_A_VALUE;
 
 	for (int i = 0; i < length; i++)
 		values += json[i] == ',' || json[i] == '[' || json[i] == '{';
-	if (values > pgr_worker.most / BYTES_A_VALUE)
-		pgr_fail(PGR_REFUSED, "the worker answered %d values: it may answer %d", values, pgr_worker.most / BYTES_A_VALUE);
+	if (values > most)
+		pgr_fail(PGR_REFUSED, "the worker answered %d values: it may answer %d", values, most);
 }
 
 /* Keeps the one column of the one row. */

@@ -112,7 +112,8 @@ pgr_dial(const char *host, const char *port, TimestampTz until)
 	int			error = getaddrinfo(host, port, &hints, &found);
 
 	if (error != 0)
-		ereport(ERROR, (errcode(PGR_UNREACHABLE), errmsg("no worker can be reached: %s: %s", host, gai_strerror(error))));
+		ereport(ERROR,
+				(errcode(PGR_UNREACHABLE), errmsg("no worker can be reached: %s: %s", host, gai_strerror(error))));
 	for (struct addrinfo *a = found; a != NULL && count < MOST_ADDRESSES; a = a->ai_next)
 	{
 		lengths[count] = a->ai_addrlen;

@@ -49,7 +49,7 @@ extern pgr_connection pgr_worker;
 
 /* Ends the connection, if there is one, and raises an error. */
 #define pgr_fail(code, ...) \
-	do { pgr_disconnect(); ereport(ERROR, (errcode(code), errmsg(__VA_ARGS__))); } while (0)
+	do { int sqlstate = (code); pgr_disconnect(); ereport(ERROR, (errcode(sqlstate), errmsg(__VA_ARGS__))); } while (0)
 
 extern void pgr_dial(const char *host, const char *port, TimestampTz until);
 extern void pgr_disconnect(void);

@@ -6,8 +6,8 @@ A worker, in a process of its own, does well until a phase of the connection (be
 authentication, in the answer), and then stops, drips, floods, dies or lies: all of PHASES and DEEDS
 in tests/helpers/hostile.py, in turn. Each call has a timeout of so many milliseconds; every tenth has
 a minute, and is cancelled after 30 ms. Prints how long calls took; the last line is one JSON object:
-how many ended more than 100 ms after their timeout or cancel; what they ended with; the MiB by which
-the session's memory grew at most; and how many of three impostors, who know no password, each client
+which ended more than 100 ms after their timeout or cancel; what they ended with; the MiB by which the
+session's memory grew at most; and how many of three impostors, who know no password, each client
 believed.
 """
 
@@ -83,10 +83,12 @@ def peak(session: psycopg.Connection) -> float:
 class Found:
     """What calls came to: milliseconds beyond their end, and SQLSTATEs."""
 
-    over: list[float] = field(default_factory=list)
+    over: list[tuple[float, str]] = field(default_factory=list)
     ended: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    def call(self, session: psycopg.Connection, timeout: float, *, cancel: bool) -> None:
+    def call(
+        self, session: psycopg.Connection, timeout: float, *, cancel: bool = False, name: str = ""
+    ) -> None:
         """One call, which its timeout or a cancel must end."""
         timer = threading.Timer(CANCEL_MS / 1000, session.cancel_safe)
         begun = time.perf_counter()
@@ -99,7 +101,7 @@ class Found:
             self.ended[error.sqlstate or "lost"] += 1
         took = 1000 * (time.perf_counter() - begun)
         timer.cancel()
-        self.over.append(took - (CANCEL_MS if cancel else timeout))
+        self.over.append((took - (CANCEL_MS if cancel else timeout), name))
 
 
 def ask(session: psycopg.Connection, orders: Connection, arguments: argparse.Namespace) -> Found:
@@ -110,7 +112,8 @@ def ask(session: psycopg.Connection, orders: Connection, arguments: argparse.Nam
         session.execute("SELECT pgrerank._disconnect()")
         orders.send((phase, deed))
         orders.recv()
-        found.call(session, arguments.timeout, cancel=number % 10 == 9)
+        cancel = number % 10 == 9
+        found.call(session, arguments.timeout, cancel=cancel, name=f"{deed}: {phase}")
         time.sleep(0.005)  # a cancel that is on its way hits nothing else
     return found
 
@@ -122,7 +125,7 @@ def believed(session: psycopg.Connection, orders: Connection) -> int:
         session.execute("SELECT pgrerank._disconnect()")
         orders.send((phase, deed))
         orders.recv()
-        found.call(session, 1000, cancel=False)
+        found.call(session, 1000)
     return len(IMPOSTORS) - found.ended["PGR01"]
 
 
@@ -143,28 +146,22 @@ def main() -> None:
         with psycopg.connect(dsn, autocommit=True) as session:
             orders.send(("none", "stopped"))
             orders.recv()
-            Found().call(session, 5000, cancel=False)
+            Found().call(session, 5000)
             before = peak(session)
             found = ask(session, orders, arguments)
             grown = peak(session) - before
             trusted = {"native": believed(session, orders)}
             session.execute("DROP EXTENSION pgrerank_native")
             trusted["dblink"] = believed(session, orders)
-    over = sorted(found.over)
+    over, names = zip(*sorted(found.over), strict=True)
+    figures = (statistics.median(over), over[-1 - len(over) // 100], over[-1], grown)
     print_rows(
         ["calls", "p50 over, ms", "p99 over, ms", "longest over, ms", "grown MiB"],
-        [
-            [
-                str(len(over)),
-                *(f"{value:.1f}" for value in (statistics.median(over), over[-1 - len(over) // 100])),
-                f"{over[-1]:.1f}",
-                f"{grown:.1f}",
-            ]
-        ],
+        [[str(len(over)), *(f"{figure:.1f}" for figure in figures)]],
         as_json=False,
     )
-    late = sum(value > GRACE_MS for value in over)
-    outcome = {"calls": len(over), "late_by_100": late, "longest_over_ms": round(over[-1], 1)}
+    late = [name for value, name in found.over if value > GRACE_MS]
+    outcome = {"calls": len(over), "late": late, "longest_ms": round(over[-1]), "by": names[-1]}
     ended = {"ended": found.ended, "grown_mib": round(grown, 1), "believed": trusted}
     print(json.dumps(outcome | ended))
 

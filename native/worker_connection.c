@@ -20,7 +20,7 @@
 
 pgr_connection pgr_worker = {.socket = PGINVALID_SOCKET};
 
-/* Nothing in it waits: what is still to be sent is left to the kernel, and a worker drops the requests of who leaves. */
+/* Nothing in it waits. A worker drops the requests of who leaves. */
 void
 pgr_disconnect(void)
 {

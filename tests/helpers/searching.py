@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, LiteralString
 
 import psycopg
@@ -84,3 +85,11 @@ def use_client(connection: psycopg.Connection[Any], client: str) -> None:
         pytest.skip("the server has no native client")
     if client == "dblink" and has_native_client:
         connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+
+
+def each_client(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    """Each of the clients that there are, in use meanwhile."""
+    [has_native_client] = connection.execute("SELECT pgrerank.has_native_client()").fetchone()
+    for client in CLIENTS if has_native_client else ("dblink",):
+        use_client(connection, client)
+        yield client

@@ -4,11 +4,11 @@
 
 A worker, in a process of its own, does well until a phase of the connection (before, in and after
 authentication, in the answer), and then stops, drips, floods, dies or lies: all of PHASES and DEEDS
-in tests/helpers/hostile.py, in turn. Each call has a timeout of so many milliseconds; every tenth has
-a minute, and is cancelled after 30 ms. Prints how long calls took; the last line is one JSON object:
-which ended more than 100 ms after their timeout or cancel; what they ended with; the MiB by which the
-session's memory grew at most; and how many of three impostors, who know no password, each client
-believed.
+in tests/helpers/hostile.py, in turn. Each call has a timeout of so many milliseconds; every tenth
+has a minute, and is cancelled after 30 ms. Prints how long calls took; the last line is one JSON
+object: which ended more than 100 ms after their timeout or cancel; what they ended with; the MiB by
+which the session's memory grew at most; and how many of three impostors, who know no password, each
+client believed.
 """
 
 from __future__ import annotations

@@ -142,13 +142,13 @@ def test_requests_and_answers_may_be_large_within_bounds(native, liar):
     liar.lie = lambda asked: told(asked, text="é" * 700_000)
     assert len(ask(native)["text"]) == 700_000
     liar.lie = lambda asked: told(asked, text="x" * 5_000_000)
-    with pytest.raises(psycopg.Error, match="a message of 50000.. bytes: it may have") as error:
+    with pytest.raises(psycopg.Error, match=r"a message of 50000.. bytes: it may have") as error:
         ask(native)
     assert error.value.sqlstate == "PGR03"
     assert len(ask(native, texts=5)["text"]) == 5_000_000
     liar.lie = lambda asked: told(asked, numbers=[0] * 150_000)
     with pytest.raises(
-        psycopg.Error, match="answered 15000. values: it may answer 139264"
+        psycopg.Error, match=r"answered 15000. values: it may answer 139264"
     ) as error:
         ask(native)
     assert error.value.sqlstate == "PGR03"
@@ -165,8 +165,8 @@ def test_nothing_is_left_of_connections_that_ended(native, hostile):
     assert sqlstate(native, 5) is None
     native.execute("SELECT pgrerank._disconnect()")
     before = held()
-    for number in range(60):
-        hostile.phase = [*PHASES, "none"][number % 7]
+    for number in range(48):
+        hostile.phase = [*PHASES, "none"][number % (len(PHASES) + 1)]
         hostile.deed = DEEDS["half-dead"]
         sqlstate(native, 5)
     native.execute("SELECT pgrerank._disconnect()")
@@ -199,7 +199,7 @@ def test_a_name_is_resolved(native, liar):
     assert ask(native)["id"] > 0
     native.execute("SELECT pgrerank._disconnect()")
     set_worker(native, liar.port, host="no.such.host.invalid")
-    with pytest.raises(psycopg.Error, match="no worker can be reached: no.such.host.invalid: "):
+    with pytest.raises(psycopg.Error, match=r"no worker can be reached: no\.such\.host\.invalid: "):
         ask(native)
 
 

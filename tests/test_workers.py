@@ -183,7 +183,7 @@ def test_an_impostor_who_knows_no_password_is_refused(dsn, db, source):
 
 
 def test_sessions_of_one_role_free_each_other_where_no_worker_may(dsn, db, pair, make_role):
-    """All hang while dblink connects, several at a time; each is cancelled, and none beyond that."""
+    """All hang as dblink connects, several at a time; each is cancelled, and none beyond that."""
     use_client(db, "dblink")
     role = make_role()
     db.execute(f"GRANT SELECT ON documents TO {role}")

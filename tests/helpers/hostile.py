@@ -18,7 +18,10 @@ from tests.helpers.wire_served import message
 
 PASSWORD = "secret"
 LONG = 900_000_000
-PHASES = ("connect", "challenge", "proof", "welcome", "answer", "middle of the answer")
+PHASES = (
+    *("connect", "challenge", "proof", "admission"),
+    *("welcome", "answer", "middle of the answer"),
+)
 """When it goes bad: instead of sending what a worker would."""
 
 _LARGEST = messages.READY.join(
@@ -190,7 +193,9 @@ class HostileWorker:
         _, first = messages.parse_sasl_initial(connection.recv(10_000)[5:])
         yield messages.sasl_continue(exchange.first(first))
         yield messages.sasl_final(exchange.final(connection.recv(10_000)[5:]))
-        yield messages.welcome(Session(1, "pgrerank", "x", "", "", tls=False), b"key.", "18")
+        hello = messages.welcome(Session(1, "pgrerank", "x", "", "", tls=False), b"key.", "18")
+        yield hello[:9]
+        yield hello[9:]
         connection.recv(65536)
         whole = messages.answer(Rows(("answer",), [('"PONG"',)], "SELECT 1"))
         yield whole[:45]

@@ -16,7 +16,7 @@
 #define SERVERS "pgrerank_worker"	/* what the names of pgrerank's foreign servers begin with */
 #define SILENCE 400				/* milliseconds; a worker says ten times a second that it is at work */
 #define LOOK 50					/* how often to look again whether another worker is there, in milliseconds */
-#define BYTES_A_VALUE 32		/* of an answer at least, as jsonb takes a hundred bytes for each of its values */
+#define BYTES_A_VALUE 64			/* of the most bytes, as a value takes jsonb a hundred bytes of memory, and time */
 
 static const char *
 option(List *options, const char *name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from pgrerank.errors import ProtocolError
 from pgrerank.wire import messages
-from pgrerank.wire.scram import MECHANISM, ScramVerifier
+from pgrerank.wire.scram import MECHANISM, ProofRejectedError, ScramVerifier
 from pgrerank.wire.types import Rows, Session
 from tests.helpers.wire_served import message
 
@@ -25,7 +25,7 @@ PHASES = (
 """When it goes bad: instead of sending what a worker would."""
 
 _LARGEST = messages.READY.join(
-    [messages.answer(Rows(("a",), [(f'[{"0," * 130_000}"{"x" * 3_900_000}"]',)], "SELECT 1")), b""]
+    [messages.answer(Rows(("a",), [(f'[{"0," * 65_000}"{"x" * 4_030_000}"]',)], "SELECT 1")), b""]
 )
 Deed = Callable[[socket.socket, bytes], None]
 """What it does over a connection, given what is due there."""
@@ -178,7 +178,7 @@ class HostileWorker:
 
     def _serve(self, connection: socket.socket) -> None:
         phase, deed = self.phase, self.deed
-        with contextlib.suppress(OSError, ProtocolError), connection:
+        with contextlib.suppress(OSError, ProtocolError, ProofRejectedError), connection:
             for name, answer in zip(PHASES, self._answers(connection), strict=True):
                 if name == phase:
                     deed(connection, answer)

@@ -152,7 +152,10 @@ def measure(client: str, connection: psycopg.Connection, dsn: str, calls: int) -
     process = start_worker(connection, dsn)
     asked = {
         client: (CALL, calls),
-        f"{client}, new connection": (f"SELECT pgrerank._disconnect(); {CALL}", max(calls // 20, 2)),
+        f"{client}, new connection": (
+            f"SELECT pgrerank._disconnect(); {CALL}",
+            max(calls // 20, 2),
+        ),
     }
     if client == "dblink":
         connection.execute("SELECT dblink_connect('blocking', 'pgrerank_worker')")
@@ -161,7 +164,10 @@ def measure(client: str, connection: psycopg.Connection, dsn: str, calls: int) -
     for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
         connection.execute(CALL)
         os.kill(process.pid or 0, number)
-        worst = {key: round(value) for key, value in outage(dsn, connection, max(calls // 200, 2)).items()}
+        worst = {
+            key: round(value)
+            for key, value in outage(dsn, connection, max(calls // 200, 2)).items()
+        }
         found[f"{client}, {name}"] = worst
         print(f"{client}, worker {name}: the worst with a deadline of {TIMEOUT_MS} ms: {worst}")
         os.kill(process.pid or 0, signal.SIGCONT)

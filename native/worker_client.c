@@ -14,6 +14,7 @@
 #include "utils/datum.h"
 
 #define SERVERS "pgrerank_worker"	/* what the names of pgrerank's foreign servers begin with */
+#define MOST_BYTES (512 * 1024 * 1024)	/* of an answer, whoever asks */
 #define SILENCE 400				/* milliseconds; a worker says ten times a second that it is at work */
 #define LOOK 50					/* how often to look again whether another worker is there, in milliseconds */
 #define BYTES_A_VALUE 64			/* of the most bytes, as a value takes jsonb a hundred bytes of memory, and time */
@@ -61,7 +62,7 @@ append_option(const char *name, const char *value)
 }
 
 static void
-start_up(const char *user, const char *database)
+start_up(const char *user, const char *database, const char *application)
 {
 	uint32		version = pg_hton32(0x30000);
 
@@ -69,7 +70,7 @@ start_up(const char *user, const char *database)
 	appendBinaryStringInfo(&pgr_worker.out, (const char *) &version, sizeof(version));
 	append_option("user", user);
 	append_option("database", database);
-	append_option("application_name", "pgrerank");
+	append_option("application_name", application == NULL ? "pgrerank" : application);
 	append_option("client_encoding", "UTF8");
 	appendStringInfoChar(&pgr_worker.out, 0);
 	pgr_end_message();
@@ -113,7 +114,7 @@ pgrerank_worker_connect(PG_FUNCTION_ARGS)
 	{
 		pgr_dial(host, port, until);
 		pgr_worker.worker = PG_GETARG_INT32(0);
-		start_up(user, database == NULL ? user : database);
+		start_up(user, database == NULL ? user : database, option(options, "application_name"));
 		pgr_authenticate(password, until);
 		await_ready(until);
 	}
@@ -160,7 +161,7 @@ pgrerank_worker_send(PG_FUNCTION_ARGS)
 
 	check_connected(false);
 	pgr_worker.is_asked = true;
-	pgr_worker.most = PG_GETARG_INT32(1);
+	pgr_worker.most = Min(PG_GETARG_INT32(1), MOST_BYTES);
 	pgr_worker.heard = GetCurrentTimestamp();
 	pgr_begin_message('Q');
 	appendBinaryStringInfo(&pgr_worker.out, VARDATA_ANY(request), VARSIZE_ANY_EXHDR(request));

@@ -1,6 +1,7 @@
 /* The socket to a worker, and the framing of messages. */
 #include "worker_connection.h"
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -28,7 +29,8 @@ pgr_disconnect(void)
 		return;
 	close(pgr_worker.socket);
 	ReleaseExternalFD();
-	MemoryContextDelete(pgr_worker.context);
+	if (pgr_worker.context != NULL)
+		MemoryContextDelete(pgr_worker.context);
 	pgr_worker = (pgr_connection) {.socket = PGINVALID_SOCKET};
 }
 
@@ -68,7 +70,7 @@ open_socket(int family)
 	initStringInfo(&pgr_worker.in);
 	initStringInfo(&pgr_worker.out);
 	MemoryContextSwitchTo(before);
-	if (!pg_set_noblock(pgr_worker.socket))
+	if (!pg_set_noblock(pgr_worker.socket) || fcntl(pgr_worker.socket, F_SETFD, FD_CLOEXEC) < 0)
 		pgr_fail(PGR_UNREACHABLE, "no worker can be reached: %m");
 	setsockopt(pgr_worker.socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }

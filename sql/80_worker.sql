@@ -1,8 +1,8 @@
 -- The way to a worker and back.
 
 -- There are two clients: that of the native kernel where it is installed, and dblink. The former can neither be hung
--- nor flooded, and knows no TLS: it takes servers all of whose options it can heed, and leaves the others to dblink. An
--- address is one, and of the internet.
+-- nor flooded, and knows no TLS: it takes servers all of whose options it can heed, and leaves the others to dblink. A
+-- host is one, and no Unix-domain socket.
 CREATE OR REPLACE FUNCTION has_native_client() RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
@@ -18,9 +18,10 @@ AS $$
         SELECT FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o
         WHERE s.srvname = _server_of(_worker) AND NOT CASE
             WHEN o.option_name IN ('host', 'hostaddr') THEN o.option_value !~ '[/@,]'
+            WHEN o.option_name = 'port' THEN o.option_value ~ '^\d+$'
             WHEN o.option_name = 'sslmode' THEN o.option_value IN ('disable', 'allow', 'prefer')
-            ELSE o.option_name IN ('port', 'dbname', 'connect_timeout', 'tcp_user_timeout', 'application_name',
-                'require_auth') END)
+            ELSE o.option_name IN ('dbname', 'application_name', 'connect_timeout', 'tcp_user_timeout', 'require_auth')
+            END)
 $$;
 
 -- SECURITY DEFINER, and these few lines only: the address and secret are the owner's, the connection is the caller's

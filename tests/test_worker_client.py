@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.attack.test_lying_worker import Liar, peak, told
+from tests.helpers.certificates import certificate
 from tests.helpers.hostile import DEEDS, PASSWORD, PHASES, HostileWorker, hostile_worker
 from tests.helpers.searching import use_client
 from tests.helpers.wire_served import serving
@@ -42,7 +44,7 @@ def hostile(native) -> Iterator[HostileWorker]:
         native.execute("SELECT pgrerank._disconnect()")
 
 
-def set_worker(db: psycopg.Connection[Any], port: int, **options: str) -> None:
+def set_worker(db: psycopg.Connection[Any], port: int, /, **options: str) -> None:
     db.execute(
         "SELECT pgrerank.set_worker('127.0.0.1', %s, %s, %s)",
         (port, PASSWORD, Jsonb(options)),
@@ -106,6 +108,15 @@ def test_a_refusal_is_told(native):
     with serving(user="pgrerank", password=PASSWORD) as served:
         native.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'wrong')", (served.port,))
         with pytest.raises(psycopg.Error, match="it refused: password authentication failed"):
+            native.execute(PING, ("1 s",))
+
+
+def test_a_worker_with_tls_says_what_it_wants(native, tmp_path):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate(tmp_path))
+    with serving(user="pgrerank", password=PASSWORD, ssl=context, require_ssl=True) as served:
+        set_worker(native, served.port)
+        with pytest.raises(psycopg.Error, match="TLS only: connect with sslmode=require"):
             native.execute(PING, ("1 s",))
 
 
@@ -183,6 +194,7 @@ def test_nothing_is_left_of_connections_that_ended(native, hostile):
         ({"keepalives": "1"}, False),
         ({"host": "/tmp"}, False),
         ({"host": "one,other"}, False),
+        ({"port": "1,2"}, False),
         ({"host": "localhost"}, True),
     ],
 )

@@ -57,8 +57,9 @@ def status(dsn: Dsn = "", as_json: Json = False) -> None:
                 f"database {connection.info.dbname} has no pgrerank: run pgrerank install"
             )
         cursor = connection.execute(
-            "SELECT %s AS maxsim, CASE WHEN pgrerank.has_native_client() THEN 'native' ELSE 'dblink' END"
-            " AS client, e.default_version AS available, e.installed_version AS created"
+            "SELECT %s AS maxsim,"
+            " CASE WHEN pgrerank.has_native_client() THEN 'native' ELSE 'dblink' END AS client,"
+            " e.default_version AS available, e.installed_version AS created"
             " FROM (VALUES (%s)) wanted (name) LEFT JOIN pg_available_extensions e USING (name)",
             (schema.maxsim_engine(connection), kernel.EXTENSION),
         )

@@ -2,10 +2,11 @@
 
     python benchmarks/rpc.py [--calls 2000] [--dsn DSN]
 
-Prints p50 and p95 of: our polled call on an open connection, the same with a new connection each
-time, and, as the alternative, dblink's own blocking call on an open connection, which heeds no
-deadline. Then how long a search with a timeout of 300 ms takes while the worker is killed or
-stopped, in sessions with and without an open connection. The last line is one JSON object.
+Prints p50 and p95 of each client, the native one and dblink, on an open connection, and with a new
+connection each time; and, as the floor of dblink, its own blocking call, which heeds no deadline.
+Then how long a search with a timeout of 300 ms takes while the worker is stopped or killed, in
+sessions with and without an open connection. The last line is one JSON object, whose
+`dblink_over_native` is the ratio of their p50 on an open connection.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 
@@ -91,24 +93,23 @@ def database(dsn: str | None) -> Iterator[str]:
             yield server.dsn
 
 
-def set_up(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
-    """A reranker over three documents, a request of 100 short documents, and the server process."""
+def set_up(connection: psycopg.Connection) -> None:
+    """Pgrerank, the native client where it can be had, and a request of 100 short documents."""
     schema.install(connection)
     connection.execute(
         "CREATE TEMPORARY TABLE request AS SELECT json_build_object('call', 'cross_encode',"
         " 'documents', (SELECT json_agg('document number ' || i) FROM generate_series(1, 100) i)"
         ")::text AS pgrerank_request"
     )
+
+
+def start_worker(connection: psycopg.Connection, dsn: str) -> multiprocessing.Process:
+    """A worker whose address `set_worker` knows, too."""
     port: multiprocessing.Queue[int] = multiprocessing.Queue()
     process = multiprocessing.Process(target=serve, args=(dsn, port), daemon=True)
     process.start()
     connection.execute(
         "SELECT pgrerank.set_worker('127.0.0.1', %s, %s)", (port.get(timeout=30), PASSWORD)
-    )
-    connection.execute(
-        "SELECT pgrerank.dblink_connect('blocking', 'pgrerank_worker')"
-        if connection.execute("SELECT to_regproc('pgrerank.dblink')").fetchone() != (None,)
-        else "SELECT dblink_connect('blocking', 'pgrerank_worker')"
     )
     return process
 
@@ -134,6 +135,47 @@ def outage(dsn: str, open_session: psycopg.Connection, calls: int) -> dict[str, 
     }
 
 
+def latency(
+    connection: psycopg.Connection, calls: dict[str, tuple[str, int]]
+) -> dict[str, dict[str, float]]:
+    """p50 and p95 of each statement, made so many times."""
+    found = {}
+    for name, (statement, times) in calls.items():
+        p50, p95 = quantiles(milliseconds(lambda s=statement: connection.execute(s), times))
+        found[name] = {"p50_ms": round(p50, 3), "p95_ms": round(p95, 3)}
+        print(f"{name:24} p50 {p50:7.3f} ms   p95 {p95:7.3f} ms")
+    return found
+
+
+def measure(client: str, connection: psycopg.Connection, dsn: str, calls: int) -> dict[str, object]:
+    """One client with a worker of its own, which does not survive it."""
+    process = start_worker(connection, dsn)
+    asked = {
+        client: (CALL, calls),
+        f"{client}, new connection": (
+            f"SELECT pgrerank._disconnect(); {CALL}",
+            max(calls // 20, 2),
+        ),
+    }
+    if client == "dblink":
+        connection.execute("SELECT dblink_connect('blocking', 'pgrerank_worker')")
+        asked["blocking"] = BLOCKING, calls
+    found: dict[str, object] = {**latency(connection, asked)}
+    for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
+        connection.execute(CALL)
+        os.kill(process.pid or 0, number)
+        worst = {
+            key: round(value)
+            for key, value in outage(dsn, connection, max(calls // 200, 2)).items()
+        }
+        found[f"{client}, {name}"] = worst
+        print(f"{client}, worker {name}: the worst with a deadline of {TIMEOUT_MS} ms: {worst}")
+        os.kill(process.pid or 0, signal.SIGCONT)
+        time.sleep(0.2)
+    process.join()
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -147,26 +189,15 @@ def main() -> None:
         psycopg.connect(dsn, autocommit=True) as connection,
     ):
         connection.execute("SET search_path = public, pgrerank")
-        process = set_up(connection, dsn)
-        results: dict[str, object] = {}
-        for name, statement, calls in (
-            ("polled", CALL, arguments.calls),
-            ("blocking", BLOCKING, arguments.calls),
-            ("polled, new connection", f"SELECT pgrerank._disconnect(); {CALL}", 100),
-        ):
-            p50, p95 = quantiles(milliseconds(lambda s=statement: connection.execute(s), calls))
-            results[name] = {"p50_ms": round(p50, 3), "p95_ms": round(p95, 3)}
-            print(f"{name:24} p50 {p50:7.3f} ms   p95 {p95:7.3f} ms")
-        for name, number in (("stopped", signal.SIGSTOP), ("killed", signal.SIGKILL)):
-            connection.execute(CALL)
-            os.kill(process.pid or 0, number)
-            worst = outage(dsn, connection, 10)
-            results[name] = {key: round(value) for key, value in worst.items()}
-            print(
-                f"worker {name:8} worst of 10 with a deadline of {TIMEOUT_MS} ms: {results[name]}"
-            )
-            os.kill(process.pid or 0, signal.SIGCONT)
-            time.sleep(0.2)
+        set_up(connection)
+        results: dict[str, Any] = {}
+        if connection.execute("SELECT has_native_client()").fetchone() == (True,):
+            results |= measure("native", connection, dsn, arguments.calls)
+            connection.execute("DROP EXTENSION pgrerank_native")
+        results |= measure("dblink", connection, dsn, arguments.calls)
+    if "native" in results:
+        ratio = results["dblink"]["p50_ms"] / results["native"]["p50_ms"]
+        results["dblink_over_native"] = round(ratio, 2)
     json.dump(results, sys.stdout)
     print()
 

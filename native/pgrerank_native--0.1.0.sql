@@ -59,3 +59,28 @@ CREATE FUNCTION maxsim(query halfvec[], document halfvec[]) RETURNS real
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE COST 2000
 AS 'MODULE_PATHNAME', 'pgrerank_maxsim_halfvec';
 COMMENT ON FUNCTION maxsim(halfvec[], halfvec[]) IS 'MaxSim of a query''s and a document''s token vectors';
+
+-- The way to a worker, which pgrerank._ask_worker calls; docs/how-to/native-kernel.md tells what it is for.
+CREATE FUNCTION _worker_connect(worker int, server name, until timestamptz) RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_connect';
+
+CREATE FUNCTION _worker_connected() RETURNS int
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_connected';
+
+CREATE FUNCTION _worker_disconnect() RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_disconnect';
+
+CREATE FUNCTION _worker_send(request text, most int) RETURNS void
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_send';
+
+CREATE FUNCTION _worker_wait(deadline timestamptz) RETURNS boolean
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_wait';
+
+CREATE FUNCTION _worker_take() RETURNS text
+LANGUAGE c STRICT
+AS 'MODULE_PATHNAME', 'pgrerank_worker_take';

@@ -1,25 +1,53 @@
 -- The way to a worker and back.
 
+-- There are two clients: that of the native kernel where it is installed, and dblink. The former can neither be hung
+-- nor flooded, and knows no TLS: it takes servers all of whose options it can heed, and leaves the others to dblink. A
+-- host is one, and no Unix-domain socket.
+CREATE OR REPLACE FUNCTION has_native_client() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$ SELECT to_regprocedure('pgrerank._worker_wait(timestamptz)') IS NOT NULL $$;
+COMMENT ON FUNCTION has_native_client IS
+    'Whether the native client asks workers in this database, where their servers'' options let it; else dblink does';
+
+CREATE OR REPLACE FUNCTION _is_asked_natively(_worker int) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT has_native_client() AND NOT EXISTS (
+        SELECT FROM pg_foreign_server s, pg_options_to_table(s.srvoptions) o
+        WHERE s.srvname = _server_of(_worker) AND NOT CASE
+            WHEN o.option_name IN ('host', 'hostaddr') THEN o.option_value !~ '[/@,]'
+            WHEN o.option_name = 'port' THEN o.option_value ~ '^\d+$'
+            WHEN o.option_name = 'sslmode' THEN o.option_value IN ('disable', 'allow', 'prefer')
+            ELSE o.option_name IN ('dbname', 'application_name', 'connect_timeout', 'tcp_user_timeout', 'require_auth')
+            END)
+$$;
+
 -- SECURITY DEFINER, and these few lines only: the address and secret are the owner's, the connection is the caller's
 -- to use.
-CREATE OR REPLACE FUNCTION _connect(_worker int) RETURNS void
+CREATE OR REPLACE FUNCTION _connect(_worker int, _until timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_foreign_server s WHERE s.srvname = _server_of(_worker)) THEN
         PERFORM _raise('PGR01', format('worker %s has gone', _worker));
+    ELSIF _is_asked_natively(_worker) THEN
+        PERFORM _worker_connect(_worker, _server_of(_worker), _until);
+    ELSE
+        PERFORM dblink_connect('pgrerank ' || _worker, _server_of(_worker));
     END IF;
-    PERFORM dblink_connect('pgrerank ' || _worker, _server_of(_worker));
 EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
     PERFORM _raise('PGR01', 'no worker can be reached: connection failed', 'Start one: pgrerank worker');
 END
 $$;
 
--- Connects to a worker; false where it can't be reached, or not until then. What waits longer is cancelled by others
--- (see _cancel_overdue), which is an error of the same kind as the user's own cancel. The latter is passed on while
--- there is time; so is the statement's timeout always. Afterwards nothing ends the call later than its deadline. A
--- cancel may arrive when it has connected already: it is waited for, as long as somebody is about to send one.
+-- Connects to a worker; false where it can't be reached, or not until then, of which the native client raises PGR01
+-- with the reason. What waits longer in dblink is cancelled by others (see _cancel_overdue), which is an error of the
+-- same kind as the user's own cancel. The latter is passed on while there is time; so is the statement's timeout
+-- always. Afterwards nothing ends the call later than its deadline. A cancel may arrive when it has connected already:
+-- it is waited for, as long as somebody is about to send one.
 CREATE OR REPLACE FUNCTION _connect_until(_worker int, _until timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -28,10 +56,14 @@ DECLARE
     code text;
     message text;
 BEGIN
+    IF _is_asked_natively(_worker) THEN
+        PERFORM _connect(_worker, _until);
+        RETURN true;
+    END IF;
     BEGIN
         BEGIN
             PERFORM pg_advisory_xact_lock_shared(_lock_class('connecting', _worker), _tick(_until));
-            PERFORM _connect(_worker);
+            PERFORM _connect(_worker, _until);
             PERFORM _raise('PGR00', 'connected');
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             code := SQLSTATE;
@@ -75,16 +107,17 @@ AS $$
     FROM pg_settings s WHERE s.name = 'statement_timeout'
 $$;
 
--- Connects to a worker that has not been tried and returns its number. Half a second is enough for any; if another is
--- there to be tried after. Where none is left, it raises what went wrong before.
+-- Connects to a worker that has not been tried and returns the connection. Half a second is enough for any; if another
+-- is there to be tried after. Where none is left, it raises what went wrong before.
 CREATE OR REPLACE FUNCTION _connect_to_another(
-    _tried int[], _deadline timestamptz, _code text DEFAULT NULL, _message text DEFAULT NULL) RETURNS int
+    _tried int[], _deadline timestamptz, _code text DEFAULT NULL, _message text DEFAULT NULL) RETURNS text
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     tried int[] := _tried;
     worker int;
+    reason text;
 BEGIN
     PERFORM _cancel_overdue();
     LOOP
@@ -92,11 +125,17 @@ BEGIN
         IF worker IS NULL AND clock_timestamp() >= _deadline THEN
             PERFORM _raise('PGR02', 'the deadline passed before a worker was reached');
         ELSIF worker IS NULL THEN
-            PERFORM _raise(coalesce(_code, 'PGR01'), coalesce(_message, _why_unreachable()), CASE WHEN _code IS NULL
-                THEN 'Start one with pgrerank worker --register, or call pgrerank.set_worker.' END);
-        ELSIF _connect_until(worker, least(_deadline, clock_timestamp() + interval '500 milliseconds')) THEN
-            RETURN worker;
+            PERFORM _raise(coalesce(_code, 'PGR01'), coalesce(_message, reason, _why_unreachable()),
+                CASE WHEN _code IS NULL
+                    THEN 'Start one with pgrerank worker --register, or call pgrerank.set_worker.' END);
         END IF;
+        BEGIN
+            IF _connect_until(worker, least(_deadline, clock_timestamp() + interval '500 milliseconds')) THEN
+                RETURN _connection();
+            END IF;
+        EXCEPTION WHEN SQLSTATE 'PGR01' THEN
+            reason := SQLERRM;
+        END;
         tried := tried || worker;
     END LOOP;
 END
@@ -114,11 +153,27 @@ AS $$
     FROM _reachable_workers() r
 $$;
 
--- The open connection to a worker, by name, if there is one.
+-- The open connection to a worker, if there is one: `native` or `pgrerank`, which is its name for dblink, and the
+-- worker's number.
 CREATE OR REPLACE FUNCTION _connection() RETURNS text
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql
 SET search_path FROM CURRENT
-AS $$ SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1 $$;
+AS $$
+DECLARE
+    worker int;
+BEGIN
+    IF has_native_client() THEN
+        worker := _worker_connected();
+    END IF;
+    RETURN coalesce('native ' || worker, (
+        SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1));
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _is_native(_connection text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT starts_with(_connection, 'native ') $$;
 
 CREATE OR REPLACE FUNCTION _disconnect() RETURNS void
 LANGUAGE plpgsql
@@ -127,7 +182,9 @@ AS $$
 DECLARE
     connection text := _connection();
 BEGIN
-    IF connection IS NOT NULL THEN
+    IF _is_native(connection) THEN
+        PERFORM _worker_disconnect();
+    ELSIF connection IS NOT NULL THEN
         PERFORM dblink_disconnect(connection);
     END IF;
 EXCEPTION WHEN OTHERS THEN
@@ -135,12 +192,40 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- Sends one request and waits for its answer: a millisecond without sleeping, then in naps of a fiftieth of what it has
--- waited, 1 to 50 ms, as many sessions that looked each millisecond would take the processor from a worker beside
--- them. Interruptible throughout. Conditions of its own, which _ask_worker makes good where it can: PGR01, the
--- connection broke; PGR04, this worker can't, and another may. A worker says ten times a second, by a notification,
--- that it is at work. Of one that is silent for longer no answer is expected if another can be asked.
-CREATE OR REPLACE FUNCTION _exchange(_connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
+-- The longest answer that the native client takes, in bytes, given how many texts it tells of: for each, 256 KiB are
+-- the token vectors of 512 tokens with 128 dimensions. jsonb makes ten times as much of what is longest.
+CREATE OR REPLACE FUNCTION _longest_answer(_texts int) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT 4194304 + 262144 * least(_texts, 1000) $$;
+
+-- Sends one request and waits for its answer, interruptible throughout. Conditions of its own, which _ask_worker makes
+-- good where it can: PGR01, the connection broke; PGR04, this worker can't, and another may. A worker says ten times a
+-- second, by a notification, that it is at work. Of one that is silent for longer no answer is expected if another can
+-- be asked.
+CREATE OR REPLACE FUNCTION _exchange(
+    _connection text, _request text, _texts int, _tried int[], _deadline timestamptz) RETURNS jsonb
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    IF NOT _is_native(_connection) THEN
+        RETURN _exchange_by_dblink(_connection, _request, _tried, _deadline);
+    END IF;
+    PERFORM _worker_send(_request, _longest_answer(_texts));
+    WHILE NOT _worker_wait(_deadline) LOOP
+        IF _is_another_alive(_tried) THEN
+            PERFORM _raise('PGR04', 'the worker fell silent');
+        END IF;
+    END LOOP;
+    RETURN _received(_connection);
+END
+$$;
+
+-- Polls: a millisecond without sleeping, then in naps of a fiftieth of what it has waited, 1 to 50 ms, as many sessions
+-- that looked each millisecond would take the processor from a worker beside them.
+CREATE OR REPLACE FUNCTION _exchange_by_dblink(
+    _connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -197,13 +282,16 @@ AS $$
 DECLARE
     answer jsonb;
 BEGIN
+    IF _is_native(_connection) THEN
+        RETURN _worker_take()::jsonb;
+    END IF;
     SELECT r.answer INTO answer FROM dblink_get_result(_connection) r (answer jsonb);
     PERFORM FROM dblink_get_result(_connection) r (answer jsonb);  -- the protocol's end of results
     RETURN answer;
 EXCEPTION
     WHEN connection_exception OR connection_failure OR connection_does_not_exist THEN
-        RAISE;
-    WHEN SQLSTATE 'PGR02' THEN
+        PERFORM _raise('PGR01', 'the connection to the worker broke');
+    WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' THEN
         RAISE;
     WHEN admin_shutdown THEN
         PERFORM _raise('PGR01', 'the connection to the worker broke: it is stopping');
@@ -227,7 +315,8 @@ AS $$
 $$;
 
 -- Sends a request, a JSON object as text, and returns its answer.
-CREATE OR REPLACE FUNCTION _answer(_connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
+CREATE OR REPLACE FUNCTION _answer(
+    _connection text, _request text, _texts int, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -235,13 +324,13 @@ DECLARE
     id int := (random() * 2147483647)::int;
     answer jsonb;
 BEGIN
-    -- A large request to a stopped process would block in send, where nothing interrupts: ask for a sign of life first.
-    IF octet_length(_request) >= 65536 THEN
-        PERFORM _exchange(_connection, 'PING', _tried, _deadline);
+    -- A large request to a stopped process would block in dblink, where nothing interrupts: ask for a sign of life.
+    IF octet_length(_request) >= 65536 AND NOT _is_native(_connection) THEN
+        PERFORM _exchange(_connection, 'PING', 0, _tried, _deadline);
     END IF;
     answer := _exchange(_connection, format('{"id": %s, "timeout_ms": %s%s, "request": %s}', id,
         greatest(1, (extract(epoch FROM _deadline - clock_timestamp()) * 1000)::int), _context(), _request),
-        _tried, _deadline);
+        _texts, _tried, _deadline);
     IF answer -> 'id' IS DISTINCT FROM to_jsonb(id) THEN
         PERFORM _raise('PGR01', 'the connection to the worker broke: it answered another request');
     END IF;
@@ -251,8 +340,9 @@ $$;
 
 -- Asks a worker, and the next where one breaks, falls silent, stops or has too much to do: what is asked is computed
 -- and leaves no trace, so it may be asked twice. The connection is dropped whenever its answer was not taken: a late
--- one must not meet the next request, and its end tells the worker to stop.
-CREATE OR REPLACE FUNCTION _ask_worker(_request text, _deadline timestamptz) RETURNS jsonb
+-- one must not meet the next request, and its end tells the worker to stop. How long an answer may be depends on how
+-- many texts it tells of at length.
+CREATE OR REPLACE FUNCTION _ask_worker(_request text, _deadline timestamptz, _texts int DEFAULT 1) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -266,11 +356,11 @@ DECLARE
 BEGIN
     LOOP
         IF connection IS NULL THEN
-            connection := 'pgrerank ' || _connect_to_another(tried, _deadline, code, message);
+            connection := _connect_to_another(tried, _deadline, code, message);
         END IF;
         worker := split_part(connection, ' ', 2);
         BEGIN
-            RETURN _answer(connection, _request, tried || worker, _deadline);
+            RETURN _answer(connection, _request, _texts, tried || worker, _deadline);
         EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR04' THEN
             code := CASE SQLSTATE WHEN 'PGR04' THEN 'PGR03' ELSE SQLSTATE END;
             message := SQLERRM;
@@ -298,9 +388,9 @@ DECLARE
     connection text := _connection();
 BEGIN
     IF connection IS NULL THEN
-        connection := 'pgrerank ' || _connect_to_another('{}', started + timeout);
+        connection := _connect_to_another('{}', started + timeout);
     END IF;
-    PERFORM _exchange(connection, 'PING', NULL, started + timeout);
+    PERFORM _exchange(connection, 'PING', 0, NULL, started + timeout);
     RETURN clock_timestamp() - started;
 EXCEPTION WHEN OTHERS OR query_canceled THEN
     PERFORM _disconnect();

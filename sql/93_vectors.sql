@@ -23,7 +23,8 @@ BEGIN
     answer := _ask_worker(json_build_object('call', 'encode', 'texts', ARRAY(SELECT c.query FROM unnest(_calls) c),
         'embedding', CASE WHEN wants_embedding THEN _generation.embedding_model END,
         'late_interaction', CASE WHEN wants_tokens THEN _generation.late_interaction_model END,
-        'projection', _generation.projection, 'instruction', _instruction)::text, _deadline) -> 'queries';
+        'projection', _generation.projection, 'instruction', _instruction)::text,
+        _deadline, cardinality(_calls)) -> 'queries';
     FOR number IN 1..cardinality(_calls) LOOP
         IF wants_embedding THEN
             _calls[number].query_embedding := _query_embedding(answer -> (number - 1), _generation.embedding_model);

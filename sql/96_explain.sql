@@ -72,7 +72,8 @@ BEGIN
         RETURN '{}';
     END IF;
     answer := _ask_worker(json_build_object('call', 'align', 'model', generation.late_interaction_model,
-        'query', _query, 'documents', contents)::text, clock_timestamp() + greatest(_reranker.timeout, '30 s'));
+        'query', _query, 'documents', contents)::text, clock_timestamp() + greatest(_reranker.timeout, '30 s'),
+        8 * cardinality(contents));  -- spans, heat and more of each token
     IF jsonb_typeof(answer -> 'documents') IS DISTINCT FROM 'array'
         OR jsonb_array_length(answer -> 'documents') <> cardinality(readable) THEN
         PERFORM _raise('PGR03', 'the worker answered something else than an alignment for each document');

@@ -74,6 +74,20 @@ def test_deadlines():
     assert 0 < found["p50"] <= found["longest"] < math.inf
 
 
+def test_workers_gone_bad():
+    found = last_line("bad_workers.py", "--calls", 60, "--timeout", 40)
+    assert sum(found["ended"].values()) == found["calls"] == 60
+    assert found["ended"].keys() <= {"PGR01", "PGR02", "PGR03", "57014"}
+    assert found["grown_mib"] < 64
+    assert found["believed"] == {"native": 0, "dblink": 0}
+
+
+def test_the_way_to_the_worker():
+    found = last_line("rpc.py", "--calls", 30)
+    assert 0 < found["native"]["p50_ms"] <= found["native"]["p95_ms"] < math.inf
+    assert 0 < found["dblink_over_native"] < math.inf
+
+
 def test_the_worker_beside_the_bare_library():
     found = last_line(
         "worker.py", "--sizes", "tiny", "--clients", "1,2", "--seconds", 0.2, "--documents", 8

@@ -138,6 +138,7 @@ def test_status_and_what_it_takes_to_create_it(dsn, db, make_role, empty_dsn):
     [status] = json.loads(said.stdout)
     assert status["maxsim"] == schema.maxsim_engine(db)
     assert (status["created"] is None) == (status["maxsim"] == "worker")
+    assert (status["created"] is None) == (status["client"] == "dblink")
     db.execute("DROP EXTENSION IF EXISTS pgrerank_native CASCADE")
     assert schema.maxsim_engine(db) == "worker"
     refused = pgrerank("native", "status", "--dsn", empty_dsn)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from pgrerank.wire.server import RequestError, Rows, Session
+from tests.helpers.searching import CLIENTS, use_client
 from tests.helpers.wire_served import Served, as_worker
 
 SEARCH = "SELECT stage, degraded, reason FROM pgrerank.documents_search('bread'"
@@ -22,27 +23,29 @@ class Refusing(Served):
         raise RequestError("it can't be done", sqlstate=self.sqlstate)
 
 
-@pytest.fixture
-def refusing(source) -> Iterator[Refusing]:
+@pytest.fixture(params=CLIENTS)
+def refusing(db, source, request) -> Iterator[Refusing]:
+    use_client(db, request.param)
     with as_worker(Refusing, source) as worker:
         yield worker
 
 
 @pytest.mark.parametrize(
-    ("answered", "raised"),
+    ("answered", "raised", "why"),
     [
-        ("PGR02", "PGR02"),  # the deadline, seen by the worker first
-        ("22023", "PGR03"),
-        ("53300", "PGR03"),
-        ("XX000", "PGR03"),
-        ("42501", "PGR03"),
+        ("PGR02", "PGR02", "it can't be done"),  # the deadline, seen by the worker first
+        ("22023", "PGR03", "it can't be done"),
+        ("53300", "PGR03", "it can't be done"),
+        ("XX000", "PGR03", "it can't be done"),
+        ("42501", "PGR03", "it can't be done"),
+        ("08006", "PGR01", "connection to the worker broke"),  # as if the connection had broken
     ],
 )
-def test_it_degrades_or_if_strict_says_which(db, refusing, answered, raised):
+def test_it_degrades_or_if_strict_says_which(db, refusing, answered, raised, why):
     refusing.sqlstate = answered
     rows = db.execute(SEARCH + ")").fetchall()
     assert {row[:2] for row in rows} == {("lexical", True)}
-    assert "it can't be done" in rows[0][2]
-    with pytest.raises(psycopg.Error, match="it can't be done") as error:
+    assert why in rows[0][2]
+    with pytest.raises(psycopg.Error, match=why) as error:
         db.execute(SEARCH + ", strict => true)")
     assert error.value.sqlstate == raised

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from tests.helpers.searching import CLIENTS, each_client, use_client
 from tests.helpers.sources import Source
 from tests.helpers.wire_served import cut_off
 from tests.helpers.workers import WorkerProcess, wait_for, worker
@@ -64,8 +65,10 @@ def test_each_announces_itself_and_says_how_busy_it_is(dsn, db, pair):
     assert rows == [(number, "127.0.0.1", models, 64, True, True, True) for number in pair]
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
-def test_strict_searches_go_to_the_other_when_one_is_gone_or_frozen(dsn, pair, signal_):
+def test_strict_searches_go_to_the_other_when_one_is_gone_or_frozen(dsn, db, pair, signal_, client):
+    use_client(db, client)
     with contextlib.ExitStack() as stack:
         old = {number: session_of(dsn, stack, number) for number in pair}
         pair[1].signal(signal_)
@@ -82,7 +85,9 @@ def test_strict_searches_go_to_the_other_when_one_is_gone_or_frozen(dsn, pair, s
         assert connection.execute(alive).fetchall() == [(1, False), (2, True)]
 
 
-def test_a_rolling_restart_loses_no_strict_search(dsn, db, pair, tmp_path):
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_rolling_restart_loses_no_strict_search(dsn, db, pair, tmp_path, client):
+    use_client(db, client)
     ending = threading.Event()
     failures: list[BaseException] = []
     searches = [0]
@@ -141,19 +146,22 @@ def test_one_that_was_killed_is_forgotten_when_its_address_is_taken_again(dsn, d
 def test_a_connection_that_leads_nowhere_is_given_up_for_another(dsn, db, pair):
     """Its heartbeat is fine, but what is sent to its address is swallowed."""
     with cut_off() as port, psycopg.connect(dsn, autocommit=True) as fresh:
+        [right] = db.execute("SELECT port FROM pgrerank.workers WHERE worker = 2").fetchone()
         db.execute(f"ALTER SERVER pgrerank_worker_1 OPTIONS (SET port '{port}')")
-        for _ in range(4):
+        for client in each_client(db):
+            db.execute(f"ALTER SERVER pgrerank_worker_2 OPTIONS (SET port '{right}')")
+            for _ in range(4):
+                fresh.execute("SELECT pgrerank._disconnect()")
+                started = time.monotonic()
+                assert served_by(fresh) == 2, client
+                assert time.monotonic() - started < 2, client
+            db.execute(f"ALTER SERVER pgrerank_worker_2 OPTIONS (SET port '{port}')")
             fresh.execute("SELECT pgrerank._disconnect()")
             started = time.monotonic()
-            assert served_by(fresh) == 2
-            assert time.monotonic() - started < 2
-        db.execute(f"ALTER SERVER pgrerank_worker_2 OPTIONS (SET port '{port}')")
-        fresh.execute("SELECT pgrerank._disconnect()")
-        started = time.monotonic()
-        with pytest.raises(psycopg.Error) as error:
-            fresh.execute(SEARCH + ", timeout => '800 ms')")
-        assert error.value.sqlstate in ("PGR01", "PGR02")
-        assert time.monotonic() - started < 0.9 + 1
+            with pytest.raises(psycopg.Error) as error:
+                fresh.execute(SEARCH + ", timeout => '800 ms')")
+            assert error.value.sqlstate in ("PGR01", "PGR02"), client
+            assert time.monotonic() - started < 0.9 + 1, client
 
 
 def test_ones_own_cancel_is_heeded_while_a_session_connects(dsn, db, pair):
@@ -161,21 +169,25 @@ def test_ones_own_cancel_is_heeded_while_a_session_connects(dsn, db, pair):
         for number in pair:
             db.execute(f"ALTER SERVER pgrerank_worker_{number} OPTIONS (SET port '{port}')")
         fresh.execute("SET statement_timeout = '200ms'")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            fresh.execute(SEARCH + ")")
-        assert fresh.execute("SELECT pgrerank._times_of('connecting')").fetchall() == []
+        for client in each_client(db):
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                fresh.execute(SEARCH + ")")
+            held = fresh.execute("SELECT pgrerank._times_of('connecting')").fetchall()
+            assert held == [], client
 
 
 def test_an_impostor_who_knows_no_password_is_refused(dsn, db, source):
-    """From libpq 16 on; the server here has it."""
+    """By dblink from libpq 16 on; the server here has it."""
     with cut_off(answer=b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I") as port:
         db.execute("SELECT pgrerank.set_worker('127.0.0.1', %s, 'secret')", (port,))
-        with pytest.raises(psycopg.Error, match="no worker can be reached"):
-            db.execute("SELECT pgrerank.ping_worker()")
+        for _ in each_client(db):
+            with pytest.raises(psycopg.Error, match="no worker can be reached"):
+                db.execute("SELECT pgrerank.ping_worker()")
 
 
 def test_sessions_of_one_role_free_each_other_where_no_worker_may(dsn, db, pair, make_role):
-    """All hang while they connect, several at a time; each is cancelled, and none beyond that."""
+    """All hang as dblink connects, several at a time; each is cancelled, and none beyond that."""
+    use_client(db, "dblink")
     role = make_role()
     db.execute(f"GRANT SELECT ON documents TO {role}")
     with cut_off() as port:

@@ -49,10 +49,12 @@ def install(
 
 @native_app.command("status", epilog="Example: pgrerank native status --dsn dbname=app --json")
 def status(dsn: Dsn = "", as_json: Json = False) -> None:
-    """Whether a database's server has the kernel, and what MaxSim runs on there."""
+    """Whether a database's server has the kernel, what MaxSim runs on, and what asks workers."""
     with report_errors(), schema.connect(dsn) as connection:
         cursor = connection.execute(
-            "SELECT %s AS maxsim, e.default_version AS available, e.installed_version AS created"
+            "SELECT %s AS maxsim,"
+            " CASE WHEN pgrerank.has_native_client() THEN 'native' ELSE 'dblink' END AS client,"
+            " e.default_version AS available, e.installed_version AS created"
             " FROM (VALUES (%s)) wanted (name) LEFT JOIN pg_available_extensions e USING (name)",
             (schema.maxsim_engine(connection), kernel.EXTENSION),
         )

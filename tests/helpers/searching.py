@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, LiteralString
 
 import psycopg
@@ -62,3 +63,23 @@ def use_engine(connection: psycopg.Connection[Any], engine: str) -> None:
         pytest.skip("the server has no native kernel")
     if engine == "worker" and has_kernel:
         connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+
+
+CLIENTS = ("native", "dblink")
+
+
+def use_client(connection: psycopg.Connection[Any], client: str) -> None:
+    """Have workers asked by "native" or "dblink" here; skips where the former is not there."""
+    [has_native_client] = connection.execute("SELECT pgrerank.has_native_client()").fetchone()
+    if client == "native" and not has_native_client:
+        pytest.skip("the server has no native client")
+    if client == "dblink" and has_native_client:
+        connection.execute("DROP EXTENSION pgrerank_native CASCADE")
+
+
+def each_client(connection: psycopg.Connection[Any]) -> Iterator[str]:
+    """Each of the clients that there are, in use meanwhile."""
+    [has_native_client] = connection.execute("SELECT pgrerank.has_native_client()").fetchone()
+    for client in CLIENTS if has_native_client else ("dblink",):
+        use_client(connection, client)
+        yield client

@@ -12,7 +12,8 @@ CREATE TABLE IF NOT EXISTS announcements (
     sessions int NOT NULL DEFAULT 0,
     version text,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    alive_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    alive_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    precisions jsonb NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);  -- each row is written every second
 COMMENT ON TABLE announcements IS 'What each worker said of itself last; pgrerank.workers has it with proofs of life';
 GRANT SELECT ON announcements TO PUBLIC;
@@ -124,7 +125,7 @@ AS $$ SELECT t.worker, min(t.age) FROM _times_of('alive') t GROUP BY t.worker $$
 
 CREATE OR REPLACE VIEW workers AS
 SELECT a.worker, a.host, a.port, a.is_registered, a.models, a.capacity, a.waiting, a.sessions, a.started_at, a.alive_at,
-    p.age * interval '1 millisecond' AS heartbeat_age, a.version
+    p.age * interval '1 millisecond' AS heartbeat_age, a.version, a.precisions
 FROM announcements a LEFT JOIN _pulses() p ON p.worker = a.worker
 ORDER BY a.worker;
 COMMENT ON VIEW workers IS
@@ -169,7 +170,8 @@ $$;
 COMMENT ON FUNCTION announce_worker IS
     'Makes a worker known, to searches too where a password is given; returns its number';
 
-CREATE OR REPLACE FUNCTION report_worker(worker int, host text, port int, models text[], waiting int, sessions int)
+CREATE OR REPLACE FUNCTION report_worker(
+    worker int, host text, port int, models text[], waiting int, sessions int, precisions jsonb DEFAULT '{}')
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -177,12 +179,13 @@ AS $$
 BEGIN
     UPDATE announcements a
     SET models = report_worker.models, waiting = report_worker.waiting, sessions = report_worker.sessions,
-        alive_at = clock_timestamp()
+        precisions = report_worker.precisions, alive_at = clock_timestamp()
     WHERE (a.worker, a.host, a.port) = (report_worker.worker, report_worker.host, report_worker.port);
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION report_worker IS 'Says how busy an announced worker is; false where it is not known any more';
+COMMENT ON FUNCTION report_worker IS
+    'Says how busy an announced worker is, and its models'' precisions; false where it is not known any more';
 
 CREATE OR REPLACE FUNCTION dismiss_worker(worker int) RETURNS void
 LANGUAGE plpgsql

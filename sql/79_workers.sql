@@ -104,17 +104,23 @@ SET search_path FROM CURRENT
 AS $$ SELECT ((extract(epoch FROM _time) * 1000)::bigint % _ticks())::int $$;
 
 -- The advisory locks of one purpose in this database: about which worker, whose, and how many milliseconds ago the time
--- was that they tell; negative where it is yet to come.
+-- was that they tell; negative where it is yet to come. All who wait ask this many times a second, and PL/pgSQL keeps
+-- the plan.
 CREATE OR REPLACE FUNCTION _times_of(_purpose text) RETURNS TABLE (worker int, pid int, age int)
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE
 SET search_path FROM CURRENT
 AS $$
-    SELECT l.classid::int - c.base, l.pid,
+DECLARE
+    base int := _lock_class(_purpose, 0);
+BEGIN
+    RETURN QUERY
+    SELECT l.classid::int - base, l.pid,
         ((_tick(clock_timestamp()) - l.objid::bigint + _ticks() * 3 / 2) % _ticks() - _ticks() / 2)::int
-    FROM (SELECT _lock_class(_purpose, 0)) c (base), pg_locks l
+    FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
-      AND l.classid::bigint BETWEEN c.base AND c.base + 65535
-      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.classid::bigint BETWEEN base AND base + 65535
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END
 $$;
 
 -- Milliseconds since the last heartbeat of each worker that has a session in this database.
@@ -249,10 +255,12 @@ SET search_path FROM CURRENT
 AS $$ SELECT EXISTS (SELECT FROM _times_of('connecting') t WHERE t.pid = _pid AND t.age > 0) $$;
 
 CREATE OR REPLACE FUNCTION _cancel_overdue() RETURNS void
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-    SELECT _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0 AND t.pid <> pg_backend_pid()
+BEGIN
+    PERFORM _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0 AND t.pid <> pg_backend_pid();
+END
 $$;
 
 -- The workers that a search may be sent to, with the milliseconds since each proved its life (NULL: it can't), how busy

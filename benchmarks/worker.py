@@ -2,6 +2,7 @@
 
     python benchmarks/worker.py [--sizes small,base,large] [--clients 1,4,16,64] [--seconds 10]
         [--documents 100] [--words 100]
+    python benchmarks/worker.py --sizes base --clients 1,16 --seconds 5  # some minutes of a GPU
 
 Random weights of real sizes (small: 12 layers of 384, as MiniLM-L12; base: 12 of 768, as BERT-base;
 large: 24 of 1024, as BERT-large), so that nothing is downloaded; on a GPU where there is one. For

@@ -214,25 +214,32 @@ keep_error(const pgr_message *message)
 	pgr_worker.error = MemoryContextStrdup(pgr_worker.context, error);
 }
 
-/* Reads what has come; true once the answer or an error is whole. After an error the worker may close. */
+/* Whether it has refused a request, and is ready for others. After any other error it may close. */
+static bool
+has_too_much_to_do(void)
+{
+	return pgr_worker.error != NULL && pgr_worker.code == ERRCODE_TOO_MANY_CONNECTIONS;
+}
+
+/* Reads what has come; true once the answer or an error is whole. */
 static bool
 is_answered(void)
 {
 	pgr_message message;
 
-	while (pgr_worker.error == NULL && pgr_next_message(&message))
-		if (message.kind == 'Z' && pgr_worker.answer != NULL)
+	while ((pgr_worker.error == NULL || has_too_much_to_do()) && pgr_next_message(&message))
+		if (message.kind == 'Z' && (pgr_worker.answer != NULL || pgr_worker.error != NULL))
 		{
 			pgr_free_read();
 			return true;
 		}
 		else if (message.kind == 'D')
 			keep_row(&message);
-		else if (message.kind == 'E')
+		else if (message.kind == 'E' && pgr_worker.error == NULL)
 			keep_error(&message);
 		else if (message.kind == 0 || strchr("ACNST", message.kind) == NULL)
 			pgr_fail(PGR_REFUSED, "the worker answered no row, but a message of type %d", message.kind);
-	return pgr_worker.error != NULL;
+	return pgr_worker.error != NULL && !has_too_much_to_do();
 }
 
 /* Waits for the answer; false if the worker has been silent for so long that another may be asked. */
@@ -270,7 +277,12 @@ pgrerank_worker_take(PG_FUNCTION_ARGS)
 		int			code = pgr_worker.code;
 		char	   *error = pstrdup(pgr_worker.error);
 
-		pgr_fail(code, "%s", error);
+		if (!has_too_much_to_do() || pgr_worker.answer != NULL)
+			pgr_fail(code, "%s", error);
+		pfree(pgr_worker.error);
+		pgr_worker.error = NULL;
+		pgr_worker.is_asked = false;
+		ereport(ERROR, (errcode(code), errmsg("%s", error)));
 	}
 	if (pgr_worker.answer == NULL)
 		pgr_fail(PGR_UNREACHABLE, "the connection to the worker broke");

@@ -22,6 +22,12 @@ COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that f
 COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker finishes only what it saw';
 COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';
 
+-- For how long documents are a worker's once it has claimed them, or has gone on with one.
+CREATE OR REPLACE FUNCTION _lease() RETURNS interval
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT interval '10 minutes' $$;
+
 -- Generations that can't be worked at, for a while, so that no reranker holds up another.
 CREATE TABLE IF NOT EXISTS setbacks (
     reranker text NOT NULL,

@@ -41,7 +41,7 @@ CREATE OR REPLACE FUNCTION claim(
     max_documents int DEFAULT 64,
     reranker text DEFAULT NULL,
     max_attempts int DEFAULT 3,
-    lease interval DEFAULT '10 minutes'
+    lease interval DEFAULT _lease()
 ) RETURNS SETOF claimed
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'

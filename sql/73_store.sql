@@ -189,7 +189,7 @@ CREATE OR REPLACE FUNCTION _go_on(_generation generations, _keys text[], _ticket
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
-    UPDATE pending p SET attempts = 1, claimed_until = greatest(p.claimed_until, now() + interval '10 minutes')
+    UPDATE pending p SET attempts = 1, claimed_until = greatest(p.claimed_until, now() + _lease())
     FROM unnest(_keys, _tickets) d (key, ticket)
     WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number)
       AND (p.key, p.ticket) = (d.key, d.ticket) AND p.claimed_by = pg_backend_pid()

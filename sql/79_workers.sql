@@ -12,7 +12,8 @@ CREATE TABLE IF NOT EXISTS announcements (
     sessions int NOT NULL DEFAULT 0,
     version text,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    alive_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    alive_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    precisions jsonb NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);  -- each row is written every second
 COMMENT ON TABLE announcements IS 'What each worker said of itself last; pgrerank.workers has it with proofs of life';
 GRANT SELECT ON announcements TO PUBLIC;
@@ -103,17 +104,23 @@ SET search_path FROM CURRENT
 AS $$ SELECT ((extract(epoch FROM _time) * 1000)::bigint % _ticks())::int $$;
 
 -- The advisory locks of one purpose in this database: about which worker, whose, and how many milliseconds ago the time
--- was that they tell; negative where it is yet to come.
+-- was that they tell; negative where it is yet to come. All who wait ask this many times a second, and PL/pgSQL keeps
+-- the plan.
 CREATE OR REPLACE FUNCTION _times_of(_purpose text) RETURNS TABLE (worker int, pid int, age int)
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE
 SET search_path FROM CURRENT
 AS $$
-    SELECT l.classid::int - c.base, l.pid,
+DECLARE
+    base int := _lock_class(_purpose, 0);
+BEGIN
+    RETURN QUERY
+    SELECT l.classid::int - base, l.pid,
         ((_tick(clock_timestamp()) - l.objid::bigint + _ticks() * 3 / 2) % _ticks() - _ticks() / 2)::int
-    FROM (SELECT _lock_class(_purpose, 0)) c (base), pg_locks l
+    FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
-      AND l.classid::bigint BETWEEN c.base AND c.base + 65535
-      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.classid::bigint BETWEEN base AND base + 65535
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END
 $$;
 
 -- Milliseconds since the last heartbeat of each worker that has a session in this database.
@@ -126,7 +133,8 @@ CREATE OR REPLACE VIEW workers AS
 SELECT a.worker, a.host, a.port, a.is_registered, a.models, a.capacity, a.waiting, a.sessions, a.started_at, a.alive_at,
     p.age * interval '1 millisecond' AS heartbeat_age, a.version,
     -- Heartbeats are of the server that a worker has its sessions on; a standby of that has what it says of itself.
-    coalesce(p.age < 5000, pg_is_in_recovery() AND a.alive_at > clock_timestamp() - interval '5 seconds') AS is_alive
+    coalesce(p.age < 5000, pg_is_in_recovery() AND a.alive_at > clock_timestamp() - interval '5 seconds') AS is_alive,
+    a.precisions
 FROM announcements a LEFT JOIN _pulses() p ON p.worker = a.worker
 ORDER BY a.worker;
 COMMENT ON VIEW workers IS
@@ -171,7 +179,8 @@ $$;
 COMMENT ON FUNCTION announce_worker IS
     'Makes a worker known, to searches too where a password is given; returns its number';
 
-CREATE OR REPLACE FUNCTION report_worker(worker int, host text, port int, models text[], waiting int, sessions int)
+CREATE OR REPLACE FUNCTION report_worker(
+    worker int, host text, port int, models text[], waiting int, sessions int, precisions jsonb DEFAULT '{}')
 RETURNS boolean
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -179,12 +188,13 @@ AS $$
 BEGIN
     UPDATE announcements a
     SET models = report_worker.models, waiting = report_worker.waiting, sessions = report_worker.sessions,
-        alive_at = clock_timestamp()
+        precisions = report_worker.precisions, alive_at = clock_timestamp()
     WHERE (a.worker, a.host, a.port) = (report_worker.worker, report_worker.host, report_worker.port);
     RETURN FOUND;
 END
 $$;
-COMMENT ON FUNCTION report_worker IS 'Says how busy an announced worker is; false where it is not known any more';
+COMMENT ON FUNCTION report_worker IS
+    'Says how busy an announced worker is, and its models'' precisions; false where it is not known any more';
 
 CREATE OR REPLACE FUNCTION dismiss_worker(worker int) RETURNS void
 LANGUAGE plpgsql
@@ -248,10 +258,12 @@ SET search_path FROM CURRENT
 AS $$ SELECT EXISTS (SELECT FROM _times_of('connecting') t WHERE t.pid = _pid AND t.age > 0) $$;
 
 CREATE OR REPLACE FUNCTION _cancel_overdue() RETURNS void
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-    SELECT _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0 AND t.pid <> pg_backend_pid()
+BEGIN
+    PERFORM _cancel_overdue(t.pid) FROM _times_of('connecting') t WHERE t.age > 0 AND t.pid <> pg_backend_pid();
+END
 $$;
 
 -- The workers that a search may be sent to, with the milliseconds since each proved its life (NULL: it can't), how busy

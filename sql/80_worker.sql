@@ -200,9 +200,9 @@ SET search_path FROM CURRENT
 AS $$ SELECT 4194304 + 262144 * least(_texts, 1000) $$;
 
 -- Sends one request and waits for its answer, interruptible throughout. Conditions of its own, which _ask_worker makes
--- good where it can: PGR01, the connection broke; PGR04, this worker can't, and another may. A worker says ten times a
--- second, by a notification, that it is at work. Of one that is silent for longer no answer is expected if another can
--- be asked.
+-- good where it can: PGR01, the connection broke; PGR04, this worker fell silent; PGR05, it refused, and another may not.
+-- A worker says ten times a second, by a notification, that it is at work. Of one that is silent for longer no answer
+-- is expected if another can be asked.
 CREATE OR REPLACE FUNCTION _exchange(
     _connection text, _request text, _texts int, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
@@ -222,8 +222,8 @@ BEGIN
 END
 $$;
 
--- Polls: a millisecond without sleeping, then in naps of a fiftieth of what it has waited, 1 to 50 ms, as many sessions
--- that looked each millisecond would take the processor from a worker beside them.
+-- Polls: a millisecond without sleeping, then in naps of a fiftieth of what it has waited, 1 to 100 ms and never beyond
+-- the deadline, as many sessions that looked each millisecond would take the processor from a worker beside them.
 CREATE OR REPLACE FUNCTION _exchange_by_dblink(
     _connection text, _request text, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql
@@ -244,7 +244,8 @@ BEGIN
         END IF;
         waited := extract(epoch FROM clock_timestamp() - started);
         IF waited > 0.001 THEN
-            PERFORM pg_sleep(least(greatest(waited / 50, 0.001), 0.05));
+            PERFORM pg_sleep(greatest(0.001, least(
+                waited / 50, 0.1, extract(epoch FROM _deadline - clock_timestamp())::float8)));
         END IF;
         IF waited > 0.1 THEN
             IF EXISTS (SELECT FROM dblink_get_notify(_connection)) THEN
@@ -272,9 +273,16 @@ AS $$
     SELECT EXISTS (SELECT FROM _reachable_workers() r WHERE r.worker <> ALL (_tried) AND r.age < 250 AND r.worker > 0)
 $$;
 
+CREATE OR REPLACE FUNCTION _is_another_there(_tried int[]) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT EXISTS (SELECT FROM _reachable_workers() r WHERE r.worker <> ALL (_tried) AND r.age IS NOT NULL)
+$$;
+
 -- Takes the answer that has arrived. Whatever is raised here comes from the worker: that it refused, or an answer
--- that is no JSON. It ends a stage, but for a worker that is stopping or has too much to do. Faults of our own, raised
--- elsewhere, are not taken for the worker's.
+-- that is no JSON. It ends a stage, but for a worker that is stopping or has too much to do; after the latter the
+-- connection is as good as before. Faults of our own, raised elsewhere, are not taken for the worker's.
 CREATE OR REPLACE FUNCTION _received(_connection text) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -296,7 +304,10 @@ EXCEPTION
     WHEN admin_shutdown THEN
         PERFORM _raise('PGR01', 'the connection to the worker broke: it is stopping');
     WHEN too_many_connections THEN
-        PERFORM _raise('PGR04', format('the worker refused: %s', SQLERRM));
+        IF NOT _is_native(_connection) THEN
+            PERFORM FROM dblink_get_result(_connection) r (answer jsonb);
+        END IF;
+        PERFORM _raise('PGR05', format('the worker refused: %s', SQLERRM));
     WHEN OTHERS THEN
         PERFORM _raise('PGR03', format('the worker refused: %s', SQLERRM));
 END
@@ -340,8 +351,9 @@ $$;
 
 -- Asks a worker, and the next where one breaks, falls silent, stops or has too much to do: what is asked is computed
 -- and leaves no trace, so it may be asked twice. The connection is dropped whenever its answer was not taken: a late
--- one must not meet the next request, and its end tells the worker to stop. How long an answer may be depends on how
--- many texts it tells of at length.
+-- one must not meet the next request, and its end tells the worker to stop. It is kept where the only worker refused:
+-- to connect anew costs both sides more than to refuse, and takes the processor from what was accepted. How long an
+-- answer may be depends on how many texts it tells of at length.
 CREATE OR REPLACE FUNCTION _ask_worker(_request text, _deadline timestamptz, _texts int DEFAULT 1) RETURNS jsonb
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -353,29 +365,35 @@ DECLARE
     worker int;
     code text;
     message text;
+    refused boolean;
 BEGIN
-    LOOP
-        IF connection IS NULL THEN
-            connection := _connect_to_another(tried, _deadline, code, message);
-        END IF;
-        worker := split_part(connection, ' ', 2);
-        BEGIN
-            RETURN _answer(connection, _request, _texts, tried || worker, _deadline);
-        EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR04' THEN
-            code := CASE SQLSTATE WHEN 'PGR04' THEN 'PGR03' ELSE SQLSTATE END;
-            message := SQLERRM;
-        END;
+    BEGIN
+        LOOP
+            IF connection IS NULL THEN
+                connection := _connect_to_another(tried, _deadline, code, message);
+            END IF;
+            worker := split_part(connection, ' ', 2);
+            BEGIN
+                RETURN _answer(connection, _request, _texts, tried || worker, _deadline);
+            EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR04' OR SQLSTATE 'PGR05' THEN
+                refused := SQLSTATE = 'PGR05';
+                code := CASE SQLSTATE WHEN 'PGR01' THEN SQLSTATE ELSE 'PGR03' END;
+                message := SQLERRM;
+            END;
+            -- A connection of old may have broken long ago, with the worker that had the number then.
+            IF NOT is_old OR code <> 'PGR01' THEN
+                tried := tried || worker;
+            END IF;
+            EXIT WHEN refused AND NOT _is_another_there(tried);
+            PERFORM _disconnect();
+            is_old := false;
+            connection := NULL;
+        END LOOP;
+    EXCEPTION WHEN OTHERS OR query_canceled THEN
         PERFORM _disconnect();
-        -- A connection of old may have broken long ago, with the worker that had the number then.
-        IF NOT is_old OR code <> 'PGR01' THEN
-            tried := tried || worker;
-        END IF;
-        is_old := false;
-        connection := NULL;
-    END LOOP;
-EXCEPTION WHEN OTHERS OR query_canceled THEN
-    PERFORM _disconnect();
-    RAISE;
+        RAISE;
+    END;
+    PERFORM _raise(code, message);
 END
 $$;
 

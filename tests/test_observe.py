@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 
 from pgrerank.errors import MissingExtraError, RequestError
+from pgrerank.models.precision import has_fast_bfloat16
 from pgrerank.worker.observing.observation import Observation
 from pgrerank.worker.observing.observer import Observers
 from pgrerank.worker.observing.serving import CLIENTS, serving_metrics
@@ -121,13 +122,18 @@ def test_a_worker_shows_its_work_and_hands_over_traces(dsn, db, source, tiny_mod
     assert found["stale_documents"] == (0, False)
 
 
+def automatic() -> str:
+    return "bfloat16" if has_fast_bfloat16() else "float32"
+
+
 def _check_metrics(found: dict[tuple, float]) -> None:
     assert found["pgrerank_requests_total", ("call", "cross_encode"), ("outcome", "ok")] >= 3
     assert found["pgrerank_request_seconds_count", ("call", "encode")] >= 2
     assert found["pgrerank_batch_tokens_sum", ("lane", "cross_encode")] > 0
     assert found["pgrerank_batch_items_count", ("lane", "ingest")] >= 1
     assert found["pgrerank_cache_hits_total", ("call", "cross_encode")] >= 1
-    assert found["pgrerank_model_bytes", ("device", "cpu"), ("model", "reranker")] > 1000
+    sizes = {key[1:]: size for key, size in found.items() if key[0] == "pgrerank_model_bytes"}
+    assert sizes[("device", "cpu"), ("model", "reranker"), ("precision", automatic())] > 1000
     assert found["pgrerank_pending_documents", ("reranker", "documents")] == 0
     assert found[("pgrerank_database_up",)] == 1
     assert found[("pgrerank_sessions",)] >= 1

@@ -160,6 +160,7 @@ def test_an_optimised_model_is_registered_and_orders_alike(db, optimise, documen
     assert measures["optimise"]["of"] == "reranker"
     original, optimised = load_reranker(read_model(db, "reranker")), load_reranker(spec)
     assert optimised.max_tokens == original.max_tokens
+    assert [one.precision.name for one in (original, optimised)] == ["float32", "int8"]
     pairs = [("the cat", " ".join(WORDS[place:] * 9)) for place in range(9)]
     before, after = original.score(pairs), optimised.score(pairs)
     assert not np.array_equal(before, after)

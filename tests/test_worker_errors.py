@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,7 +20,14 @@ class Refusing(Served):
 
     sqlstate = "22023"
 
-    async def handle(self, _text: str, _session: Session) -> Rows:
+    def __init__(self, **options: Any) -> None:
+        self.sessions: list[Session] = []
+        super().__init__(**options)
+
+    async def handle(self, text: str, session: Session) -> Rows:
+        self.sessions.append(session)
+        if text == "PING":
+            return Rows(("answer",), [('{"pong": true}',)], "SELECT 1")
         raise RequestError("it can't be done", sqlstate=self.sqlstate)
 
 
@@ -49,3 +57,18 @@ def test_it_degrades_or_if_strict_says_which(db, refusing, answered, raised, why
     with pytest.raises(psycopg.Error, match=why) as error:
         db.execute(SEARCH + ", strict => true)")
     assert error.value.sqlstate == raised
+
+
+def test_a_connection_outlives_a_refusal_of_the_only_worker(db, refusing):
+    refusing.sqlstate = "53300"
+    for _ in range(3):
+        with pytest.raises(psycopg.Error, match="it can't be done"):
+            db.execute(SEARCH + ", strict => true)")
+    db.execute("SELECT pgrerank.ping_worker()")
+    assert len(refusing.sessions) == 4
+    assert len({id(session) for session in refusing.sessions}) == 1
+    refusing.sqlstate = "22023"
+    for _ in range(2):
+        with pytest.raises(psycopg.Error, match="it can't be done"):
+            db.execute(SEARCH + ", strict => true)")
+    assert len({id(session) for session in refusing.sessions}) == 2

@@ -31,6 +31,7 @@ SCHEMA: tuple[Check, ...] = (
     settings.planner,
     settings.parallel,
     models.calibrations,
+    models.precisions,
     models.judgements,
     quality.checks,
     quality.degraded,

@@ -24,6 +24,32 @@ def calibrations(connection: Connection) -> Found:
             yield Severity.NOTE, about, message, remedy
 
 
+def precisions(connection: Connection) -> Found:
+    """Cross-encoders that a worker runs in float32, though an int8 graph may be faster there."""
+    rows = ask(
+        connection,
+        "SELECT DISTINCT ON (r.name) r.name AS reranker, m.name AS model, w.worker,"
+        " w.precisions #>> ARRAY[m.name, 'why'] AS why, o.name AS optimised,"
+        " format('SELECT pgrerank.alter_reranker(%L, cross_encoder_model => %L);', r.name, o.name)"
+        "  AS switch"
+        " FROM pgrerank.rerankers r"
+        " JOIN pgrerank.models m ON m.name = r.cross_encoder_model AND m.loader = 'cross_encoder'"
+        " JOIN pgrerank.workers w ON w.precisions #>> ARRAY[m.name, 'name'] = 'float32'"
+        " LEFT JOIN pgrerank.models o ON o.measures #>> '{optimise,of}' = m.name"
+        "  AND o.measures #> '{optimise,objections}' = '[]'"
+        " WHERE coalesce(m.options ->> 'dtype', 'auto') = 'auto'"
+        " ORDER BY r.name, w.worker, o.name",
+    )
+    for row in rows:
+        about = f"reranker {row.reranker}"
+        message = f"model {row.model} runs in float32 on worker {row.worker}: {row.why}"
+        if row.optimised is None:
+            remedy = f"pgrerank models optimise {row.model} --qrels SET"
+            yield Severity.NOTE, about, f"{message}; an int8 graph may be faster", remedy
+        else:
+            yield Severity.NOTE, about, f"{message}; {row.optimised} was faster", row.switch
+
+
 def judgements(connection: Connection) -> Found:
     """Whether there is anything to measure by."""
     [row] = ask(

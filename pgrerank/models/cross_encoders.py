@@ -42,6 +42,7 @@ class CrossEncoderReranker:
         options = Options(spec, OPTIONS)
         self.name = spec.name
         self.model = loading.load(CrossEncoder, spec, options)
+        self.precision = loading.precision(options)
         self.batch_tokens = loading.batch_tokens(self.model, options)
         self.cutter = loading.cutter(self.model, spec)
         self.max_tokens = loading.window_of(self.model, options)

@@ -1,4 +1,4 @@
-"""The device that a model runs on: its precision, and moving arrays there and back."""
+"""The device that a model runs on: threads, streams, and moving arrays there and back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgrerank.models.options import Options
-
 T = TypeVar("T")
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1856, 2**15
@@ -24,36 +22,6 @@ AT_ONCE = 2
 
 _THREADS = torch.get_num_threads()
 _own = threading.local()
-
-
-def weights_dtype(device: str, options: Options) -> torch.dtype | None:
-    """The precision that a model's weights are kept in; None for what its checkpoint says.
-
-    With ``auto`` it is the one that the device multiplies fastest: bfloat16 where it can, else
-    float16 on a GPU and float32 on a CPU.
-    """
-    wanted = options.dtype()
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-            wanted
-        ]
-    if device.startswith("cuda"):
-        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_fast else torch.float16
-    if device == "cpu":
-        return torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    return None
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by AMX or AVX-512.
-
-    Measured with a cross-encoder of 12 layers: 97 pairs/s by AMX, 28 in float32; 106 by AVX-512, 35
-    in float32. Processors without them are left at float32.
-    """
-    # Older releases of PyTorch can't say.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 @contextmanager
@@ -70,7 +38,7 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         _own.is_alone = was_alone
-        torch.set_num_threads(_THREADS)
+        torch.set_num_threads(1 if was_alone else _THREADS)
 
 
 def _is_alone() -> bool:

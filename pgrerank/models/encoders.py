@@ -52,6 +52,7 @@ class _Encoder(ABC):
     def __init__(self, spec: ModelSpec, model: Any, options: Options) -> None:
         self.name = spec.name
         self.model = model
+        self.precision = loading.precision(options)
         self.batch_tokens = loading.batch_tokens(model, options)
         self._options = options
         self.cutter = loading.cutter(model, spec)

@@ -22,8 +22,9 @@ from transformers.utils import logging as transformers_logging
 from pgrerank.errors import ModelError
 from pgrerank.models import device
 from pgrerank.models.options import Options
+from pgrerank.models.precision import choose
 from pgrerank.models.source import Source, locate
-from pgrerank.models.spec import ModelSpec
+from pgrerank.models.spec import ModelSpec, Precision
 from pgrerank.models.windows import LARGEST_WINDOW, Cutter
 
 Model = SentenceTransformer | MultiVectorEncoder | CrossEncoder
@@ -60,16 +61,24 @@ def load(kind: type[M], spec: ModelSpec, options: Options) -> M:
 
 
 def _arguments(source: Source, options: Options) -> dict[str, Any]:
-    name = options.devices()[0] if options.devices() else get_device_name()
     arguments: dict[str, Any] = {
-        "device": name,
+        "device": _device(options),
         "revision": source.revision if source.is_local else _commit(source),
         "cache_folder": _CACHE,
         "local_files_only": source.is_local,
         "prompts": options.prompts(),
     }
-    dtype = device.weights_dtype(name, options)
+    dtype = getattr(torch, precision(options).name, None)
     return arguments | ({} if dtype is None else {"model_kwargs": {"dtype": dtype}})
+
+
+def _device(options: Options) -> str:
+    return options.devices()[0] if options.devices() else str(get_device_name())
+
+
+def precision(options: Options) -> Precision:
+    """The precision that a model of these options is loaded in."""
+    return choose(_device(options), options)
 
 
 def _commit(source: Source) -> str | None:

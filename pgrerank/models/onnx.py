@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,13 @@ from pgrerank.models.instructions import no_instruction
 from pgrerank.models.options import Options
 from pgrerank.models.pairs import join_scores, prepare_pairs
 from pgrerank.models.source import locate
-from pgrerank.models.spec import ModelSpec
+from pgrerank.models.spec import ModelSpec, Precision
 from pgrerank.models.steps import Input, Prepared, Steps, run_all
 from pgrerank.models.windows import LARGEST_WINDOW, Cutter, room_for_text
 
 OPTIONS = frozenset({"file", "max_tokens"})
 _DEFAULT_WINDOW = 512
+_INT8 = (b"MatMulInteger", b"QLinearMatMul", b"DynamicQuantizeMatMul", b"QGemm")
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 """What a graph may ask for."""
 GRAPH = "model.onnx"
@@ -49,6 +51,7 @@ class OnnxReranker:
         graph = folder / (options.text("file") or GRAPH)
         self._session = _session(spec, graph)
         self.graph_bytes = graph.stat().st_size
+        self.precision = _precision(graph)
         self._inputs = _inputs(spec, self._session)
         tokenizer = _tokenizer(spec, folder)
         self._cutter = Cutter(tokenizer)
@@ -126,6 +129,13 @@ def _session(spec: ModelSpec, file: Path) -> onnxruntime.InferenceSession:
             f"model {spec.name}: {str(file)!r} can't be loaded as an ONNX graph: {error};"
             " name the graph by the option file"
         ) from error
+
+
+def _precision(file: Path) -> Precision:
+    """That of its products, which graphs name as they stand in the file."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        is_int8 = any(graph.find(product) >= 0 for product in _INT8)
+    return Precision("int8" if is_int8 else "float32", "its graph was made so")
 
 
 def _inputs(spec: ModelSpec, session: onnxruntime.InferenceSession) -> list[str]:

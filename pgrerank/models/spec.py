@@ -36,8 +36,9 @@ class ModelSpec:
     ``options`` of models that are loaded here, all of them optional:
 
     * ``max_tokens``: a smaller window than the model's own, special tokens and prompt included
-    * ``dtype`` (not onnx): of the weights, ``auto`` (the default: bfloat16 on a GPU or CPU made for
-      it, else float16 on a GPU and float32 on a CPU), ``float32``, ``bfloat16``, ``float16``
+    * ``dtype`` (not onnx): of the weights, ``auto`` (the default: bfloat16 on a GPU or CPU that is
+      faster by it, else float16 on a GPU and float32 on a CPU), ``float32``, ``bfloat16``,
+      ``float16``
     * ``device`` (not onnx): as PyTorch names it, or several with commas between them, each of which
       gets a copy of the model; by default all GPUs, or the best one there is
     * ``batch_tokens`` (not onnx): tokens in one forward pass, padding included; by default 1856
@@ -76,6 +77,13 @@ class ModelSpec:
     source: str
     revision: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Precision(NamedTuple):
+    """What a model's weights are kept in, such as ``bfloat16``, and why."""
+
+    name: str
+    why: str
 
 
 class Encoded(NamedTuple):

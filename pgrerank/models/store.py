@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pgrerank.errors import ModelError
 from pgrerank.models.source import locate
@@ -18,11 +18,14 @@ Loaded = Encoder | Reranker | ListwiseJudge
 
 
 class Weights(NamedTuple):
-    """A model's bytes on a device; specs of one checkpoint have one model, named by the first."""
+    """A model's bytes on a device, in a precision; specs of one checkpoint have one model, named by
+    the first.
+    """
 
     model: str
     device: str
     bytes: int
+    precision: str
 
 
 def load_encoder(spec: ModelSpec) -> Encoder:
@@ -90,7 +93,7 @@ class ModelStore:
     def weights(self) -> list[Weights]:
         """What the models that run here take of which device."""
         return [
-            Weights(self._names[key], device, size)
+            Weights(self._names[key], device, size, cast(Any, model).precision.name)
             for key, model in sorted(self._loaded.items())
             for device, size in _sizes(model).items()
         ]

@@ -14,7 +14,8 @@ import psycopg
 from pgrerank import catalog
 from pgrerank.errors import EvaluationError, ModelError, SettingsError
 from pgrerank.judgements import Judgements
-from pgrerank.models import ModelSpec, Reranker, device, load_reranker
+from pgrerank.models import ModelSpec, Reranker, load_reranker
+from pgrerank.models.precision import has_fast_bfloat16
 from pgrerank.optimising import folder as folders
 from pgrerank.optimising import graph, groups
 from pgrerank.optimising.comparing import score_side_by_side
@@ -186,7 +187,7 @@ def _compare(
         folders.size_of(Path(optimised.source)),
         None if judged is None else scored.measure(judged.qrels),
         settings.most_loss,
-        spec.options.get("dtype", "auto") != "float32" and device.has_fast_bfloat16(),
+        spec.options.get("dtype", "auto") != "float32" and has_fast_bfloat16(),
     )
 
 

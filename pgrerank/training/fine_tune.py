@@ -18,8 +18,8 @@ from transformers import (
 
 from pgrerank.errors import TrainingError
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
-from pgrerank.models.device import has_fast_bfloat16
 from pgrerank.models.loading import quiet
+from pgrerank.models.precision import has_fast_bfloat16
 from pgrerank.models.spec import LOADERS
 from pgrerank.training import card
 from pgrerank.training.adapters import add_adapters, merge_adapters

@@ -11,7 +11,8 @@ from pgrerank.catalog import MODELS
 from pgrerank.errors import RequestError
 from pgrerank.models import Encoder, ListwiseJudge, ModelSpec, ModelStore, Reranker
 from pgrerank.models.http.model import HttpModel
-from pgrerank.models.store import Weights
+from pgrerank.models.spec import Precision
+from pgrerank.models.store import Loaded, Weights
 from pgrerank.worker.session import open_session
 
 TTL = 5.0
@@ -27,12 +28,18 @@ class Models:
         self._specs: dict[str, ModelSpec] = {}
         self._read_at = float("-inf")
         self._loading = asyncio.Lock()
-        self._loaded: set[str] = set()
+        self._loaded: dict[str, Loaded] = {}
 
     @property
     def loaded(self) -> list[str]:
         """Names of the models that have been loaded."""
         return sorted(self._loaded)
+
+    @property
+    def precisions(self) -> dict[str, Precision]:
+        """What the weights of loaded models are kept in; of those that are in memory here."""
+        kept = {name: getattr(model, "precision", None) for name, model in self._loaded.items()}
+        return {name: precision for name, precision in kept.items() if precision is not None}
 
     @property
     def remote(self) -> list[HttpModel]:
@@ -64,7 +71,7 @@ class Models:
         spec = await self.spec(name, kind)
         async with self._loading:
             encoder = await asyncio.to_thread(self._store.encoder, spec)
-        self._loaded.add(name)
+        self._loaded[name] = encoder
         return encoder
 
     async def reranker(self, name: str) -> Reranker:
@@ -72,14 +79,14 @@ class Models:
         spec = await self.spec(name, "cross_encoder")
         async with self._loading:
             reranker = await asyncio.to_thread(self._store.reranker, spec)
-        self._loaded.add(name)
+        self._loaded[name] = reranker
         return reranker
 
     async def judge(self, name: str) -> ListwiseJudge:
         """The language model of that name."""
         spec = await self.spec(name, "listwise")
         judge = await asyncio.to_thread(self._store.judge, spec)
-        self._loaded.add(name)
+        self._loaded[name] = judge
         return judge
 
     async def _read(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from pgrerank import __version__
 from pgrerank.errors import WorkerError
+from pgrerank.models.spec import Precision
 from pgrerank.worker.session import open_session
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,14 @@ FAREWELL = 2.0
 
 
 class Load(NamedTuple):
-    """How busy a worker is: models in memory, requests that wait, clients connected."""
+    """How busy a worker is: models in memory, requests that wait, clients connected; and the
+    models' precisions by their names.
+    """
 
     models: list[str]
     waiting: int
     sessions: int
+    precisions: Mapping[str, Precision]
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,10 @@ class Presence:
         if self._worker == 0:
             return True
         address, load = self.address, self._load()
+        precisions = {name: one._asdict() for name, one in load.precisions.items()}
         cursor = await connection.execute(
-            "SELECT pgrerank.report_worker(%s, %s, %s, %s, %s, %s)",
-            (self._worker, address.host, address.port, *load),
+            "SELECT pgrerank.report_worker(%s, %s, %s, %s, %s, %s, %s)",
+            (self._worker, address.host, address.port, *load[:-1], Jsonb(precisions)),
         )
         return await cursor.fetchone() == (True,)
 

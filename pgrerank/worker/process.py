@@ -128,6 +128,7 @@ def _presence(
             models=models.loaded,
             waiting=sum(engine.waiting(lane) for lane in LANES[:-1]),
             sessions=server.connections,
+            precisions=models.precisions,
         ),
     )
 

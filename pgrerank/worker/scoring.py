@@ -82,9 +82,7 @@ class Scorer:
             case ["show", "version"]:
                 return _row("version", __version__)
             case ["show", "models"]:
-                specs = await read_specs(self._dsn)
-                rows = [(spec.name, spec.kind, spec.loader, spec.source) for spec in specs]
-                return Rows(("name", "kind", "loader", "source"), list(rows), "SHOW")
+                return await self._registered()
             case ["show", "status"]:
                 return self._status()
             case ["show", "endpoints"]:
@@ -99,6 +97,16 @@ class Scorer:
     def caches(self) -> dict[str, Cache]:
         """What is kept, by the lane of what computes it."""
         return {"encode": self._queries, "cross_encode": self._scores}
+
+    async def _registered(self) -> Rows:
+        """The registered models; those in memory here have a precision."""
+        kept = self._models.precisions
+        rows = [
+            (*(spec.name, spec.kind, spec.loader, spec.source), *kept.get(spec.name, ("", "")))
+            for spec in await read_specs(self._dsn)
+        ]
+        columns = ("name", "kind", "loader", "source", "precision", "why")
+        return Rows(columns, list(rows), "SHOW")
 
     def _status(self) -> Rows:
         rows = [

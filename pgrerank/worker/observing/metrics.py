@@ -133,9 +133,10 @@ class _Worker(Collector):
             hits.add_metric([call], cache.hits)
             misses.add_metric([call], cache.computed)
             saved.add_metric([call], cache.saved)
-        weights = _gauge("model_bytes", "Memory that a model's weights take.", "model", "device")
+        labels = ("model", "device", "precision")
+        weights = _gauge("model_bytes", "Memory that a model's weights take.", *labels)
         for one in live.weights():
-            weights.add_metric([one.model, one.device], one.bytes)
+            weights.add_metric([one.model, one.device, one.precision], one.bytes)
         return [waiting, sessions, hits, misses, saved, weights]
 
 

@@ -91,18 +91,20 @@ END
 $$;
 
 -- Scores in the places of the candidates that have those keys: a document's is that of its best passage. One that is
--- not finite is none.
+-- not finite is none. Most often keys are the candidates, as these were made of them.
 CREATE OR REPLACE FUNCTION _by_place(_candidates text[], _keys text[], _scores real[]) RETURNS real[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(b.score ORDER BY b.place)
-    FROM (
-        SELECT c.place, max(s.score) AS score
-        FROM unnest(_candidates) WITH ORDINALITY c (key, place)
-        LEFT JOIN unnest(_keys, _scores) s (key, score)
-            ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
-        GROUP BY c.place) b
+    SELECT CASE WHEN _keys = _candidates AND ('-Infinity' < ALL (_scores)) AND ('Infinity' > ALL (_scores)) THEN _scores
+        ELSE (
+            SELECT array_agg(b.score ORDER BY b.place)
+            FROM (
+                SELECT c.place, max(s.score) AS score
+                FROM unnest(_candidates) WITH ORDINALITY c (key, place)
+                LEFT JOIN unnest(_keys, _scores) s (key, score)
+                    ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
+                GROUP BY c.place) b) END
 $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
@@ -191,17 +193,18 @@ RETURNS search_outcome
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    ranks int[] := _ranks(_outcome.candidates, _said.totals);
 BEGIN
-    _said.ranks := _ranks(_outcome.candidates, _said.totals);
+    _said.ranks := ranks;
     IF _is_fused THEN
-        _said.ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        _said.ranks := ranks;
     END IF;
     _outcome.said := _outcome.said || _said;
     _outcome.pool := ARRAY(
-        SELECT p.place
-        FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
-        JOIN unnest(_said.ranks) WITH ORDINALITY r (rank, place) USING (place)
-        ORDER BY r.rank, p.before);
+        SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
+        ORDER BY ranks[p.place], p.before);
     RETURN _outcome;
 END
 $$;

@@ -22,8 +22,8 @@ AS $$
         FROM (
             SELECT DISTINCT ON (p.key, p.passage) p.key, p.passage, s.stage, p.score, s.number
             FROM unnest(_found) WITH ORDINALITY s (stage, keys, passages, scores, number),
-                unnest(s.keys, s.passages, s.scores) p (key, passage, score)
-            WHERE p.key = ANY (_keys) AND p.score > '-Infinity' AND p.score < 'Infinity'
+                unnest(s.keys, s.passages, s.scores) p (key, passage, score) JOIN unnest(_keys) k (key) USING (key)
+            WHERE p.score > '-Infinity' AND p.score < 'Infinity'
             ORDER BY p.key, p.passage, s.number DESC) l) b
     WHERE b.place <= _most
 $$;

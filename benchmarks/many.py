@@ -85,13 +85,14 @@ SCORED = {
 WORDS = """
     SELECT string_agg(quote_literal(w.lexeme), ' | '),
         pgrerank._sparse(array_agg(w.lexeme), array_agg(w.idf))::text
-    FROM pgrerank._generation(%s, 1) g, unnest(%s::text[]) WITH ORDINALITY q (query, number),
-        LATERAL pgrerank._query_words(g, pgrerank._word_statistics(g), q.query) w
+    FROM pgrerank._generation(%s, 1) g CROSS JOIN unnest(%s::text[]) WITH ORDINALITY q (query, number)
+    LEFT JOIN LATERAL pgrerank._query_words(g, pgrerank._word_statistics(g), q.query) w ON true
     GROUP BY q.number ORDER BY q.number"""
 ENCODED = """
     SELECT c.query_embedding::text, c.query_tokens
     FROM pgrerank._generation(%s, 1) g, unnest(pgrerank._with_vectors(g, ARRAY(
-        SELECT jsonb_populate_record(NULL::pgrerank.search_call, jsonb_build_object('query', q.query))
+        SELECT jsonb_populate_record(
+            NULL::pgrerank.search_call, jsonb_build_object('query', q.query))
         FROM unnest(%s::text[]) q (query)), true, %s, NULL, now() + interval '5 min')) c"""
 
 

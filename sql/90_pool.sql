@@ -119,26 +119,21 @@ DECLARE
     latest real[] := _said[cardinality(_said)].scores;
     totals float8[];
     one scored;
+    mean float8;
+    unit float8;
 BEGIN
     FOREACH one IN ARRAY _said LOOP
         CONTINUE WHEN NOT _weights ? one.stage;
-        IF one.stage = 'signals' THEN
-            totals := ARRAY(
-                SELECT CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) + t.score END
-                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place)
-                ORDER BY t.place);
-            CONTINUE;
+        mean := 0;
+        unit := 1;
+        IF one.stage <> 'signals' THEN
+            SELECT avg(s.score::float8), (_weights ->> one.stage)::float8 / nullif(stddev_pop(s.score::float8), 0)
+            INTO mean, unit FROM unnest(one.scores, latest) s (score, latest) WHERE s.latest IS NOT NULL;
         END IF;
-        totals := (
-            WITH here AS MATERIALIZED (
-                SELECT t.place, CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) END AS total,
-                    CASE WHEN t.latest IS NOT NULL THEN t.score END AS score
-                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place))
-            SELECT array_agg(h.total + coalesce((h.score - m.mean) * m.unit, 0) ORDER BY h.place)
-            FROM here h, (
-                SELECT avg(h.score::float8) AS mean,
-                    (_weights ->> one.stage)::float8 / nullif(stddev_pop(h.score::float8), 0) AS unit
-                FROM here h) m);
+        totals := ARRAY(
+            SELECT CASE WHEN t.latest IS NOT NULL
+                THEN coalesce(t.total, 0) + coalesce((t.score - mean) * unit, 0) END
+            FROM unnest(totals, one.scores, latest) t (total, score, latest));
     END LOOP;
     RETURN totals::real[];
 END

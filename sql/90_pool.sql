@@ -20,6 +20,9 @@ BEGIN
         CREATE TYPE search_scope AS (
             predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
+    IF to_regtype('pgrerank.search_plan') IS NULL THEN
+        CREATE TYPE search_plan AS (legs text[], stages text[], needs_tokens boolean, scope search_scope);
+    END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
@@ -70,6 +73,9 @@ COMMENT ON TYPE search_outcome IS
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
+COMMENT ON TYPE search_plan IS
+    'What a search is to do: the legs of its recall, the stages after them, whether these want token vectors of the '
+    'query, and where it looks; it has no deadline yet';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.

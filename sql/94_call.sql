@@ -50,14 +50,14 @@ BEGIN
     END IF;
     SELECT * INTO broken FROM (VALUES
         ('invalid_parameter_value',
-            _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(btrim(_call.query), '') = '',
+            _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(_call.query, '') !~ '\S',
             'nothing to search for: give a query, keys or query_embedding'),
         ('invalid_parameter_value', cardinality(_call.after) > most,
             format('after has %s elements, expected up to %s', cardinality(_call.after), most)),
         ('invalid_parameter_value',
-            _call.top_k > most AND _call.top_k - cardinality(_call.after) BETWEEN 1 AND most,
+            _call.top_k BETWEEN 1 AND most AND _call.top_k + cardinality(_call.after) > most,
             format('after has %s elements and top_k is %s, expected up to %s together',
-                cardinality(_call.after), _call.top_k - cardinality(_call.after), most)),
+                cardinality(_call.after), _call.top_k, most)),
         ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
             format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
         ('invalid_parameter_value', cardinality(_call.keys) > most,
@@ -173,4 +173,21 @@ AS $$
             SELECT l.stage FROM _stages() l WHERE l.is_leg AND l.stage = ANY (_stages))) IS NULL)
         OR (NOT s.is_blended AND (
             SELECT coalesce(bool_or(_blend -> l.stage > '0'), true) FROM _stages() l WHERE l.only_after = s.stage))
+$$;
+
+-- What a call is to do, if it may. Calls that differ by their queries alone have the same plan.
+CREATE OR REPLACE FUNCTION _plan_of(_reranker rerankers, _call search_call) RETURNS search_plan
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    generation generations := _generation(_reranker.name, _reranker.generation);
+    plan search_plan;
+BEGIN
+    PERFORM _check_call(_reranker, generation, _call);
+    SELECT c.legs, c.others, c.need_tokens INTO plan.legs, plan.stages, plan.needs_tokens
+    FROM _stages_of_call(_reranker, generation, _call) c;
+    plan.scope := _scope(_reranker, generation, _call.filter, NULL);
+    RETURN plan;
+END
 $$;

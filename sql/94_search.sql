@@ -78,7 +78,8 @@ $$;
 -- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
 -- searched for by its words. Any other error is the caller's to see, and so is a call that could search nothing at all.
 -- The call comes back with the query's vectors.
-CREATE OR REPLACE FUNCTION _run_wave(_reranker rerankers, INOUT _call search_call, OUT outcome search_outcome)
+CREATE OR REPLACE FUNCTION _run_wave(
+    _reranker rerankers, _plan search_plan, INOUT _call search_call, OUT outcome search_outcome)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -86,35 +87,29 @@ DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
     generation generations := _generation(_reranker.name, _reranker.generation);
-    scope search_scope;
-    legs text[];
-    stages text[];
+    scope search_scope := _plan.scope;
     stage text;
-    wants_tokens boolean;
     mark timestamptz;
     encoding numeric := 0;
     condition text;
 BEGIN
-    PERFORM _check_call(_reranker, generation, _call);
-    SELECT c.legs, c.others, c.need_tokens INTO legs, stages, wants_tokens
-    FROM _stages_of_call(_reranker, generation, _call) c;
-    scope := _scope(_reranker, generation, _call.filter, deadline);
+    scope.deadline := deadline;
     outcome.times := '{}';
     BEGIN
-        IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
+        IF _call.keys IS NULL AND 'dense' = ANY (_plan.legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
             _call := (_with_vectors(
-                generation, ARRAY[_call], true, wants_tokens, _reranker.instruction, deadline))[1];
+                generation, ARRAY[_call], true, _plan.needs_tokens, _reranker.instruction, deadline))[1];
             encoding := _milliseconds(mark);
         END IF;
         PERFORM _check_deadline(deadline, 'recall');
-        outcome := _run_recall(_reranker, generation, _call, legs, scope, outcome);
-        IF wants_tokens AND outcome.pool IS NOT NULL THEN
+        outcome := _run_recall(_reranker, generation, _call, _plan.legs, scope, outcome);
+        IF _plan.needs_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
             _call := (_with_vectors(generation, ARRAY[_call], false, true, _reranker.instruction, deadline))[1];
             encoding := encoding + _milliseconds(mark);
         END IF;
-        FOREACH stage IN ARRAY stages LOOP
+        FOREACH stage IN ARRAY _plan.stages LOOP
             EXIT WHEN outcome.pool IS NULL;
             outcome := CASE stage WHEN 'cross_encoder'
                 THEN _run_cross_encoder(_reranker, generation, _call, outcome, deadline)
@@ -143,16 +138,19 @@ END
 $$;
 
 -- All that a call does: one wave, or as many as it takes to find top_k groups, if recall finds more and there is time.
-CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
+-- It plans itself unless a plan is given.
+CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call, _plan search_plan) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
+    plan search_plan := coalesce(_plan, _plan_of(_reranker, _call));
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
     asked rerankers := _reranker;
     page int := _call.top_k;
+    beyond search_call;
     wave record;
     outcome search_outcome;
     diverse search_outcome;
@@ -165,7 +163,7 @@ BEGIN
     IF is_diverse THEN
         _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
     END IF;
-    wave := _run_wave(_reranker, _with_rows(_reranker, _call, is_diverse));
+    wave := _run_wave(_reranker, plan, _with_rows(_reranker, _call, is_diverse));
     outcome := wave.outcome;
     IF outcome.fallback IS NOT NULL THEN
         _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
@@ -187,7 +185,8 @@ BEGIN
             EXIT;
         END IF;
         _reranker.maxsim_top := _unread(_reranker, wave.outcome);
-        wave := _run_wave(_reranker, _call_beyond(_reranker, wave._call, wave.outcome));
+        beyond := _call_beyond(_reranker, wave._call, wave.outcome);
+        wave := _run_wave(_reranker, _plan_of(_reranker, beyond), beyond);
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
     IF _call."strict" AND diverse.reason IS NOT NULL AND outcome.reason IS NULL THEN
@@ -206,17 +205,17 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    RETURN QUERY SELECT * FROM _answer_of(_locked_reranker(_name, _call), _call);
+    RETURN QUERY SELECT * FROM _answer_of(_locked_reranker(_name, _call), _call, NULL);
 END
 $$;
 
 -- What a call returns, and its part in the log and in the statistics.
-CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call) RETURNS SETOF ranked
+CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call, _plan search_plan) RETURNS SETOF ranked
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    outcome search_outcome := _run(_reranker, _call);
+    outcome search_outcome := _run(_reranker, _call, _plan);
 BEGIN
     IF _reranker.log_sample > 0 THEN
         PERFORM _log_search(_reranker, _call, outcome);

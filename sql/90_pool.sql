@@ -222,17 +222,32 @@ AS $$
             JOIN unnest(_outcome.pool[:_size]) p (place) USING (place)) END
 $$;
 
--- What every stage said of the first candidates of a pool, a row each; the later stage has the higher number.
+-- What every stage said of the first candidates of a pool, a row each; the later stage has the higher number. Arrays in
+-- variables of their own are looked into by place without a search.
 CREATE OR REPLACE FUNCTION _said_of_first(_outcome search_outcome, _size int)
 RETURNS TABLE (key text, standing int, stage text, score real, rank int, total real, number int)
-LANGUAGE sql IMMUTABLE ROWS 50
+LANGUAGE plpgsql IMMUTABLE ROWS 50
 SET search_path FROM CURRENT
 AS $$
-    SELECT c.key, p.standing::int, s.stage, r.score, r.rank, r.total, s.number::int
-    FROM unnest(_outcome.pool[:_size]) WITH ORDINALITY p (place, standing)
-    JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
-    CROSS JOIN unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
-    JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
+DECLARE
+    candidates text[] := _outcome.candidates;
+    one scored;
+    scores real[];
+    ranks int[];
+    totals real[];
+BEGIN
+    number := 0;
+    FOREACH one IN ARRAY coalesce(_outcome.said, '{}') LOOP
+        number := number + 1;
+        scores := one.scores;
+        ranks := one.ranks;
+        totals := one.totals;
+        RETURN QUERY
+            SELECT candidates[p.place], p.standing::int, one.stage, scores[p.place], ranks[p.place], totals[p.place],
+                number
+            FROM unnest(_outcome.pool[:_size]) WITH ORDINALITY p (place, standing);
+    END LOOP;
+END
 $$;
 
 -- How many candidates each stage has scored, and how many near-duplicates are left out.

@@ -54,7 +54,7 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    candidates text[] := _outcome.candidates;  -- a variable of its own is looked into by place without a search
+    candidates text[] := _outcome.candidates;
 BEGIN
     keys := ARRAY(
         SELECT candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);

@@ -85,7 +85,8 @@ SCORED = {
 WORDS = """
     SELECT string_agg(quote_literal(w.lexeme), ' | '),
         pgrerank._sparse(array_agg(w.lexeme), array_agg(w.idf))::text
-    FROM pgrerank._generation(%s, 1) g CROSS JOIN unnest(%s::text[]) WITH ORDINALITY q (query, number)
+    FROM pgrerank._generation(%s, 1) g
+    CROSS JOIN unnest(%s::text[]) WITH ORDINALITY q (query, number)
     LEFT JOIN LATERAL pgrerank._query_words(g, pgrerank._word_statistics(g), q.query) w ON true
     GROUP BY q.number ORDER BY q.number"""
 ENCODED = """

@@ -5,8 +5,9 @@
 One embedded server with made-up vectors of 384 dimensions, three columns that signals read and one
 of groups. Dense recall of all candidates by a query vector, so that no worker takes part; the
 variants take turns, query by query. Milliseconds of a whole call, p50 and p95, and what each
-variant takes more than the plain search, by medians of the differences. The last line is one JSON
-object.
+variant takes more than the plain search, by medians of the differences. Beside them what nothing of
+that can do without: to read the candidates' columns, and the embeddings of the first hundred, by
+their keys. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ SEARCH = (
     "SELECT count(*) FROM pgrerank.documents_search(NULL, query_embedding => %(query)s::vector,"
     " candidates => %(candidates)s, stages => '{{dense}}'{})"
 )
+NEAREST = """
+    CREATE TEMPORARY TABLE nearest AS
+    SELECT array_agg(n.key) AS keys, (array_agg(n.key))[:100] AS first
+    FROM (SELECT s.key FROM pgrerank.documents_1_passages s
+        ORDER BY s.embedding <=> %s::halfvec LIMIT %s) n"""
+READ = """
+    SELECT (SELECT row(array_agg(d.published), array_agg(d.votes), array_agg(d.pinned),
+            array_agg(d.source))
+        FROM documents d WHERE d.id = ANY ((SELECT n.keys FROM nearest n)::bigint[])) IS NULL,
+        (SELECT array_agg(s.embedding) FROM pgrerank.documents_1_passages s
+        WHERE s.key = ANY ((SELECT n.first FROM nearest n)::bigint[])) IS NULL"""
 
 
 def fill(connection: psycopg.Connection, documents: int) -> np.ndarray:
@@ -80,19 +92,25 @@ def measure(
 ) -> dict[str, list[float]]:
     """Milliseconds of each variant by round, after ten rounds that are not counted."""
     generator = np.random.default_rng(1)
-    spent: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    spent: dict[str, list[float]] = {name: [] for name in (*VARIANTS, "reading")}
+
+    def timed(name: str, statement: str, given: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        connection.execute(statement, given).fetchone()
+        spent[name].append(1000 * (time.perf_counter() - started))
+
     with document_progress("searching") as progress:
         for number in range(-10, rounds):
             vector = topics[generator.integers(TOPICS)] + unit_vectors(generator, DIMS)
             given = {"query": str(vector.tolist()), "candidates": candidates}
+            connection.execute("DROP TABLE IF EXISTS nearest")
+            connection.execute(NEAREST, (given["query"], candidates))
             for name, arguments in VARIANTS.items():
                 named = "".join(f", {argument} => %({argument})s" for argument in arguments)
-                started = time.perf_counter()
-                connection.execute(SEARCH.format(named), given | arguments).fetchone()
-                if number >= 0:
-                    spent[name].append(1000 * (time.perf_counter() - started))
+                timed(name, SEARCH.format(named), given | arguments)
+            timed("reading", READ, {})
             progress(number + 11, rounds + 10)
-    return spent
+    return {name: times[10:] for name, times in spent.items()}
 
 
 def main() -> None:
@@ -114,9 +132,8 @@ def main() -> None:
         spent = measure(connection, topics, arguments.candidates, arguments.rounds)
     rows = []
     for name, times in spent.items():
-        more = statistics.median(
-            one - plain for one, plain in zip(times, spent["plain"], strict=True)
-        )
+        base = [0.0] * len(times) if name == "reading" else spent["plain"]
+        more = statistics.median(one - before for one, before in zip(times, base, strict=True))
         rows.append((name, statistics.median(times), float(np.percentile(times, 95)), more))
     print_rows(
         ["variant", "p50 ms", "p95 ms", "ms more"],

@@ -20,6 +20,9 @@ BEGIN
         CREATE TYPE search_scope AS (
             predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
     END IF;
+    IF to_regtype('pgrerank.search_plan') IS NULL THEN
+        CREATE TYPE search_plan AS (legs text[], stages text[], needs_tokens boolean, scope search_scope);
+    END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
@@ -70,6 +73,9 @@ COMMENT ON TYPE search_outcome IS
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, and when it has to answer';
+COMMENT ON TYPE search_plan IS
+    'What a search is to do: the legs of its recall, the stages after them, whether these want token vectors of the '
+    'query, and where it looks; it has no deadline yet';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.
@@ -91,18 +97,20 @@ END
 $$;
 
 -- Scores in the places of the candidates that have those keys: a document's is that of its best passage. One that is
--- not finite is none.
+-- not finite is none. Most often keys are the candidates, as these were made of them.
 CREATE OR REPLACE FUNCTION _by_place(_candidates text[], _keys text[], _scores real[]) RETURNS real[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(b.score ORDER BY b.place)
-    FROM (
-        SELECT c.place, max(s.score) AS score
-        FROM unnest(_candidates) WITH ORDINALITY c (key, place)
-        LEFT JOIN unnest(_keys, _scores) s (key, score)
-            ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
-        GROUP BY c.place) b
+    SELECT CASE WHEN _keys = _candidates AND ('-Infinity' < ALL (_scores)) AND ('Infinity' > ALL (_scores)) THEN _scores
+        ELSE (
+            SELECT array_agg(b.score ORDER BY b.place)
+            FROM (
+                SELECT c.place, max(s.score) AS score
+                FROM unnest(_candidates) WITH ORDINALITY c (key, place)
+                LEFT JOIN unnest(_keys, _scores) s (key, score)
+                    ON s.key = c.key AND s.score > '-Infinity' AND s.score < 'Infinity'
+                GROUP BY c.place) b) END
 $$;
 
 -- The weighted sum of what stages said, of those candidates that the last of them scored: each score less its mean over
@@ -117,26 +125,21 @@ DECLARE
     latest real[] := _said[cardinality(_said)].scores;
     totals float8[];
     one scored;
+    mean float8;
+    unit float8;
 BEGIN
     FOREACH one IN ARRAY _said LOOP
         CONTINUE WHEN NOT _weights ? one.stage;
-        IF one.stage = 'signals' THEN
-            totals := ARRAY(
-                SELECT CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) + t.score END
-                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place)
-                ORDER BY t.place);
-            CONTINUE;
+        mean := 0;
+        unit := 1;
+        IF one.stage <> 'signals' THEN
+            SELECT avg(s.score::float8), (_weights ->> one.stage)::float8 / nullif(stddev_pop(s.score::float8), 0)
+            INTO mean, unit FROM unnest(one.scores, latest) s (score, latest) WHERE s.latest IS NOT NULL;
         END IF;
-        totals := (
-            WITH here AS MATERIALIZED (
-                SELECT t.place, CASE WHEN t.latest IS NOT NULL THEN coalesce(t.total, 0) END AS total,
-                    CASE WHEN t.latest IS NOT NULL THEN t.score END AS score
-                FROM unnest(totals, one.scores, latest) WITH ORDINALITY t (total, score, latest, place))
-            SELECT array_agg(h.total + coalesce((h.score - m.mean) * m.unit, 0) ORDER BY h.place)
-            FROM here h, (
-                SELECT avg(h.score::float8) AS mean,
-                    (_weights ->> one.stage)::float8 / nullif(stddev_pop(h.score::float8), 0) AS unit
-                FROM here h) m);
+        totals := ARRAY(
+            SELECT CASE WHEN t.latest IS NOT NULL
+                THEN coalesce(t.total, 0) + coalesce((t.score - mean) * unit, 0) END
+            FROM unnest(totals, one.scores, latest) t (total, score, latest));
     END LOOP;
     RETURN totals::real[];
 END
@@ -191,17 +194,18 @@ RETURNS search_outcome
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    ranks int[] := _ranks(_outcome.candidates, _said.totals);
 BEGIN
-    _said.ranks := _ranks(_outcome.candidates, _said.totals);
+    _said.ranks := ranks;
     IF _is_fused THEN
-        _said.ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        _said.ranks := ranks;
     END IF;
     _outcome.said := _outcome.said || _said;
     _outcome.pool := ARRAY(
-        SELECT p.place
-        FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
-        JOIN unnest(_said.ranks) WITH ORDINALITY r (rank, place) USING (place)
-        ORDER BY r.rank, p.before);
+        SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
+        ORDER BY ranks[p.place], p.before);
     RETURN _outcome;
 END
 $$;
@@ -218,17 +222,32 @@ AS $$
             JOIN unnest(_outcome.pool[:_size]) p (place) USING (place)) END
 $$;
 
--- What every stage said of the first candidates of a pool, a row each; the later stage has the higher number.
+-- What every stage said of the first candidates of a pool, a row each; the later stage has the higher number. Arrays in
+-- variables of their own are looked into by place without a search.
 CREATE OR REPLACE FUNCTION _said_of_first(_outcome search_outcome, _size int)
 RETURNS TABLE (key text, standing int, stage text, score real, rank int, total real, number int)
-LANGUAGE sql IMMUTABLE ROWS 50
+LANGUAGE plpgsql IMMUTABLE ROWS 50
 SET search_path FROM CURRENT
 AS $$
-    SELECT c.key, p.standing::int, s.stage, r.score, r.rank, r.total, s.number::int
-    FROM unnest(_outcome.pool[:_size]) WITH ORDINALITY p (place, standing)
-    JOIN unnest(_outcome.candidates) WITH ORDINALITY c (key, place) USING (place)
-    CROSS JOIN unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
-    JOIN LATERAL unnest(s.scores, s.ranks, s.totals) WITH ORDINALITY r (score, rank, total, place) USING (place)
+DECLARE
+    candidates text[] := _outcome.candidates;
+    one scored;
+    scores real[];
+    ranks int[];
+    totals real[];
+BEGIN
+    number := 0;
+    FOREACH one IN ARRAY coalesce(_outcome.said, '{}') LOOP
+        number := number + 1;
+        scores := one.scores;
+        ranks := one.ranks;
+        totals := one.totals;
+        RETURN QUERY
+            SELECT candidates[p.place], p.standing::int, one.stage, scores[p.place], ranks[p.place], totals[p.place],
+                number
+            FROM unnest(_outcome.pool[:_size]) WITH ORDINALITY p (place, standing);
+    END LOOP;
+END
 $$;
 
 -- How many candidates each stage has scored, and how many near-duplicates are left out.

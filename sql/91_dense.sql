@@ -95,7 +95,7 @@ BEGIN
         SELECT n.keys, n.scores, n.passages INTO keys, scores, passages
         FROM _nearest_documents(_reranker, _call, _scope, is_exact, size) n;
     END IF;
-    found := (SELECT count(DISTINCT k.key) FROM unnest(keys) k (key));
+    found := coalesce(cardinality(_distinct(keys, passages)), 0);
     IF _call.recall = 'auto' AND NOT is_exact AND found < least(_reranker.candidates, _scope.documents) THEN
         IF keys IS NULL OR clock_timestamp() + _scope.documents * interval '3 microseconds' < _scope.deadline THEN
             SELECT n.keys, n.scores, n.passages INTO keys, scores, passages

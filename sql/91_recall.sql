@@ -153,12 +153,12 @@ AS $$
     SELECT jsonb_object_agg(w.key, w.value) FROM jsonb_each(_blend) w WHERE w.key = ANY (_stages) AND w.value > '0'
 $$;
 
--- The keys of passages, each once, as they come.
+-- The keys of passages, each once, as they come. Where all are the first of their documents, no two are of the same.
 CREATE OR REPLACE FUNCTION _distinct(_keys text[], _passages int[]) RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT CASE WHEN _passages IS NULL OR _keys IS NULL THEN _keys ELSE ARRAY(
+    SELECT CASE WHEN (1 = ALL (_passages)) IS DISTINCT FROM false OR _keys IS NULL THEN _keys ELSE ARRAY(
         SELECT k.key FROM unnest(_keys) WITH ORDINALITY k (key, place) GROUP BY k.key ORDER BY min(k.place)) END
 $$;
 

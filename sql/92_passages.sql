@@ -22,8 +22,8 @@ AS $$
         FROM (
             SELECT DISTINCT ON (p.key, p.passage) p.key, p.passage, s.stage, p.score, s.number
             FROM unnest(_found) WITH ORDINALITY s (stage, keys, passages, scores, number),
-                unnest(s.keys, s.passages, s.scores) p (key, passage, score)
-            WHERE p.key = ANY (_keys) AND p.score > '-Infinity' AND p.score < 'Infinity'
+                unnest(s.keys, s.passages, s.scores) p (key, passage, score) JOIN unnest(_keys) k (key) USING (key)
+            WHERE p.score > '-Infinity' AND p.score < 'Infinity'
             ORDER BY p.key, p.passage, s.number DESC) l) b
     WHERE b.place <= _most
 $$;
@@ -43,7 +43,8 @@ BEGIN
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
         SELECT c.key::text, c.passage, c.starts, c.ends, c.stage, c.score, c.standing::int, t.text,
             c.prefix, CASE WHEN $4 AND c.bounds IS NULL THEN c.content_hash = _content_hash(c.content, c.prefix)
-                WHEN $4 THEN p.cut_hash = _cut_hash(t.text) END
+                WHEN $4 THEN _cut_hash(t.text) = (
+                    SELECT p.cut_hash FROM %4$s p WHERE (p.key, p.passage) = (c.key, c.passage)) END
         FROM (
             SELECT d.key, p.passage, p.starts, p.ends, s.bounds, s.content_hash, b.stage, b.score, d.content, d.prefix,
                 row_number() OVER (PARTITION BY d.key ORDER BY b.place, p.place) AS standing
@@ -55,7 +56,6 @@ BEGIN
             WHERE %3$s) c
         CROSS JOIN LATERAL (SELECT CASE WHEN c.bounds IS NULL THEN c.content
             ELSE substring(c.content FROM c.starts + 1 FOR c.ends - c.starts) END AS text) t
-        LEFT JOIN %4$s p ON $4 AND c.bounds IS NOT NULL AND (p.key, p.passage) = (c.key, c.passage)
         WHERE c.standing <= $3
         $sql$, _documents(_generation), _side_table(_generation), _among(_reranker, 'd.key', '$2'),
         _side_table(_generation, 'passages'))

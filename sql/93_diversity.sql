@@ -53,10 +53,11 @@ CREATE OR REPLACE FUNCTION _best_of_places(_outcome search_outcome, _places int[
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    candidates text[] := _outcome.candidates;
 BEGIN
     keys := ARRAY(
-        SELECT _outcome.candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing)
-        ORDER BY p.standing);
+        SELECT candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
     passages := ARRAY(
         SELECT coalesce(b.passage, 1)
         FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
@@ -215,19 +216,15 @@ BEGIN
         END IF;
         _chosen := _chosen || _places[next];
         _vectors := _vectors || vectors[next];
-        likeness := (
-            SELECT array_agg(CASE WHEN d.likeness IS NOT NULL AND d.standing <> next
-                THEN greatest(d.likeness, d.likeness_to_next) END ORDER BY d.standing)
-            FROM unnest(likeness, _likeness_to(vectors, units, vectors[next]))
-                WITH ORDINALITY d (likeness, likeness_to_next, standing));
-        IF _outcome.groups IS NOT NULL THEN
-            SELECT _left_out || array_agg(m.place) FILTER (WHERE m.likeness > threshold),
-                array_agg(CASE WHEN NOT m.is_of_group THEN m.likeness END ORDER BY m.standing)
-            INTO _left_out, likeness
-            FROM (
-                SELECT d.*, _outcome.groups[d.place] = _outcome.groups[_places[next]] AS is_of_group
-                FROM unnest(_places[:size], likeness) WITH ORDINALITY d (place, likeness, standing)) m;
-        END IF;
+        SELECT array_agg(CASE WHEN NOT d.is_of_group THEN d.likeness END ORDER BY d.standing),
+            _left_out || array_agg(d.place) FILTER (WHERE d.is_of_group AND d.likeness > threshold)
+        INTO likeness, _left_out
+        FROM (
+            SELECT u.place, u.standing, CASE WHEN u.likeness IS NOT NULL AND u.standing <> next
+                    THEN greatest(u.likeness, u.likeness_to_next) END AS likeness,
+                coalesce(_outcome.groups[u.place] = _outcome.groups[_places[next]], false) AS is_of_group
+            FROM unnest(_places[:size], likeness, _likeness_to(vectors, units, vectors[next]))
+                WITH ORDINALITY u (place, likeness, likeness_to_next, standing)) d;
     END LOOP;
     _left_out := _left_out || ARRAY(
         SELECT _places[d.standing] FROM unnest(likeness) WITH ORDINALITY d (likeness, standing)

@@ -1,4 +1,4 @@
--- Many queries in one call: encoded together, then searched one after another as single calls are.
+-- Many queries in one call: planned once, encoded together, then searched one after another as single calls are.
 
 -- How many queries are encoded by one request.
 CREATE OR REPLACE FUNCTION _encoded_together() RETURNS int
@@ -8,23 +8,20 @@ AS $$ SELECT 100 $$;
 
 -- The calls that these queries make, with the vectors that all of them want. Where these can't be had, each call has
 -- its own say of that.
-CREATE OR REPLACE FUNCTION _calls_with_vectors(_reranker rerankers, _call search_call, _queries text[])
-RETURNS search_call[]
+CREATE OR REPLACE FUNCTION _calls_with_vectors(
+    _reranker rerankers, _plan search_plan, _call search_call, _queries text[]) RETURNS search_call[]
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    generation generations := _generation(_reranker.name, _reranker.generation);
     calls search_call[];
-    stages record;
 BEGIN
     FOR number IN 1..cardinality(_queries) LOOP
         _call.query := _queries[number];
-        PERFORM _check_call(_reranker, generation, _call);
         calls[number] := _call;
     END LOOP;
-    stages := _stages_of_call(_reranker, generation, _call);
-    RETURN _with_vectors(generation, calls, 'dense' = ANY (stages.legs), stages.need_tokens, _reranker.instruction,
+    RETURN _with_vectors(_generation(_reranker.name, _reranker.generation), calls, 'dense' = ANY (_plan.legs),
+        _plan.needs_tokens, _reranker.instruction,
         clock_timestamp() + cardinality(_queries) * _reranker.timeout);
 EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
     IF _call."strict" THEN
@@ -41,6 +38,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     reranker rerankers := _locked_reranker(_name, _call);
+    plan search_plan;
     calls search_call[];
     done int := 0;
     call search_call;
@@ -48,16 +46,20 @@ DECLARE
 BEGIN
     _queries := ARRAY(SELECT q.query FROM unnest(_queries) q (query));  -- whatever its dimensions and bounds
     SELECT * INTO empty FROM unnest(_queries) WITH ORDINALITY q (query, number)
-    WHERE coalesce(btrim(q.query), '') = '' ORDER BY q.number LIMIT 1;
+    WHERE coalesce(q.query, '') !~ '\S' ORDER BY q.number LIMIT 1;
     IF FOUND THEN
         PERFORM _raise('invalid_parameter_value', format('nothing to search for: query %s of %s is %s',
             empty.number, cardinality(_queries), coalesce(quote_literal(empty.query), 'NULL')));
     END IF;
+    IF _queries <> '{}' THEN
+        _call.query := _queries[1];
+        plan := _plan_of(reranker, _call);
+    END IF;
     WHILE done < cardinality(_queries) LOOP
-        calls := _calls_with_vectors(reranker, _call, _queries[done + 1:done + _encoded_together()]);
+        calls := _calls_with_vectors(reranker, plan, _call, _queries[done + 1:done + _encoded_together()]);
         FOREACH call IN ARRAY calls LOOP
             done := done + 1;
-            RETURN QUERY SELECT done, d FROM _answer_of(reranker, call) d;
+            RETURN QUERY SELECT done, d FROM _answer_of(reranker, call, plan) d;
         END LOOP;
     END LOOP;
 END

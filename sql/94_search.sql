@@ -1,179 +1,4 @@
--- The call itself.
-
--- The reranker as a call wants it, with its generation. The side table is held: a new generation that takes over
--- meanwhile waits with dropping the old one until the caller's transaction ends. One that took over in between is
--- read once more.
-CREATE OR REPLACE FUNCTION _locked_reranker(_name text, _call search_call) RETURNS rerankers
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    reranker rerankers := _reranker(_name);
-    generation generations;
-BEGIN
-    IF _call.generation IS NOT NULL THEN
-        PERFORM _known_generation(_name, _call.generation);
-        reranker.generation := _call.generation;
-    END IF;
-    BEGIN
-        EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', _side_table(_name, reranker.generation));
-    EXCEPTION WHEN undefined_table THEN
-        reranker := _reranker(_name);
-    END;
-    IF _overlay(_call.settings) <> '{}' THEN
-        reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
-        generation := _generation(_name, reranker.generation);
-        PERFORM _check_settings(reranker, generation);
-        PERFORM _check_instruction(reranker, generation);
-        PERFORM _check_group(reranker);
-    END IF;
-    reranker.candidates := greatest(reranker.candidates, _call.top_k);
-    RETURN reranker;
-END
-$$;
-
--- The rules that a call must keep. Each raises its own error.
-CREATE OR REPLACE FUNCTION _check_call(_reranker rerankers, _generation generations, _call search_call) RETURNS void
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    most int := 100000;
-    embedding_dims int;
-    broken record;
-BEGIN
-    PERFORM _check_source(_reranker);
-    IF _call.query_embedding IS NOT NULL THEN
-        embedding_dims := CASE WHEN _reranker.embedding_column IS NOT NULL
-            THEN (_embedding_column(_reranker.source, _reranker.embedding_column)).dims
-            ELSE (SELECT m.dims FROM models m WHERE m.name = _generation.embedding_model) END;
-    END IF;
-    SELECT * INTO broken FROM (VALUES
-        ('invalid_parameter_value',
-            _call.keys IS NULL AND _call.query_embedding IS NULL AND coalesce(btrim(_call.query), '') = '',
-            'nothing to search for: give a query, keys or query_embedding'),
-        ('invalid_parameter_value', cardinality(_call.after) > most,
-            format('after has %s elements, expected up to %s', cardinality(_call.after), most)),
-        ('invalid_parameter_value',
-            _call.top_k > most AND _call.top_k - cardinality(_call.after) BETWEEN 1 AND most,
-            format('after has %s elements and top_k is %s, expected up to %s together',
-                cardinality(_call.after), _call.top_k - cardinality(_call.after), most)),
-        ('invalid_parameter_value', (_call.top_k BETWEEN 1 AND most) IS NOT TRUE,
-            format('top_k is %s, expected 1 to %s', coalesce(_call.top_k::text, 'NULL'), most)),
-        ('invalid_parameter_value', cardinality(_call.keys) > most,
-            format('keys has %s elements, expected up to %s', cardinality(_call.keys), most)),
-        ('invalid_parameter_value',
-            _call.key_scores IS NOT NULL AND cardinality(_call.key_scores) IS DISTINCT FROM cardinality(_call.keys),
-            format('key_scores has %s elements, expected one for each of the %s keys',
-                cardinality(_call.key_scores), coalesce(cardinality(_call.keys), 0))),
-        ('invalid_parameter_value', (
-                SELECT bool_or(s.score = 'NaN' OR abs(s.score) > 3e38) FROM unnest(_call.key_scores) s (score)),
-            'key_scores has one that is no number of type real, expected numbers or NULL'),
-        ('invalid_parameter_value', (_call.recall IN ('auto', 'hnsw', 'exact')) IS NOT TRUE,
-            format('recall is %L, expected auto, hnsw or exact', _call.recall)),
-        ('data_exception', embedding_dims <> vector_dims(_call.query_embedding),
-            format('query_embedding: expected %s dimensions, not %s',
-                embedding_dims, vector_dims(_call.query_embedding)))
-    ) rules (code, is_broken, message)
-    WHERE rules.is_broken LIMIT 1;
-    IF FOUND THEN
-        PERFORM _raise(broken.code, broken.message);
-    ELSIF _call.query_tokens IS NOT NULL THEN
-        PERFORM _check_query_tokens(_generation, _call.query_tokens);
-    END IF;
-END
-$$;
-
--- Given token vectors begin as packed ones do (16 bytes, the dimensions in the seventh and eighth), and have the stored
--- ones' dimensions; whoever scores them reads the rest.
-CREATE OR REPLACE FUNCTION _check_query_tokens(_generation generations, _tokens bytea) RETURNS void
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    stored_dims int := coalesce(_generation.token_dims, (
-        SELECT m.dims FROM models m WHERE m.name = _generation.late_interaction_model));
-    given_dims int;
-BEGIN
-    IF octet_length(_tokens) < 16 OR substring(_tokens FOR 4) <> 'pgrt' THEN
-        PERFORM _raise('data_exception', 'query_tokens are not packed token vectors',
-            'pgrerank.tokens.pack makes them.');
-    END IF;
-    given_dims := get_byte(_tokens, 6) + 256 * get_byte(_tokens, 7);
-    IF given_dims <> stored_dims THEN
-        PERFORM _raise('data_exception',
-            format('query_tokens: expected %s dimensions, not %s', stored_dims, given_dims),
-            CASE WHEN _generation.token_dims IS NOT NULL
-                 THEN 'They want the projection in pgrerank.projections, as documents have it.' END);
-    END IF;
-END
-$$;
-
--- _possible_stages(reranker, generation, has_text, has_tokens): the stages that the reranker has models and a call has
--- input for. It is written out of the stages' own conditions.
-DO $do$
-BEGIN
-    EXECUTE format($sql$
-        CREATE OR REPLACE FUNCTION _possible_stages(
-            _reranker rerankers, _generation generations, _has_text boolean, _has_tokens boolean) RETURNS text[]
-        LANGUAGE sql STABLE
-        SET search_path FROM CURRENT
-        AS $body$
-            SELECT array_agg(s.stage ORDER BY s.place)
-            FROM (SELECT (_reranker).*) r, (SELECT (_generation).*) g,
-                (SELECT _has_text AS has_text, _has_tokens AS has_tokens) h,
-                LATERAL (VALUES %s) s (place, stage, is_possible)
-            WHERE s.is_possible
-        $body$ $sql$, (SELECT string_agg(format('(%s, %L, %s)', s.place, s.stage, s.runs_if), ', ') FROM _stages() s));
-END
-$do$;
-
--- The stages of a call, in the order in which they run: those asked for, or all that are possible and that the blend
--- gives a weight. Legs of recall stand apart: where none is asked for, those run that would otherwise.
-CREATE OR REPLACE FUNCTION _stages_of_call(
-    _reranker rerankers, _generation generations, _call search_call,
-    OUT legs text[], OUT others text[], OUT need_tokens boolean)
-LANGUAGE plpgsql STABLE
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    possible text[] := _possible_stages(
-        _reranker, _generation, coalesce(_call.query ~ '\S', false), _call.query_tokens IS NOT NULL);
-    weighted text[] := _weighted(possible, _reranker.blend);
-    wanted text[] := coalesce(_call.stages, weighted);
-BEGIN
-    IF NOT wanted <@ coalesce(possible, '{}') THEN
-        PERFORM _raise('invalid_parameter_value',
-            format('stages %s can''t all run: possible here are %s', wanted, possible),
-            (SELECT string_agg(s.wants, '; ' ORDER BY s.place) || '.' FROM _stages() s));
-    END IF;
-    SELECT coalesce(
-            array_agg(s.stage ORDER BY s.place) FILTER (WHERE s.is_leg AND s.stage = ANY (wanted)),
-            array_agg(s.stage ORDER BY s.place) FILTER (WHERE s.is_leg AND s.stage = ANY (weighted)),
-            '{dense}'),
-        coalesce(array_agg(s.stage ORDER BY s.place) FILTER (WHERE NOT s.is_leg AND s.stage = ANY (wanted)), '{}'),
-        coalesce(bool_or(s.needs_tokens) FILTER (WHERE s.stage = ANY (wanted)), false)
-    INTO legs, others, need_tokens
-    FROM _stages() s;
-END
-$$;
-
--- Of these stages those that a blend gives a weight, and those whose scores aren't blended, if what follows them runs.
--- Where no leg of recall has a weight, all make the pool; nothing is left out where there is no blend.
-CREATE OR REPLACE FUNCTION _weighted(_stages text[], _blend jsonb) RETURNS text[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT array_agg(s.stage)
-    FROM (
-        SELECT s.*, coalesce(_blend -> s.stage > '0', false) AS has_weight FROM _stages() s
-        WHERE s.stage = ANY (_stages)) s
-    WHERE _blend = '{}' OR s.has_weight
-        OR (s.is_leg AND _weights_of(_blend, ARRAY(
-            SELECT l.stage FROM _stages() l WHERE l.is_leg AND l.stage = ANY (_stages))) IS NULL)
-        OR (NOT s.is_blended AND (
-            SELECT coalesce(bool_or(_blend -> l.stage > '0'), true) FROM _stages() l WHERE l.only_after = s.stage))
-$$;
+-- The call itself: its stages in waves, the last word on the order, and what it returns.
 
 -- What a stage says of documents.
 CREATE OR REPLACE FUNCTION _scored_by(
@@ -253,7 +78,8 @@ $$;
 -- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
 -- searched for by its words. Any other error is the caller's to see, and so is a call that could search nothing at all.
 -- The call comes back with the query's vectors.
-CREATE OR REPLACE FUNCTION _run_wave(_reranker rerankers, INOUT _call search_call, OUT outcome search_outcome)
+CREATE OR REPLACE FUNCTION _run_wave(
+    _reranker rerankers, _plan search_plan, INOUT _call search_call, OUT outcome search_outcome)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
@@ -261,35 +87,29 @@ DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
     generation generations := _generation(_reranker.name, _reranker.generation);
-    scope search_scope;
-    legs text[];
-    stages text[];
+    scope search_scope := _plan.scope;
     stage text;
-    wants_tokens boolean;
     mark timestamptz;
     encoding numeric := 0;
     condition text;
 BEGIN
-    PERFORM _check_call(_reranker, generation, _call);
-    SELECT c.legs, c.others, c.need_tokens INTO legs, stages, wants_tokens
-    FROM _stages_of_call(_reranker, generation, _call) c;
-    scope := _scope(_reranker, generation, _call.filter, deadline);
+    scope.deadline := deadline;
     outcome.times := '{}';
     BEGIN
-        IF _call.keys IS NULL AND 'dense' = ANY (legs) AND _call.query_embedding IS NULL THEN
+        IF _call.keys IS NULL AND 'dense' = ANY (_plan.legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
             _call := (_with_vectors(
-                generation, ARRAY[_call], true, wants_tokens, _reranker.instruction, deadline))[1];
+                generation, ARRAY[_call], true, _plan.needs_tokens, _reranker.instruction, deadline))[1];
             encoding := _milliseconds(mark);
         END IF;
         PERFORM _check_deadline(deadline, 'recall');
-        outcome := _run_recall(_reranker, generation, _call, legs, scope, outcome);
-        IF wants_tokens AND outcome.pool IS NOT NULL THEN
+        outcome := _run_recall(_reranker, generation, _call, _plan.legs, scope, outcome);
+        IF _plan.needs_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
             _call := (_with_vectors(generation, ARRAY[_call], false, true, _reranker.instruction, deadline))[1];
             encoding := encoding + _milliseconds(mark);
         END IF;
-        FOREACH stage IN ARRAY stages LOOP
+        FOREACH stage IN ARRAY _plan.stages LOOP
             EXIT WHEN outcome.pool IS NULL;
             outcome := CASE stage WHEN 'cross_encoder'
                 THEN _run_cross_encoder(_reranker, generation, _call, outcome, deadline)
@@ -318,16 +138,19 @@ END
 $$;
 
 -- All that a call does: one wave, or as many as it takes to find top_k groups, if recall finds more and there is time.
-CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call) RETURNS search_outcome
+-- It plans itself unless a plan is given.
+CREATE OR REPLACE FUNCTION _run(_reranker rerankers, _call search_call, _plan search_plan) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
+    plan search_plan := coalesce(_plan, _plan_of(_reranker, _call));
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));
     asked rerankers := _reranker;
     page int := _call.top_k;
+    beyond search_call;
     wave record;
     outcome search_outcome;
     diverse search_outcome;
@@ -340,7 +163,7 @@ BEGIN
     IF is_diverse THEN
         _reranker.candidates := greatest(_reranker.candidates, least(3 * _call.top_k::bigint, 100000));
     END IF;
-    wave := _run_wave(_reranker, _with_rows(_reranker, _call, is_diverse));
+    wave := _run_wave(_reranker, plan, _with_rows(_reranker, _call, is_diverse));
     outcome := wave.outcome;
     IF outcome.fallback IS NOT NULL THEN
         _reranker.cross_encoder_model := _reranker.cross_encoder_fallback;
@@ -362,7 +185,8 @@ BEGIN
             EXIT;
         END IF;
         _reranker.maxsim_top := _unread(_reranker, wave.outcome);
-        wave := _run_wave(_reranker, _call_beyond(_reranker, wave._call, wave.outcome));
+        beyond := _call_beyond(_reranker, wave._call, wave.outcome);
+        wave := _run_wave(_reranker, _plan_of(_reranker, beyond), beyond);
         outcome := _followed_by(outcome, wave.outcome);
     END LOOP;
     IF _call."strict" AND diverse.reason IS NOT NULL AND outcome.reason IS NULL THEN
@@ -381,17 +205,17 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    RETURN QUERY SELECT * FROM _answer_of(_locked_reranker(_name, _call), _call);
+    RETURN QUERY SELECT * FROM _answer_of(_locked_reranker(_name, _call), _call, NULL);
 END
 $$;
 
 -- What a call returns, and its part in the log and in the statistics.
-CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call) RETURNS SETOF ranked
+CREATE OR REPLACE FUNCTION _answer_of(_reranker rerankers, _call search_call, _plan search_plan) RETURNS SETOF ranked
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    outcome search_outcome := _run(_reranker, _call);
+    outcome search_outcome := _run(_reranker, _call, _plan);
 BEGIN
     IF _reranker.log_sample > 0 THEN
         PERFORM _log_search(_reranker, _call, outcome);

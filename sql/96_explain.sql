@@ -12,7 +12,7 @@ DECLARE
     aligned jsonb := '{}';
 BEGIN
     reranker.passages := greatest(reranker.passages, 1);
-    outcome := _run(reranker, _call);
+    outcome := _run(reranker, _call, NULL);
     IF _alignments AND outcome.reason IS NULL AND _call.query IS NOT NULL THEN
         aligned := _aligned(reranker, _call.query, outcome.shown, _call."strict");
     END IF;
@@ -28,7 +28,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     reranker rerankers := _locked_reranker(_name, _call);
-    outcome search_outcome := _run(reranker, _call);
+    outcome search_outcome := _run(reranker, _call, NULL);
 BEGIN
     RETURN (
         SELECT jsonb_build_object(

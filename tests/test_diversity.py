@@ -221,6 +221,15 @@ def test_what_comes_last_composes(varied, signals, groups, diversity, filter_, k
         assert len(rows) == min(12, len(matching))
 
 
+def test_groups_of_one_leave_out_as_many_near_duplicates_as_no_groups(varied):
+    asked = {"reranker": "documents", "top_k": 12, "duplicate_threshold": 0.9}
+    alone, grouped = (
+        varied("trace", **asked, **groups)[0]["trace"]["scored"]["duplicates"]
+        for groups in ({}, {"group_by": "id"})
+    )
+    assert alone == grouped > 0
+
+
 def test_without_embeddings_token_vectors_tell_likeness_where_the_kernel_is(db, source):
     if not db.execute("SELECT pgrerank.has_native_kernel()").fetchone()[0]:
         pytest.skip("the server has no native kernel")

@@ -89,6 +89,7 @@ def test_no_queries_have_no_rows_and_an_empty_one_is_refused(many):
     for wrong, named in (
         (["cat", None], "query 2 of 2 is NULL"),
         ([" ", "cat", ""], "1 of 3 is ' '"),
+        (["cat", "\t\n"], "query 2 of 2 is '\t\n'"),
     ):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=f"nothing to.*{named}"):
             rows(many, "documents_search_many", wrong, {})

@@ -164,6 +164,7 @@ def test_the_caller_s_query_vector_recalls_and_its_dimensions_are_checked(search
     [
         ({"query": None}, "nothing to search for"),
         ({"query": "   "}, "nothing to search for"),
+        ({"query": "\t\n"}, "nothing to search for"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": None}, "top_k is NULL"),
         ({"top_k": 1_000_000}, "top_k is 1000000, expected 1 to 100000"),

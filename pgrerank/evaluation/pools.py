@@ -237,7 +237,7 @@ class Pool:
 
 
 def weighted(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> list[str]:
-    """The stages with scores that a call runs by this blend, as sql/94_search.sql has it."""
+    """The stages with scores that a call runs by this blend, as sql/94_call.sql has it."""
     known = [stage for stage in STAGES if np.isfinite(scores[stage]).any()]
     runs = {stage for stage in known if not blend or blend.get(stage)}
     if not runs & set(LEGS):

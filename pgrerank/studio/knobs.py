@@ -44,7 +44,7 @@ class Knobs:
 
     @property
     def running(self) -> list[str]:
-        """The stages that a search has by these, as sql/94_search.sql chooses them."""
+        """The stages that a search has by these, as sql/94_call.sql chooses them."""
         if not self.blend:
             return list(self.stages)
         return [

@@ -63,6 +63,32 @@ BEGIN
 END
 $$;
 
+-- Places are of texts as they were encoded. A document that is not encoded yet has none.
+CREATE OR REPLACE FUNCTION passages(reranker text, keys text[] DEFAULT NULL, generation int DEFAULT NULL)
+RETURNS TABLE (key text, passage_start int, passage_end int)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    target rerankers := _reranker(reranker);
+    stored generations := _known_generation(target.name, coalesce(generation, target.generation));
+BEGIN
+    PERFORM _check_source(target);
+    RETURN QUERY EXECUTE format($sql$
+        SELECT d.key::text, p.starts, p.ends
+        FROM %1$s d JOIN %2$s s ON s.key = d.key
+        CROSS JOIN LATERAL (
+            SELECT 0 AS starts, length(d.content) AS ends WHERE s.bounds IS NULL
+            UNION ALL SELECT p.starts, p.ends FROM _passages_of(s.bounds) p) p
+        WHERE ($1 IS NULL OR d.key = ANY ($1::%3$s[])) AND p.ends > 0
+        ORDER BY d.key, p.starts
+        $sql$, _documents(stored), _side_table(stored), target.key_type)
+    USING keys;
+END
+$$;
+COMMENT ON FUNCTION passages IS
+    'Where the passages of these documents, or of all, are in their texts, as far as the caller may read them';
+
 -- What models read of documents, in these' order: the best passages of each. No more than _most_characters are read of
 -- what is no passage.
 CREATE OR REPLACE FUNCTION _readings(

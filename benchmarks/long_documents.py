@@ -28,6 +28,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from pgrerank.judgements import Judgements, read_beir, save_set
 from pgrerank.judgements.beir import read_corpus
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.passages import cut
-from pgrerank.terminal import work_progress
+from pgrerank.terminal import note, work_progress
 from pgrerank.tokens import DType, pack_parts
 from pgrerank.worker.cutting import LARGEST
 
@@ -54,6 +55,14 @@ COMERS = 100
 APPENDED = 10
 ROUNDS = 3
 LONG, COMER = "long", "comer-"
+
+
+@contextmanager
+def timed(title: str) -> Iterator[None]:
+    """Say how long a part of the work took."""
+    begun = time.perf_counter()
+    yield
+    note(f"{title}: {time.perf_counter() - begun:.0f} s")
 
 
 def search(
@@ -295,19 +304,25 @@ def main() -> None:
     short_collection(arguments.folders[-1], short, arguments.short)
     how = {"stages": arguments.stages.split(",")} if arguments.stages else {}
     corpus = {key: document.content for key, document in read_corpus(long).items()}
-    with served([long, short], arguments.data / "server", "--cache", "0") as (connection, names):
-        name, others = names
+    with ExitStack() as stack:
+        with timed("encoding, where it is not done yet"):
+            server = served([long, short], arguments.data / "server", "--cache", "0")
+            connection, (name, others) = stack.enter_context(server)
         with_parts(connection, name, long)
         judged = some_queries(connection, name, arguments.queries)
-        evaluation = measured(connection, name, arguments, **how)
-        dense = recall_of_dense(connection, name, judged)
-        means = recall_of_means(connection, name, judged)
-        size = bytes_of(connection, name) | token_bytes(connection, name, corpus)
-        paragraphs = [document.content for document in read_corpus(short).values()]
-        anew = reencoded(corpus, paragraphs, settings_of(connection, name))
+        with timed("stages"):
+            evaluation = measured(connection, name, arguments, **how)
+        with timed("recall"):
+            dense = recall_of_dense(connection, name, judged)
+            means = recall_of_means(connection, name, judged)
+        with timed("bytes and appended paragraphs"):
+            size = bytes_of(connection, name) | token_bytes(connection, name, corpus)
+            paragraphs = [document.content for document in read_corpus(short).values()]
+            anew = reencoded(corpus, paragraphs, settings_of(connection, name))
         words = " ".join(corpus.values()).split(" ")[: arguments.words]
         queries = list(some_queries(connection, others, arguments.timed).queries.values())
-        among = one_among_many(connection, others, " ".join(words), queries, how)
+        with timed("one among many"):
+            among = one_among_many(connection, others, " ".join(words), queries, how)
     passages = evaluation["passages"]
     print(markdown([evaluation]))
     print(

@@ -1,21 +1,24 @@
 """How long documents are found, by which passage, and what they cost the others.
 
     python benchmarks/long_documents.py data/{scifact,npl} [--documents 150] [--queries 60]
+        [--timed 20] [--short 10000] [--words 400000] [--stages dense,lexical,maxsim]
 
 Glues the collections' documents into long ones (benchmarks/glued.py), encodes them with the demo's
 models in an embedded server, and measures, on the queries of both:
 
 * nDCG@10 and more of each stage, as benchmarks/stages.py does;
-* recall by the dense leg, and by the mean of a document's windows, encoded and searched beside;
+* recall by the dense leg, and by the mean of a document's passages, weighted by their tokens: what
+  one embedding of a long document is. Nothing is encoded for it;
 * of the relevant documents among the first ten, the share whose passage, as the search returns it,
   has half of a relevant part, or is half in one;
-* bytes of tables and indexes;
-* passages that are encoded anew where a paragraph is appended to a document of 20,000 words.
+* bytes of tables and indexes, and of token vectors against those of texts that aren't cut;
+* passages that are encoded anew where an ordinary paragraph, of two thirds of a passage at most, is
+  appended to a document of 20,000 words: the most of some.
 
 Then one document of --words words joins a table of --short documents as they are in the last of the
-collections: the times of searches with and without it, and how long a hundred more that come right
-behind it take to be encoded. The server is kept in the user's cache, so that a second run only
-asks. The last line is one JSON object.
+collections: the times of --timed searches with and without it, and how long a hundred more that
+come right behind it take to be encoded. The server is kept in the user's cache, so that a second
+run only asks. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +41,28 @@ from stages import markdown, measured, served, some_queries
 
 from pgrerank.demo.models import MODELS, default_folder
 from pgrerank.evaluation.measures import measure
-from pgrerank.judgements import Judgements
+from pgrerank.evaluation.traces import spread
+from pgrerank.judgements import Judgements, read_beir, save_set
 from pgrerank.judgements.beir import read_corpus
 from pgrerank.models import ModelSpec, load_encoder
 from pgrerank.passages import cut
-from pgrerank.terminal import work_progress
+from pgrerank.terminal import note, work_progress
+from pgrerank.tokens import DType, pack_parts
+from pgrerank.worker.cutting import LARGEST
 
 RECALL = ("R@10", "R@100")
-FOUND = 10
 COMERS = 100
+APPENDED = 10
 ROUNDS = 3
 LONG, COMER = "long", "comer-"
+
+
+@contextmanager
+def timed(title: str) -> Iterator[None]:
+    """Say how long a part of the work took."""
+    begun = time.perf_counter()
+    yield
+    note(f"{title}: {time.perf_counter() - begun:.0f} s")
 
 
 def search(
@@ -75,22 +91,24 @@ def recall_of_dense(
     return measure(judged.qrels, run, RECALL)
 
 
-def recall_of_means(corpus: Mapping[str, str], judged: Judgements, kept: Path) -> dict[str, float]:
-    """Recall where a document is the mean of its windows' embeddings, weighted by their tokens."""
+def recall_of_means(
+    connection: psycopg.Connection, name: str, judged: Judgements
+) -> dict[str, float]:
+    """Recall where a document is the mean of its passages' embeddings, weighted by their tokens."""
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(1))
+    for key, embedding, weight in connection.execute(
+        sql.SQL(
+            "SELECT p.key, p.embedding::text, sum(length(t.tokens)) FROM {} p"
+            " JOIN {} t USING (key, passage) GROUP BY p.key, p.passage"
+        ).format(*(sql.Identifier("pgrerank", f"{name}_1_{of}") for of in ("passages", "tokens")))
+    ):
+        sums[key] = sums[key] + float(weight) * np.array(json.loads(embedding))
+    keys = np.array(list(sums))
+    means = np.array([one / np.linalg.norm(one) for one in sums.values()])
     encoder = load_encoder(model_of("embedding"))
-    if not kept.exists():
-        texts, found = list(corpus.values()), []
-        with work_progress("means of windows", "documents") as progress:
-            for place, text in enumerate(texts):
-                made = encoder.encode([text], role="document", embeddings=True, tokens=False)
-                found.append(made.embeddings)
-                progress(place + 1, len(texts))
-        np.save(kept, np.concatenate(found))
-    means = np.load(kept)
     asked = encoder.encode(
         list(judged.queries.values()), role="query", embeddings=True, tokens=False
     )
-    keys = np.array(list(corpus))
     orders = np.argsort(-(asked.embeddings @ means.T), axis=1, kind="stable")[:, :100]
     run = {q: list(keys[order]) for q, order in zip(judged.queries, orders, strict=True)}
     return measure(judged.qrels, run, RECALL)
@@ -103,24 +121,12 @@ def model_of(kind: str) -> ModelSpec:
     return ModelSpec(**({"loader": loader.get(kind)} | found))
 
 
-def in_judged_parts(
-    connection: psycopg.Connection, name: str, judged: Judgements, folder: Path, how: Any
-) -> tuple[int, int]:
-    """Of the relevant documents found, how many are shown with a passage that is, and all."""
-    spans, corpus = read_spans(folder), read_corpus(folder)
-    within = found = 0
-    with work_progress("passages", "queries") as progress:
-        for place, (query, text) in enumerate(judged.queries.items()):
-            for row in search(connection, name, text, top_k=FOUND, **how):
-                parts = spans[query].get(row["id"], [])
-                start = row.get("passage_start") or 0
-                end = row.get("passage_end") or len(corpus[row["id"]].content)
-                found += bool(parts)
-                within += any(
-                    min(end, e) - max(start, b) >= min(end - start, e - b) / 2 for b, e in parts
-                )
-            progress(place + 1, len(judged.queries))
-    return within, found
+def with_parts(connection: psycopg.Connection, name: str, folder: Path) -> None:
+    """Write into the set of judgements where the relevant parts are."""
+    judged = read_beir(folder)
+    save_set(
+        connection, name, Judgements(judged.queries, judged.qrels, read_spans(folder)), replace=True
+    )
 
 
 def bytes_of(connection: psycopg.Connection, name: str) -> dict[str, int]:
@@ -134,16 +140,45 @@ def bytes_of(connection: psycopg.Connection, name: str) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-def reencoded(corpus: Mapping[str, str], settings: Mapping[str, Any]) -> int:
-    """Passages that a document of about 20,000 words gets anew with one more paragraph."""
+def token_bytes(
+    connection: psycopg.Connection, name: str, corpus: Mapping[str, str]
+) -> dict[str, float]:
+    """Bytes of token vectors over those of the same texts as one, and embeddings by passages."""
     encoder = load_encoder(model_of("embedding"))
-    size = settings.get("passage_size") or encoder.room
+    precision = settings_of(connection, name)["token_precision"]
+    whole = 0
+    for text in corpus.values():
+        vectors = np.ones((len(encoder.offsets([text])[0]), encoder.token_dims), np.float32)
+        whole += sum(map(len, pack_parts(vectors, DType(precision))))
+    passages, tokens = (
+        sql.Identifier("pgrerank", f"{name}_1_{of}") for of in ("passages", "tokens")
+    )
+    [stored] = connection.execute(
+        sql.SQL("SELECT sum(length(tokens)) FROM {}").format(tokens)
+    ).fetchone()
+    [embeddings, wanted] = connection.execute(
+        sql.SQL(
+            "SELECT count(embedding), (SELECT count(*) FROM pgrerank.passages({})) FROM {}"
+        ).format(name, passages)
+    ).fetchone()
+    return {"tokens_over_whole": int(stored) / whole, "embeddings_a_passage": embeddings / wanted}
+
+
+def reencoded(
+    corpus: Mapping[str, str], paragraphs: Sequence[str], settings: Mapping[str, Any]
+) -> int:
+    """The most passages that a document of about 20,000 words gets anew with one more paragraph."""
+    encoder = load_encoder(model_of("embedding"))
+    size = settings.get("passage_size") or min(LARGEST, encoder.room)
     how = {"size": size, "overlap": settings.get("passage_overlap") or 0}
     text = min(corpus.values(), key=lambda text: abs(len(text.split()) - WORDS[1]))
-    paragraph = next(iter(corpus.values())).split("\n\n")[0]
     before = {one.text for one in cut(text, encoder.offsets, **how)}
-    after = {one.text for one in cut(f"{text}\n\n{paragraph}", encoder.offsets, **how)}
-    return len(after - before)
+    lengths = map(len, encoder.offsets(paragraphs))
+    ordinary = [p for p, length in zip(paragraphs, lengths, strict=True) if length <= size * 2 / 3]
+    return max(
+        len({one.text for one in cut(f"{text}\n\n{p}", encoder.offsets, **how)} - before)
+        for p in spread(ordinary, APPENDED)
+    )
 
 
 def times_of(
@@ -250,6 +285,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--documents", type=int, default=150, help="long ones")
     parser.add_argument("--queries", type=int, default=60, help="so many of the judged ones")
+    parser.add_argument("--timed", type=int, default=20, help="queries whose searches are timed")
     parser.add_argument("--short", type=int, default=10_000, help="short documents")
     parser.add_argument("--words", type=int, default=400_000, help="of one among them")
     parser.add_argument("--stages", help="of searches, with commas between them; all by default")
@@ -268,33 +304,41 @@ def main() -> None:
     short_collection(arguments.folders[-1], short, arguments.short)
     how = {"stages": arguments.stages.split(",")} if arguments.stages else {}
     corpus = {key: document.content for key, document in read_corpus(long).items()}
-    with served([long, short], arguments.data / "server", "--cache", "0") as (connection, names):
-        name, others = names
+    with ExitStack() as stack:
+        with timed("encoding, where it is not done yet"):
+            server = served([long, short], arguments.data / "server", "--cache", "0")
+            connection, (name, others) = stack.enter_context(server)
+        with_parts(connection, name, long)
         judged = some_queries(connection, name, arguments.queries)
-        evaluation = measured(connection, name, arguments, **how)
-        dense = recall_of_dense(connection, name, judged)
-        means = recall_of_means(corpus, judged, long / "means.npy")
-        within, found = in_judged_parts(connection, name, judged, long, how)
-        size = bytes_of(connection, name)
-        anew = reencoded(corpus, settings_of(connection, name))
+        with timed("stages"):
+            evaluation = measured(connection, name, arguments, **how)
+        with timed("recall"):
+            dense = recall_of_dense(connection, name, judged)
+            means = recall_of_means(connection, name, judged)
+        with timed("bytes and appended paragraphs"):
+            size = bytes_of(connection, name) | token_bytes(connection, name, corpus)
+            paragraphs = [document.content for document in read_corpus(short).values()]
+            anew = reencoded(corpus, paragraphs, settings_of(connection, name))
         words = " ".join(corpus.values()).split(" ")[: arguments.words]
-        queries = list(some_queries(connection, others, arguments.queries).queries.values())
-        among = one_among_many(connection, others, " ".join(words), queries, how)
+        queries = list(some_queries(connection, others, arguments.timed).queries.values())
+        with timed("one among many"):
+            among = one_among_many(connection, others, " ".join(words), queries, how)
+    passages = evaluation["passages"]
     print(markdown([evaluation]))
     print(
         json.dumps(
             {
                 "recall_gain": dense["R@100"] - means["R@100"],
                 "recall_gain@10": dense["R@10"] - means["R@10"],
-                "passage_in_judged": within / max(found, 1),
+                "passage_in_judged": passages["within"] / max(passages["judged"], 1),
                 "p95_ratio": among["p95_ratio"],
                 "reencoded": anew,
-                "recall": {"dense": dense, "mean of windows": means},
+                "recall": {"dense": dense, "mean of passages": means},
                 "orders": {
                     order["name"]: order["measures"] | {"ms": order["total_ms"]["p50"]}
                     for order in evaluation["orders"]
                 },
-                "found": found,
+                "passages": passages,
                 "bytes": size,
                 "one_among_many": among,
             }

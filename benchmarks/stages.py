@@ -71,8 +71,7 @@ def set_up(connection: psycopg.Connection, dsn: str, folder: Path) -> str:
 def some_queries(connection: psycopg.Connection, name: str, count: int | None) -> Judgements:
     """The set's judged queries, or so many of them, evenly spread."""
     judged = load_set(connection, name)
-    some = spread(list(judged.queries), count or len(judged.queries))
-    return Judgements({q: judged.queries[q] for q in some}, {q: judged.qrels[q] for q in some})
+    return judged.only(spread(list(judged.queries), count or len(judged.queries)))
 
 
 @contextmanager

@@ -34,6 +34,7 @@ __all__ = [
     "model_spec",
     "read_model",
     "read_models",
+    "read_passage_counts",
     "read_reranker",
     "read_texts",
     "register_model",
@@ -234,6 +235,21 @@ def read_texts(
     cursor.execute(
         "SELECT key, content FROM pgrerank.texts(%s, %s, %s)",
         (reranker, None if keys is None else list(keys), generation),
+    )
+    return dict(cursor.fetchall())
+
+
+def read_passage_counts(
+    connection: Connection, reranker: str, keys: Sequence[str], generation: int | None = None
+) -> dict[str, int]:
+    """By key, how many passages these documents have, of those that are encoded.
+
+    A generation of None is the one in use.
+    """
+    cursor = connection.cursor(row_factory=tuple_row)
+    cursor.execute(
+        "SELECT key, count(*) FROM pgrerank.passages(%s, %s, %s) GROUP BY key",
+        (reranker, list(keys), generation),
     )
     return dict(cursor.fetchall())
 

@@ -28,6 +28,25 @@ AS $$
     WHERE b.place <= _most
 $$;
 
+-- The texts of documents that all are one passage, which take less than half the time of others; nothing where one has
+-- several.
+CREATE OR REPLACE FUNCTION _whole_texts(
+    _reranker rerankers, _generation generations, _keys text[], _is_shown boolean,
+    OUT keys text[], OUT contents text[], OUT prefixes text[], OUT current boolean[])
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    EXECUTE format($sql$
+        SELECT array_agg(d.key::text), array_agg(CASE WHEN s.bounds IS NULL THEN d.content END), array_agg(d.prefix),
+            array_agg(CASE WHEN $2 AND s.bounds IS NULL THEN s.content_hash = _content_hash(d.content, d.prefix) END)
+        FROM %s d LEFT JOIN %s s ON s.key = d.key WHERE d.key = ANY ($1::%s[])
+        HAVING count(s.bounds) = 0
+        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type)
+    INTO keys, contents, prefixes, current USING _keys, _is_shown;
+END
+$$;
+
 -- The best passages of documents with their texts, as the caller may read them: those that stages have found, and after
 -- them others in the order of the text. A document that is not encoded, or has no vectors, is one passage. Where they
 -- are to be shown, it is looked whether a passage is current: its text is the one that was encoded.
@@ -38,7 +57,17 @@ RETURNS TABLE (key text, passage int, starts int, ends int, stage text, score re
 LANGUAGE plpgsql STABLE ROWS 30
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    whole record;
 BEGIN
+    SELECT * INTO whole FROM _whole_texts(_reranker, _generation, _keys, _is_shown);
+    IF whole.keys IS NOT NULL THEN
+        RETURN QUERY
+            SELECT t.key, 1, 0, length(t.content), b.stage, b.score, 1, t.content, t.prefix, t.is_current
+            FROM unnest(whole.keys, whole.contents, whole.prefixes, whole.current) t (key, content, prefix, is_current)
+            LEFT JOIN _best_passages(_found, _keys, 1) b ON (b.key, b.passage) = (t.key, 1);
+        RETURN;
+    END IF;
     RETURN QUERY EXECUTE format($sql$
         WITH best AS MATERIALIZED (SELECT * FROM _best_passages($1, $2, $3))
         SELECT c.key::text, c.passage, c.starts, c.ends, c.stage, c.score, c.standing::int, t.text,
@@ -62,6 +91,32 @@ BEGIN
     USING _found, _keys, _most, _is_shown;
 END
 $$;
+
+-- Places are of texts as they were encoded. A document that is not encoded yet has none.
+CREATE OR REPLACE FUNCTION passages(reranker text, keys text[] DEFAULT NULL, generation int DEFAULT NULL)
+RETURNS TABLE (key text, passage_start int, passage_end int)
+LANGUAGE plpgsql STABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    target rerankers := _reranker(reranker);
+    stored generations := _known_generation(target.name, coalesce(generation, target.generation));
+BEGIN
+    PERFORM _check_source(target);
+    RETURN QUERY EXECUTE format($sql$
+        SELECT d.key::text, p.starts, p.ends
+        FROM %1$s d JOIN %2$s s ON s.key = d.key
+        CROSS JOIN LATERAL (
+            SELECT 0 AS starts, length(d.content) AS ends WHERE s.bounds IS NULL
+            UNION ALL SELECT p.starts, p.ends FROM _passages_of(s.bounds) p) p
+        WHERE ($1 IS NULL OR d.key = ANY ($1::%3$s[])) AND p.ends > 0
+        ORDER BY d.key, p.starts
+        $sql$, _documents(stored), _side_table(stored), target.key_type)
+    USING keys;
+END
+$$;
+COMMENT ON FUNCTION passages IS
+    'Where the passages of these documents, or of all, are in their texts, as far as the caller may read them';
 
 -- What models read of documents, in these' order: the best passages of each. No more than _most_characters are read of
 -- what is no passage.

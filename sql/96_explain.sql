@@ -39,6 +39,9 @@ BEGIN
             'ranks', coalesce(jsonb_object_agg(b.stage, b.ranks) FILTER (WHERE b.stage IS NOT NULL), '{}'),
             'relevance', ARRAY(
                 SELECT d.relevance FROM _ranked(outcome, cardinality(outcome.pool)) d ORDER BY d.rank),
+            'passages', (
+                SELECT coalesce(jsonb_object_agg(s.key, jsonb_build_array(s.value -> 'start', s.value -> 'end')), '{}')
+                FROM jsonb_each(outcome.shown) s),
             'signals', _signal_parts(reranker, outcome),
             'units', _score_units(_generation(reranker.name, reranker.generation), outcome.call),
             'left_out', outcome.left_out,

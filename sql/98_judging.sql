@@ -106,9 +106,12 @@ CREATE TABLE IF NOT EXISTS qrels (
     query_id text NOT NULL,
     key text NOT NULL,
     relevance int NOT NULL,
+    passages int4multirange CHECK (NOT isempty(passages) AND lower(passages) >= 0 AND NOT upper_inf(passages)),
     PRIMARY KEY (qrels_set, query_id, key),
     FOREIGN KEY (qrels_set, query_id) REFERENCES queries ON DELETE CASCADE ON UPDATE CASCADE
 );
 COMMENT ON TABLE qrels IS 'How relevant documents are to the queries of a set';
 COMMENT ON COLUMN qrels.key IS 'The document''s key, as text';
 COMMENT ON COLUMN qrels.relevance IS '0 or less: not relevant; 1 and more: relevant, the higher the more';
+COMMENT ON COLUMN qrels.passages IS
+    'Where in the document''s text the answer is, in characters from 0; NULL where that is not judged';

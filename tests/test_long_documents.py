@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import uuid
 
 import numpy as np
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from typer.testing import CliRunner
 
+from pgrerank.cli import app
 from pgrerank.models import ModelSpec, load_encoder, load_reranker
 from pgrerank.passages import words
 from pgrerank.tokens import unpack
@@ -194,6 +199,41 @@ def test_half_the_candidates_passages_still_make_all_candidates(search):
     """HNSW yields passages, most of them of one document; recall is of documents all the same."""
     rows = search(stages=["dense"], candidates=5, top_k=5, recall="hnsw")
     assert len({row["id"] for row in rows}) == 5
+
+
+def test_the_places_of_passages_can_be_asked(search):
+    places = "SELECT * FROM pgrerank.passages('documents', '{4,1}')"
+    found = [tuple(row.values()) for row in search.connection.execute(places)]
+    wanted = [(str(n), *place) for n in (1, 4) for _, *place in passages(search.connection, n)]
+    assert found == wanted
+    with pytest.raises(psycopg.Error, match='reranker "documents" has no generation 9'):
+        search.connection.execute("SELECT * FROM pgrerank.passages('documents', NULL, 9)")
+
+
+def test_evaluations_tell_long_documents_from_short_ones(search, long_dsn, tmp_path):
+    shown = {row["id"]: row for row in search(top_k=10)}
+    right = [shown[4]["passage_start"], shown[4]["passage_end"]]
+    rows = [
+        {"id": "long", "query": QUERY, "qrels": {"4": 1, "1": 0}, "passages": {"4": [right]}},
+        {"id": "both", "query": QUERY, "qrels": {"5": 1, "3": 1}, "passages": {"5": [[0, 3]]}},
+        {"id": "short", "query": "cats sleep", "qrels": {"2": 1}},
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = f"judged-{uuid.uuid4()}"
+    arguments = ["--dsn", make_conninfo(long_dsn), "--json-lines", str(tmp_path / "judged.jsonl")]
+    run = CliRunner().invoke(app, ["qrels", "load", name, *arguments])
+    assert run.exit_code == 0, run.output
+    arguments = ["evaluate", "documents", "--dsn", make_conninfo(long_dsn), "--qrels", name]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["passages"]
+    assert {one["name"]: one["queries"] for one in found["slices"]} == {
+        "one passage": 1,
+        "several passages": 2,
+    }
+    counts = ("documents", "several", "judged", "within")
+    assert [found[name] for name in counts] == [5, 2, 2, 1]
+    told = CliRunner().invoke(app, arguments).stderr
+    assert "2 of 5 documents among the first ten have several" in told
+    assert "the passage shown is where the answer is: 1 of 2 relevant documents found" in told
 
 
 @pytest.fixture

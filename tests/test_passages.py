@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -112,6 +112,38 @@ def test_an_edit_changes_few_passages(per_paragraph: int) -> None:
         place = text.index(" ", len(text) * tenth // 10)
         counts.append(changed(text[:place] + " more" + text[place:]))
         counts.append(changed(text[:place] + text[place + 1000 :]))
+    assert sum(counts) / len(counts) < 3
+    assert max(counts) <= 8
+
+
+PARAGRAPHS = st.lists(st.integers(1, 150), min_size=10, max_size=30)
+SIZE = 96
+
+
+@settings(max_examples=30)
+@given(lengths=PARAGRAPHS, seed=st.integers(0, 99), words=st.integers(1, SIZE * 2 // 3))
+def test_a_paragraph_of_two_thirds_of_a_passage_at_most_changes_three(
+    lengths: list[int], seed: int, words: int
+) -> None:
+    text = "\n\n".join(essay(length, seed + n, 200) for n, length in enumerate(lengths))
+    before = set(_texts(text, size=SIZE))
+    after = _texts(f"{text}\n\n{essay(words, seed)}", size=SIZE)
+    assert len(set(after) - before) <= 3
+    assert _texts(text, size=SIZE)[:-2] == after[: max(0, len(before) - 2)]
+
+
+def test_what_is_put_in_or_taken_out_changes_what_is_around_it() -> None:
+    counts = []
+    for seed in range(8):
+        rng = random.Random(seed)
+        paragraphs = [essay(rng.randint(5, 150), seed * 100 + n, 200) for n in range(60)]
+        before = set(_texts("\n\n".join(paragraphs), size=SIZE))
+        place = rng.randrange(60)
+        more = [*paragraphs[:place], essay(60, seed), *paragraphs[place:]]
+        less = paragraphs[:place] + paragraphs[place + 2 :]
+        for edited in (more, less):
+            after = set(_texts("\n\n".join(edited), size=SIZE))
+            counts.append(len(after - before))
     assert sum(counts) / len(counts) < 3
     assert max(counts) <= 8
 

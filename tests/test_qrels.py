@@ -17,6 +17,7 @@ from pgrerank.cli import app
 from pgrerank.errors import EvaluationError, FileError
 from pgrerank.judgements import (
     Judgements,
+    drop_set,
     from_feedback,
     list_sets,
     load_set,
@@ -35,6 +36,7 @@ SOME = Judgements(
     {"1": "which animal sleeps", "2": "what is in a loaf"},
     {"1": {"2": 2, "1": 0}, "2": {"3": 1, "9": -1}},
 )
+PLACED = Judgements(SOME.queries, SOME.qrels, {"1": {"2": [(0, 3), (10, 400)]}})
 TEXTS = st.text(min_size=1).filter(str.strip)
 WORDS = st.text(min_size=1).filter(lambda w: w.split() == [w] and not w.startswith("\ufeff"))
 LINES = TEXTS.filter(lambda text: not set(text) & set("\t\n\r"))
@@ -86,6 +88,11 @@ def test_json_lines_are_read_as_they_were_written(tmp_path_factory, written):
     path = tmp_path_factory.mktemp("qrels") / "qrels.jsonl"
     write_json_lines(written, path)
     assert read_json_lines(path) == written
+
+
+def test_places_of_answers_are_read_as_they_were_written(tmp_path):
+    write_json_lines(PLACED, tmp_path / "qrels.jsonl")
+    assert read_json_lines(tmp_path / "qrels.jsonl") == PLACED
 
 
 @given(written=judgements(WORDS, LINES))
@@ -155,6 +162,19 @@ def test_a_bad_line_of_trec_qrels_is_named(tmp_path, line, fault):
         ({"query": "q", "pos": ["a"]}, "field 'qrels' is missing, and so is 'pos_id'"),
         ({"query": "q", "qrels": {"a": 1}, "pos_id": []}, "field 'pos_id' is unknown"),
         ({"query": "q", "pos_id": "a"}, "field 'pos_id': expected a list of keys, not \"a\""),
+        (
+            {"query": "q", "qrels": {"a": 1}, "passages": {"b": [[0, 1]]}},
+            "field 'passages'['b']: the document is not in 'qrels'",
+        ),
+        (
+            {"query": "q", "qrels": {"a": 1}, "passages": {"a": [0, 1]}},
+            "field 'passages'['a']: expected [first, after], characters from 0 in order, not 0",
+        ),
+        (
+            {"query": "q", "qrels": {"a": 1}, "passages": {"a": [[2, 2]]}},
+            "field 'passages'['a']: expected [first, after], characters from 0 in order, not [2,",
+        ),
+        ({"query": "q", "qrels": {"a": 1}, "passages": [1]}, "field 'passages': expected {key:"),
         ('{"query": ]', "column 11: not JSON"),
     ],
 )
@@ -206,6 +226,8 @@ def test_an_empty_file_is_named(tmp_path, empty):
 def test_judgements_are_whole(queries, qrels, message):
     with pytest.raises(EvaluationError, match=message):
         Judgements(queries, qrels)
+    with pytest.raises(EvaluationError, match="passages of document 'b', but no judgement of it"):
+        Judgements({"1": "q"}, {"1": {"a": 1}}, {"1": {"b": [(0, 1)]}})
 
 
 @pytest.mark.parametrize(
@@ -230,6 +252,9 @@ def test_what_trec_files_cannot_hold_is_refused(tmp_path, judged, message):
 def test_a_set_is_kept_replaced_and_dropped(db, dsn):
     save_set(db, "it's one", SOME)
     assert load_set(db, "it's one") == SOME
+    save_set(db, "placed", PLACED)
+    assert load_set(db, "placed") == PLACED
+    drop_set(db, "placed")
     with pytest.raises(EvaluationError, match="is there already, with 2 queries"):
         save_set(db, "it's one", SOME)
     fewer = Judgements({"2": "loaf"}, {"2": {"3": 1}})

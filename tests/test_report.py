@@ -35,8 +35,8 @@ ARGUMENTS = [
 ]
 PHONE, DESKTOP = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
 SECTIONS = (
-    *("headline", "warnings", "quality", "depth", "hnsw", "latency", "blend", "signals"),
-    "queries",
+    *("headline", "warnings", "quality", "depth", "hnsw", "latency", "passages", "blend"),
+    *("signals", "queries"),
 )
 
 
@@ -310,7 +310,8 @@ def test_what_is_not_alike_is_not_compared(tmp_path, changed, message):
 def test_a_report_without_depth_blend_or_hnsw_leaves_no_file_of_an_earlier_one(tmp_path, visit):
     for name in ("depth.csv", "other.json", "mine.txt"):
         (tmp_path / name).write_text("of an earlier one")
-    bare = evaluation(tuning=None, hnsw=[], reliability=None, warnings=[], degraded=0)
+    nothing = dict.fromkeys(("tuning", "reliability", "passages"))
+    bare = evaluation(**nothing, hnsw=[], warnings=[], degraded=0)
     write_report(bare, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
         *("report.html", "evaluation.json", "stages.csv", "queries.csv", "mine.txt"),

@@ -15,7 +15,7 @@ from pgrerank import judgements
 from pgrerank.cli.options import Dsn, Json, Measures
 from pgrerank.evaluation.evaluate import Searched, evaluate, runs_of, search_all
 from pgrerank.evaluation.orders import MEASURES
-from pgrerank.evaluation.result import Evaluation, Milliseconds, Tuning
+from pgrerank.evaluation.result import Evaluation, Milliseconds, PassagesFound, Tuning
 from pgrerank.evaluation.traces import spread
 from pgrerank.evaluation.tune import apply, tune
 from pgrerank.evaluation.variant import Variant, parse_variant
@@ -144,11 +144,7 @@ def find_judgements(
 ) -> Judgements:
     """Find the judgements of a set or path, and take `number` of the queries, evenly spread."""
     judged = judgements.find(connection, name, split)
-    some = spread(list(judged.queries), number or len(judged.queries))
-    return Judgements(
-        {query: judged.queries[query] for query in some},
-        {query: judged.qrels[query] for query in some},
-    )
+    return judged.only(spread(list(judged.queries), number or len(judged.queries)))
 
 
 def _search_all(
@@ -255,6 +251,7 @@ def _print(evaluation: Evaluation) -> None:
             f"relevance of {reliability['documents']} documents returned: ECE"
             f" {reliability['ece']:.4f}, Brier {reliability['brier']:.4f}"
         )
+    _print_passages(evaluation["passages"])
     tuning = evaluation["tuning"]
     if tuning is None:
         return
@@ -264,6 +261,25 @@ def _print(evaluation: Evaluation) -> None:
             [[point["size"], point["quality"], round(point["ms"])] for point in depth],
         )
     _print_advice(tuning, evaluation["measures"][0])
+
+
+def _print_passages(passages: PassagesFound | None) -> None:
+    if passages is None:
+        return
+    if slices := passages["slices"]:
+        _section(
+            ["relevant documents of", "queries", *slices[0]["measures"]],
+            [[one["name"], one["queries"], *one["measures"].values()] for one in slices],
+        )
+    note(
+        f"passages: {passages['several']} of {passages['documents']} documents among the first ten"
+        " have several"
+    )
+    if passages["judged"]:
+        note(
+            f"the passage shown is where the answer is: {passages['within']} of"
+            f" {passages['judged']} relevant documents found"
+        )
 
 
 def _section(columns: list[str], rows: list[list[Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from pgrerank import __version__
-from pgrerank.catalog import read_reranker, read_texts
+from pgrerank.catalog import read_passage_counts, read_reranker, read_texts
 from pgrerank.errors import EvaluationError
 from pgrerank.evaluation.orders import (
     MEASURES,
@@ -22,9 +22,18 @@ from pgrerank.evaluation.orders import (
     returned,
     warnings,
 )
+from pgrerank.evaluation.passages import FIRST, passages_found
 from pgrerank.evaluation.pools import UNGROUPED
 from pgrerank.evaluation.reliability import reliability_of_searches
-from pgrerank.evaluation.result import EfPoint, Evaluation, Order, QueryFound, Shown, Tuning
+from pgrerank.evaluation.result import (
+    EfPoint,
+    Evaluation,
+    Order,
+    PassagesFound,
+    QueryFound,
+    Shown,
+    Tuning,
+)
 from pgrerank.evaluation.traces import Progress, Trace, ask, ask_one, spread
 from pgrerank.evaluation.variant import Variant
 from pgrerank.judgements import Judgements, Run, missing_keys
@@ -193,6 +202,7 @@ def evaluate(
         orders=orders,
         hnsw=_hnsw(connection, searched, phase),
         reliability=reliability_of_searches(searched.traces, searched.judgements.qrels),
+        passages=_passages(connection, searched, measured[orders[-1]["name"]]),
         tuning=tuning,
         warnings=told + (tuning["warnings"] if tuning else []),
         per_query=_per_query(connection, searched, orders, measured),
@@ -263,6 +273,18 @@ def _ef_point(ef_search: int, traces: Mapping[str, Trace], exact: Mapping[str, T
         recall=sum(shares) / len(shares),
         ms=percentiles(trace.times["dense"] for trace in traces.values()),
     )
+
+
+def _passages(
+    connection: Connection, searched: Searched, measured: Mapping[str, Mapping[str, float]]
+) -> PassagesFound | None:
+    traces = searched.chosen or searched.traces
+    keys = {key for trace in traces.values() for key in trace.keys[:FIRST]}
+    keys |= {key for documents in searched.judgements.qrels.values() for key in documents}
+    counts = read_passage_counts(
+        connection, searched.variant.reranker, sorted(keys), searched.variant.generation
+    )
+    return passages_found(searched.judgements, traces, counts, measured)
 
 
 def _per_query(

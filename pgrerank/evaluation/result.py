@@ -12,11 +12,13 @@ __all__ = [
     "Evaluation",
     "Milliseconds",
     "Order",
+    "PassagesFound",
     "QueryFound",
     "Recommendation",
     "Reliability",
     "Shown",
     "SignalsFound",
+    "Slice",
     "Tuning",
     "tuning_of",
 ]
@@ -81,6 +83,31 @@ class Reliability(TypedDict):
     ece: float
     brier: float
     bins: list[Bin]
+
+
+class Slice(TypedDict):
+    """The measures of the last order, over some of the queries."""
+
+    name: str
+    queries: int
+    measures: dict[str, float]
+
+
+class PassagesFound(TypedDict):
+    """What searches find of documents that have several passages.
+
+    Of `documents` among the first ten of all searches, `several` have several. One slice has the
+    queries whose relevant documents all are one passage, another those with one of several; queries
+    of whose relevant documents none is encoded are in neither. Of `judged` relevant documents found
+    of which is known where the answer is, `within` are shown with a passage that is there: half of
+    the one is in the other.
+    """
+
+    documents: int
+    several: int
+    slices: list[Slice]
+    judged: int
+    within: int
 
 
 class DepthPoint(TypedDict):
@@ -173,8 +200,8 @@ class Evaluation(TypedDict):
     """A reranker measured on one set of judgements.
 
     The first of `measures` is the one that orders are compared by. `reliability` is None where
-    relevance is not calibrated, `tuning` where only the orders were measured. `qrels` names the
-    set, `command` made it.
+    relevance is not calibrated, `passages` where no document has several, `tuning` where only the
+    orders were measured. `qrels` names the set, `command` made it.
     """
 
     pgrerank: str
@@ -192,6 +219,7 @@ class Evaluation(TypedDict):
     orders: list[Order]
     hnsw: list[EfPoint]
     reliability: Reliability | None
+    passages: PassagesFound | None
     tuning: Tuning | None
     warnings: list[str]
     per_query: list[QueryFound]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ class Trace:
     """One search: keys in the last order; scores (float64, NaN for none) and ranks by stage.
 
     They are those of the whole pool; `candidates` is how many a search returns at most.
-    `relevance` is parallel to the keys, NaN where it is not known; `units` are by what a stage's
-    scores are divided to be compared between queries, 1 where it has none; `signals` are in the
-    order of their names. `times` are milliseconds by stage, with `encode_query` and `total`;
+    `relevance` is parallel to the keys, NaN where it is not known; `passages` are where in their
+    texts those shown begin and end, by the first keys; `units` are by what a stage's scores are
+    divided to be compared between queries, 1 where it has none; `signals` are in the order of their
+    names. `times` are milliseconds by stage, with `encode_query` and `total`;
     `reason` says why it is degraded, if it is.
     """
 
@@ -52,6 +53,7 @@ class Trace:
     times: Mapping[str, float]
     relevance: NDArray[np.float64]
     units: Mapping[str, float]
+    passages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     signals: Sequence[SignalPart] = ()
     reason: str | None = None
 
@@ -67,6 +69,7 @@ class Trace:
             {stage: float(spent) for stage, spent in value["times"].items()},
             np.array(value["relevance"], np.float64),
             value["units"],
+            {key: (start, end) for key, (start, end) in value["passages"].items()},
             [
                 SignalPart(
                     *(one["name"], one["number"], one["weight"]),

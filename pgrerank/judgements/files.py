@@ -24,7 +24,7 @@ from pgrerank.judgements.lines import (
 )
 from pgrerank.judgements.types import Judgements, Qrels
 
-_FIELDS = ("id", "query", "qrels")
+_FIELDS = ("id", "query", "qrels", "passages")
 _TRIPLE = ("id", "query", "pos", "neg", "pos_id", "neg_id", "pos_scores", "neg_scores")
 
 
@@ -92,11 +92,13 @@ def read_trec_qrels(path: Path, *, queries: Mapping[str, str] | None = None) -> 
 def read_json_lines(path: Path) -> Judgements:
     """Lines `{"id": …, "query": …, "qrels": {key: relevance}}`; without an id, the line's number.
 
-    FlagEmbedding's lines with `pos_id` and `neg_id` serve too: relevance 1 and 0. Raises as
-    :func:`read_beir` does.
+    ``"passages": {key: [[first, after], …]}`` may say where in documents' texts the answers are, in
+    characters from 0. FlagEmbedding's lines with `pos_id` and `neg_id` serve too: relevance 1 and
+    0. Raises as :func:`read_beir` does.
     """
     queries: dict[str, str] = {}
     qrels: dict[str, Mapping[str, int]] = {}
+    passages: dict[str, Mapping[str, Sequence[tuple[int, int]]]] = {}
 
     def read(number: int, line: str) -> None:
         row = json_object(line)
@@ -104,12 +106,14 @@ def read_json_lines(path: Path) -> Judgements:
         if identifier in queries:
             raise ValueError(f"field 'id': {identifier!r} is further up already")
         judged = _relevance(row) if "qrels" in row else _of_triple(row)
+        if row.get("passages"):
+            passages[identifier] = _passages(row, judged)
         queries[identifier], qrels[identifier] = text(row, "query"), judged
 
     read_lines(path, read)
     if not queries:
         refuse(path, ["it holds no query"])
-    return Judgements(queries, qrels)
+    return Judgements(queries, qrels, passages)
 
 
 def write_trec(judgements: Judgements, qrels_path: Path, queries_path: Path | None = None) -> None:
@@ -127,14 +131,18 @@ def write_json_lines(judgements: Judgements, path: Path) -> None:
     """Write lines that :func:`read_json_lines` reads."""
     write_lines(
         path,
-        (
-            json.dumps(
-                {"id": query, "query": judgements.queries[query], "qrels": dict(documents)},
-                ensure_ascii=False,
-            )
-            for query, documents in judgements.qrels.items()
-        ),
+        (json.dumps(_row(judgements, query), ensure_ascii=False) for query in judgements.qrels),
     )
+
+
+def _row(judgements: Judgements, query: str) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": query,
+        "query": judgements.queries[query],
+        "qrels": dict(judgements.qrels[query]),
+    }
+    passages = judgements.passages.get(query)
+    return row | ({"passages": dict(passages)} if passages else {})
 
 
 def word(value: str, what: str) -> str:
@@ -174,6 +182,30 @@ def _relevance(row: Mapping[str, Any]) -> dict[str, int]:
                 f"field 'qrels'[{key!r}]: expected a whole number, not {brief(value)}"
             )
     return judged
+
+
+def _passages(
+    row: Mapping[str, Any], judged: Mapping[str, int]
+) -> dict[str, list[tuple[int, int]]]:
+    found = row["passages"]
+    if not isinstance(found, dict):
+        raise ValueError(  # noqa: TRY004
+            f"field 'passages': expected {{key: [[first, after], …]}}, not {brief(found)}"
+        )
+    if unknown := sorted(found.keys() - judged.keys()):
+        raise ValueError(f"field 'passages'[{unknown[0]!r}]: the document is not in 'qrels'")
+    return {key: _stretches(key, stretches) for key, stretches in found.items()}
+
+
+def _stretches(key: str, stretches: Any) -> list[tuple[int, int]]:
+    for one in stretches if stretches and isinstance(stretches, list) else [stretches]:
+        is_pair = isinstance(one, list) and [type(place) for place in one] == [int, int]
+        if not (is_pair and 0 <= one[0] < one[1] < 2**31):
+            raise ValueError(
+                f"field 'passages'[{key!r}]: expected [first, after], characters from 0 in order,"
+                f" not {brief(one)}"
+            )
+    return [(first, after) for first, after in stretches]
 
 
 def _of_triple(row: Mapping[str, Any]) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
 
 from pgrerank.catalog import read_reranker
 from pgrerank.errors import EvaluationError
@@ -61,18 +64,20 @@ def save_set(
         with (
             connection.cursor() as cursor,
             cursor.copy(
-                "COPY pgrerank.qrels (qrels_set, query_id, key, relevance) FROM STDIN"
+                "COPY pgrerank.qrels (qrels_set, query_id, key, relevance, passages) FROM STDIN"
             ) as copy,
         ):
             for query, documents in judgements.qrels.items():
                 for key, relevance in documents.items():
-                    copy.write_row((name, query, key, relevance))
+                    stretches = judgements.passages.get(query, {}).get(key)
+                    copy.write_row((name, query, key, relevance, _multirange(stretches)))
 
 
 def load_set(connection: Connection, name: str) -> Judgements:
     """The judged queries of a set; raises EvaluationError for one that isn't there."""
     rows = connection.execute(
-        "SELECT q.id, q.query, r.key, r.relevance FROM pgrerank.queries q JOIN pgrerank.qrels r"
+        "SELECT q.id, q.query, r.key, r.relevance, r.passages"
+        " FROM pgrerank.queries q JOIN pgrerank.qrels r"
         " ON (r.qrels_set, r.query_id) = (q.qrels_set, q.id) WHERE q.qrels_set = %s"
         " ORDER BY q.id, r.key",
         (name,),
@@ -80,9 +85,16 @@ def load_set(connection: Connection, name: str) -> Judgements:
     if not rows:
         raise _unknown(connection, name)
     qrels: dict[str, dict[str, int]] = {}
-    for query, _, key, relevance in rows:
+    passages: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    for query, _, key, relevance, stretches in rows:
         qrels.setdefault(query, {})[key] = relevance
-    return Judgements({query: text for query, text, _, _ in rows}, qrels)
+        if stretches is not None:
+            passages.setdefault(query, {})[key] = [(one.lower, one.upper) for one in stretches]
+    return Judgements({query: text for query, text, _, _, _ in rows}, qrels, passages)
+
+
+def _multirange(stretches: Sequence[tuple[int, int]] | None) -> Multirange[int] | None:
+    return Multirange([Range(*one) for one in stretches]) if stretches else None
 
 
 def judge(connection: Connection, name: str, query: str, key: str, relevance: int | None) -> None:

@@ -49,6 +49,16 @@ def evaluation(**changed: Any) -> Evaluation:
                 {"low": 0.7, "documents": 10, "relevance": 0.76, "relevant": 0.9},
             ],
         },
+        "passages": {
+            "documents": 40,
+            "several": 9,
+            "slices": [
+                {"name": "one passage", "queries": 4, "measures": {"nDCG@10": 0.5, "RR@10": 0.4}},
+                {"name": "several passages", "queries": 2, "measures": {"nDCG@10": 1, "RR@10": 1}},
+            ],
+            "judged": 3,
+            "within": 2,
+        },
         "tuning": {
             "depth": {
                 "candidates": [

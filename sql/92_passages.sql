@@ -40,9 +40,9 @@ BEGIN
     EXECUTE format($sql$
         SELECT array_agg(d.key::text), array_agg(CASE WHEN s.bounds IS NULL THEN d.content END), array_agg(d.prefix),
             array_agg(CASE WHEN $2 AND s.bounds IS NULL THEN s.content_hash = _content_hash(d.content, d.prefix) END)
-        FROM %s d LEFT JOIN %s s ON s.key = d.key WHERE d.key = ANY ($1::%s[])
+        FROM %s d LEFT JOIN %s s ON s.key = d.key WHERE %s
         HAVING count(s.bounds) = 0
-        $sql$, _documents(_generation), _side_table(_generation), _reranker.key_type)
+        $sql$, _documents(_generation), _side_table(_generation), _among(_reranker, 'd.key', '$1'))
     INTO keys, contents, prefixes, current USING _keys, _is_shown;
 END
 $$;
@@ -109,9 +109,10 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT 0 AS starts, length(d.content) AS ends WHERE s.bounds IS NULL
             UNION ALL SELECT p.starts, p.ends FROM _passages_of(s.bounds) p) p
-        WHERE ($1 IS NULL OR d.key = ANY ($1::%3$s[])) AND p.ends > 0
+        WHERE %3$s AND p.ends > 0
         ORDER BY d.key, p.starts
-        $sql$, _documents(stored), _side_table(stored), target.key_type)
+        $sql$, _documents(stored), _side_table(stored),
+        CASE WHEN keys IS NULL THEN 'true' ELSE _among(target, 'd.key', '$1') END)
     USING keys;
 END
 $$;

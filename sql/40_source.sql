@@ -248,7 +248,7 @@ BEGIN
     IF NOT _is_table(_reranker.source) THEN
         EXECUTE format($sql$
             SELECT k.key::text AS key, count(*) AS times FROM (%s) k (key)
-            GROUP BY k.key HAVING count(*) > 1 OR k.key IS NULL LIMIT 1
+            GROUP BY k.key HAVING count(*) > 1 OR NOT k.key IS NOT NULL LIMIT 1
             $sql$, _keys) INTO broken;
         IF broken.times > 0 THEN
             PERFORM _raise('unique_violation', format('key_columns (%s) of %s is no key: %s comes %s times',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pgrerank.stages import columns as stage_columns
@@ -60,8 +61,10 @@ ARGUMENTS = {
 
 def key_columns(names: Sequence[str]) -> list[str]:
     """The names that a key's columns have among those of a search."""
-    taken = {*ARGUMENTS, "keys", "after", *COLUMNS}
+    taken = {*ARGUMENTS, "key", "keys", "after", *COLUMNS}
+    if len(names) == 1:
+        return [name if name not in taken else "key" for name in names]
     return [
-        name if name not in taken else "key" if len(names) == 1 else f"key_{place}"
+        name if name not in taken and not re.fullmatch(r"key_[0-9]+", name) else f"key_{place}"
         for place, name in enumerate(names, 1)
     ]

@@ -220,6 +220,13 @@ AS $$
     HAVING count(*) > 1
 $$;
 
+-- A key as text, in which it is kept: alike whatever the session's settings. A literal that is cast to the key's type
+-- has been read by these before it gets here.
+CREATE OR REPLACE FUNCTION _as_kept(_key anyelement) RETURNS text
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT SET datestyle = 'ISO' SET timezone = 'UTC'
+AS $$ SELECT _key::text $$;
+
 -- The condition that two keys are the same, by which a document of the source is found.
 CREATE OR REPLACE FUNCTION _same_key(_reranker rerankers, _one text, _other text) RETURNS text
 LANGUAGE sql STABLE
@@ -248,12 +255,13 @@ BEGIN
     IF NOT _is_table(_reranker.source) THEN
         EXECUTE format($sql$
             SELECT k.key::text AS key, count(*) AS times FROM (%s) k (key)
-            GROUP BY k.key HAVING count(*) > 1 OR k.key IS NULL LIMIT 1
+            GROUP BY k.key HAVING count(*) > 1 OR NOT k.key IS NOT NULL LIMIT 1
             $sql$, _keys) INTO broken;
         IF broken.times > 0 THEN
-            PERFORM _raise('unique_violation', format('key_columns (%s) of %s is no key: %s comes %s times',
-                array_to_string(_reranker.key_columns, ', '), _described(_reranker.source),
-                coalesce(quote_literal(broken.key), 'NULL'), broken.times));
+            PERFORM _raise('unique_violation', format('key_columns (%s) of %s is no key: %s',
+                array_to_string(_reranker.key_columns, ', '), _described(_reranker.source), CASE
+                WHEN broken.times > 1 THEN format('%L comes %s times', broken.key, broken.times)
+                ELSE coalesce(quote_literal(broken.key), 'a row') || ' has NULL' END));
         END IF;
     END IF;
 END

@@ -94,14 +94,19 @@ END
 $$;
 
 -- A query for those of a generation's documents that are still there, by their keys in $1. It holds them against
--- deletion until we commit, but for those that somebody has locked (see _postpone_locked). Only tables' can be.
+-- deletion until we commit, but for those that somebody has locked (see _postpone_locked). Only tables' can be. OFFSET
+-- 0 has each looked up by its key: of a table that was never analyzed, the planner takes keys of several columns for
+-- so many rows that it would read all of it.
 CREATE OR REPLACE FUNCTION _alive_sql(_reranker rerankers, _generation generations) RETURNS text
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('SELECT d.* FROM %s d JOIN %s source ON %s WHERE %s', _documents(_generation), _reranker.source,
-            _same_key(_reranker, _key_of(_reranker, 'source'), 'd.key'), _among(_reranker, 'd.key', '$1'))
-        || CASE WHEN _is_table(_reranker.source) THEN ' FOR KEY SHARE OF source SKIP LOCKED' ELSE '' END
+    SELECT CASE WHEN _is_table(_reranker.source)
+        THEN format('SELECT d.* FROM (SELECT %s AS key FROM %s s WHERE %s FOR KEY SHARE SKIP LOCKED) held, ',
+                _key_of(_reranker, 's'), _reranker.source, _among(_reranker, _key_of(_reranker, 's'), '$1'))
+            || format('LATERAL (SELECT * FROM %s d WHERE %s OFFSET 0) d',
+                _documents(_generation), _same_key(_reranker, 'd.key', 'held.key'))
+        ELSE format('SELECT d.* FROM %s d WHERE %s', _documents(_generation), _among(_reranker, 'd.key', '$1')) END
 $$;
 
 -- The tiers in which a generation keeps token vectors.

@@ -237,11 +237,12 @@ AS $$
 DECLARE
     changed record;
 BEGIN
-    SELECT c.name, _key_type(_reranker.source, c.name) AS present, coalesce(p.type, _reranker.key_type) AS was
-    INTO changed
+    SELECT c.name, t.present, t.was INTO changed
     FROM unnest(_reranker.key_columns) WITH ORDINALITY c (name, place)
-    LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place)
-    WHERE _key_type(_reranker.source, c.name) <> coalesce(p.type, _reranker.key_type) LIMIT 1;
+    LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place),
+        LATERAL (SELECT _key_type(_reranker.source, c.name)::regtype AS present,
+            coalesce(p.type, _reranker.key_type)::regtype AS was) t
+    WHERE t.present <> t.was LIMIT 1;
     IF FOUND THEN
         PERFORM _raise('datatype_mismatch', format('key %I is of type %s, and was of %s: drop the reranker, and create '
             'it again', changed.name, changed.present, changed.was));

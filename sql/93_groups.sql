@@ -28,7 +28,7 @@ DECLARE
 BEGIN
     IF _reranker.group_by IS NOT NULL THEN
         target := _filter_target(_reranker.source, _reranker.group_by);
-        EXECUTE format('SELECT FROM (SELECT NULL::%s) t (value) GROUP BY t.value', target.type);
+        EXECUTE format('SELECT FROM unnest(NULL::%s[]) t (value) GROUP BY t.value', target.type);
     END IF;
 EXCEPTION WHEN undefined_function THEN
     PERFORM _raise('datatype_mismatch', format('group_by: column "%s" is of type %s, whose values can''t be compared '

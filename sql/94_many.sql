@@ -79,17 +79,13 @@ DECLARE
 BEGIN
     PERFORM _define_function(_reranker.name || '_search_many', 'queries text[], ' || signature.arguments,
         format('TABLE (query_number int, %s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
-        format($definition$
-            LANGUAGE sql VOLATILE ROWS 1000
-            SET search_path FROM CURRENT
-            AS $body$
-                SELECT s.query_number, %s, %s
-                FROM pgrerank._search_many(%L, queries, %s) s
-            $body$
-            $definition$, key.expressions, (
+        format('LANGUAGE sql VOLATILE ROWS 1000 SET search_path FROM CURRENT AS %L', format($body$
+            SELECT s.query_number, %s, %s
+            FROM pgrerank._search_many(%L, queries, %s) s
+            $body$, key.expressions, (
                 SELECT string_agg(format('(s.document).%I', c.name), ', ' ORDER BY c.place)
                 FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
-            _reranker.name, signature.call));
+            _reranker.name, signature.call)));
     EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search_many',
         format('Searches %s for many queries by reranker %s', _reranker.source, _reranker.name));
 END

@@ -40,13 +40,14 @@ AS $$
 $$;
 
 -- The columns that a search function returns a key as: named as the source names them, unless an argument or another
--- column is called so. A list of names with types, and what yields them of a key.
+-- column is called so, or might be. A list of names with types, and what yields them of a key.
 CREATE OR REPLACE FUNCTION _key_results(
     _reranker rerankers, _key text, _taken text[], OUT columns text, OUT expressions text)
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT string_agg(format('%I %s', CASE WHEN c.name <> ALL (_taken) THEN c.name
+    SELECT string_agg(format('%I %s', CASE
+            WHEN c.name <> ALL (_taken) AND (p.part IS NULL OR c.name !~ '^key_[0-9]+$') THEN c.name
             WHEN p.part IS NULL THEN 'key' ELSE 'key_' || c.place END, coalesce(p.type, _reranker.key_type)),
             ', ' ORDER BY c.place),
         _parts(_reranker, format('(%s)::%s', _key, _reranker.key_type))
@@ -67,17 +68,13 @@ DECLARE
 BEGIN
     PERFORM _define_function(_reranker.name || '_search', signature.arguments,
         format('TABLE (%s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
-        format($definition$
-            LANGUAGE sql VOLATILE ROWS 10
-            SET search_path FROM CURRENT
-            AS $body$
-                SELECT %s, %s
-                FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
-            $body$
-            $definition$, key.expressions, (
+        format('LANGUAGE sql VOLATILE ROWS 10 SET search_path FROM CURRENT AS %L', format($body$
+            SELECT %s, %s
+            FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
+            $body$, key.expressions, (
                 SELECT string_agg(format('s.%I', c.name), ', ' ORDER BY c.place)
                 FROM unnest(result.names) WITH ORDINALITY c (name, place) WHERE c.name <> 'key'),
-            _reranker.name, signature.call));
+            _reranker.name, signature.call)));
     EXECUTE format('COMMENT ON FUNCTION pgrerank.%I IS %L', _reranker.name || '_search',
         format('Searches %s by reranker %s', _reranker.source, _reranker.name));
     PERFORM _create_search_many(_reranker);

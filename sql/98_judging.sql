@@ -22,7 +22,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     target rerankers := _reranker(reranker);
-    is_visible boolean;
+    kept text;
 BEGIN
     IF NOT has_table_privilege('pgrerank.feedback', 'INSERT') THEN
         PERFORM _raise('insufficient_privilege', format('role %s may not give feedback', current_user),
@@ -36,15 +36,15 @@ BEGIN
             'reranker "%s": relevance is %s, expected 0 (no answer) to 1 (an answer)',
             target.name, coalesce(relevance::text, 'NULL')));
     END IF;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s d WHERE %s)', target.source,
+    EXECUTE format('SELECT _as_kept(%s) FROM %s d WHERE %s', _key_of(target, 'd'), target.source,
         _same_key(target, _key_of(target, 'd'), '$1::' || target.key_type))
-    INTO is_visible USING key;
-    IF NOT is_visible THEN
+    INTO kept USING key;
+    IF kept IS NULL THEN
         PERFORM _raise('no_data_found', format(
             'reranker "%s": there is no document %s in %s, or role %s can''t see it',
             target.name, coalesce(quote_literal(key), 'NULL'), target.source, current_user));
     END IF;
-    INSERT INTO feedback (reranker, query, key, relevance) VALUES (reranker, query, key, relevance);
+    INSERT INTO feedback (reranker, query, key, relevance) VALUES (reranker, query, kept, relevance);
 END
 $$;
 COMMENT ON FUNCTION feedback(text, text, text, double precision) IS
@@ -71,7 +71,7 @@ COMMENT ON FUNCTION feedback(text, text, uuid, double precision) IS
 CREATE OR REPLACE FUNCTION judged(reranker text)
 RETURNS TABLE (query text, key text, relevance real, given bigint, content text)
 LANGUAGE plpgsql
-SET search_path FROM CURRENT SET row_security = off
+SET search_path FROM CURRENT SET row_security = off SET datestyle = 'ISO' SET timezone = 'UTC'
 AS $$
 DECLARE
     target rerankers := _reranker(reranker);

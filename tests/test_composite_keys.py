@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import Text, create_engine, select, tuple_
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from pgrerank.retrieval import rerank, retrieve, run
+from pgrerank.search import key_columns
 from pgrerank.sqlalchemy import Reranker, search
 from tests.helpers.searching import Searching, use_engine
 from tests.helpers.sources import Source
@@ -354,3 +356,78 @@ def test_a_declared_key_of_a_view_is_compared_as_a_whole(lines) -> None:
             "INSERT INTO docs (n, a, body) VALUES (12, '2026-01-03', 'twice');"
             "SELECT pgrerank.create_reranker('seen', 'seen', '{body}', key_columns => '{a, n}')"
         )
+
+
+def test_a_view_s_key_with_a_null_in_part_is_refused(lines) -> None:
+    lines.execute("CREATE VIEW seen AS SELECT nullif(n, 3) AS n, a, body FROM docs")
+    with pytest.raises(psycopg.errors.UniqueViolation, match=r"is no key: '\(,2026-.*\)' has NULL"):
+        lines.execute(
+            "SELECT pgrerank.create_reranker('seen', 'seen', '{body}', key_columns => '{n, a}')"
+        )
+
+
+HOSTILE = "$body$; CREATE TABLE owned (); --"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["key_2", "rank"], ["key_1", "key_2"]),
+        (["rank", "key_1"], ["key_1", "key_2"]),
+        (["key", HOSTILE], ["key_1", HOSTILE]),
+        (['a"b', "100%s $1"], ['a"b', "100%s $1"]),
+    ],
+)
+def test_columns_have_any_names(db, names: list[str], found: list[str]) -> None:
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    db.execute(
+        sql.SQL(
+            "CREATE TABLE docs (body text, {} int, {} text, PRIMARY KEY ({}));"
+            "SELECT pgrerank.create_reranker('docs', 'docs', '{{body}}');"
+            "INSERT INTO docs VALUES ('words', 1, 'x')"
+        ).format(*map(sql.Identifier, names), columns)
+    )
+    settle(db)
+    rows = db.execute("SELECT * FROM pgrerank.docs_search('words')")
+    assert [column.name for column in rows.description][:2] == found == key_columns(names)
+    assert rows.fetchone()[:2] == (1, "x")
+    many = db.execute("SELECT * FROM pgrerank.docs_search_many('{words}')")
+    assert [column.name for column in many.description][1:3] == found
+    assert db.execute("SELECT to_regclass('owned')").fetchone() == (None,)
+
+
+def test_all_types_are_told_from_others_when_a_table_changes(db) -> None:
+    db.execute(
+        "CREATE EXTENSION citext; CREATE DOMAIN shop AS char(5) NOT NULL;"
+        "CREATE TABLE docs (a citext, b char(5), c shop, d numeric(9, 2), e varchar(9), body text,"
+        " PRIMARY KEY (a, b, c, d, e));"
+        "SELECT pgrerank.create_reranker('docs', 'docs', '{body}', group_by => 'c')"
+    )
+    db.execute("ALTER TABLE docs RENAME a TO name")
+    db.execute("INSERT INTO docs VALUES ('Ab', 'b', 'c', 1.5, '', 'words')")
+    settle(db)
+    assert db.execute("SELECT last_error FROM pgrerank.status").fetchone() == (None,)
+    assert db.execute("SELECT key::text FROM pgrerank.docs_1").fetchall() == [
+        ('(Ab,"b    ","c    ",1.50,"")',)
+    ]
+    assert len(db.execute("SELECT FROM pgrerank.docs_search('words')").fetchall()) == 1
+
+
+def test_feedback_is_kept_by_the_document_s_key_whatever_the_date_style(lines) -> None:
+    lines.execute("SET datestyle = 'German'")
+    lines.execute("SELECT pgrerank.feedback('docs', 'cats', '( 01.01.2026,004)')")
+    lines.execute("RESET datestyle")
+    judged = "SELECT key, content FROM pgrerank.judged('docs')"
+    assert lines.execute(judged).fetchall() == [("(2026-01-01,4)", "words of 4")]
+
+
+def test_claims_of_a_table_that_was_never_analyzed_look_documents_up(lines) -> None:
+    lines.execute(
+        "ALTER TABLE docs SET (autovacuum_enabled = off);"
+        "INSERT INTO docs (n, a, body) SELECT i, date '2026-02-01' + i % 9,"
+        " repeat('cats ', 200) FROM generate_series(1, 20000) i"
+    )
+    before = _read_from_end_to_end(lines)
+    lines.execute("SELECT pgrerank.claim(reranker => 'docs')")
+    assert len(stored(lines)) > 20
+    assert _read_from_end_to_end(lines) == before

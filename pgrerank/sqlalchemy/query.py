@@ -233,10 +233,10 @@ def _composite_keys(
         found = keys.subquery()
         made = select(func.row(*found.c).cast(of_type)).select_from(found)
         return func.array(made.scalar_subquery(), type_=ARRAY(of_type))
-    return array(
-        [func.row(*map(literal, one, (part.type for part in key))).cast(of_type) for one in keys],
-        type_=of_type,
-    )
+    rows = [
+        [literal(value, part.type) for value, part in zip(one, key, strict=True)] for one in keys
+    ]
+    return array([func.row(*row).cast(of_type) for row in rows], type_=of_type)
 
 
 def _find(table: Table, name: str | None) -> Reranker:

@@ -200,9 +200,9 @@ SET search_path FROM CURRENT
 AS $$ SELECT 4194304 + 262144 * least(_texts, 1000) $$;
 
 -- Sends one request and waits for its answer, interruptible throughout. Conditions of its own, which _ask_worker makes
--- good where it can: PGR01, the connection broke; PGR04, this worker fell silent; PGR05, it refused, and another may not.
--- A worker says ten times a second, by a notification, that it is at work. Of one that is silent for longer no answer
--- is expected if another can be asked.
+-- good where it can: PGR01, the connection broke; PGR04, this worker fell silent; PGR05, it refused, and another may
+-- not. A worker says ten times a second, by a notification, that it is at work. Of one that is silent for longer no
+-- answer is expected if another can be asked.
 CREATE OR REPLACE FUNCTION _exchange(
     _connection text, _request text, _texts int, _tried int[], _deadline timestamptz) RETURNS jsonb
 LANGUAGE plpgsql

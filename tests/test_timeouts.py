@@ -32,9 +32,7 @@ def known(db: psycopg.Connection) -> dict[str, str]:
 
 
 def test_timeouts_of_the_database_are_not_the_workers(dsn, db, source, tiny_models, tmp_path):
-    db.execute(
-        "CREATE VIEW slow AS SELECT id, title || pg_sleep(0.1)::text AS body FROM documents"
-    )
+    db.execute("CREATE VIEW slow AS SELECT id, title || pg_sleep(0.1)::text AS body FROM documents")
     source.models(**tiny_models)
     db.execute(
         "SELECT pgrerank.create_reranker('documents', 'slow', '{body}', embedding_model => 'embedding',"

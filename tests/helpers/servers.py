@@ -6,7 +6,6 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -14,21 +13,6 @@ from pgrerank import embedded
 from pgrerank.embedded import EmbeddedServer
 from pgrerank.embedded.binaries import account, find
 from pgrerank.embedded.cluster import PASSWORD_FILE, environment
-
-
-def client(program: str, *arguments: str, stdin: bytes | None = None, **options: Any) -> bytes:
-    """What one of the embedded server's programs prints."""
-    done = subprocess.run(
-        [find(account()) / program, *arguments],
-        input=stdin,
-        capture_output=True,
-        cwd="/",
-        env=environment(),
-        check=False,
-        **options,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
 
 
 @contextlib.contextmanager
@@ -40,8 +24,13 @@ def standby(dsn: str, data: Path, folder: Path) -> Iterator[EmbeddedServer]:
     (data / PASSWORD_FILE).chmod(0o644)  # else the server's account can't copy it
     folder.chmod(0o777)
     copy = folder / "standby"
-    options = who.arguments if who else {}
-    client("pg_basebackup", "-d", dsn, "-D", str(copy), "-R", "-c", "fast", **options)
+    subprocess.run(
+        [find(who) / "pg_basebackup", "-d", dsn, "-D", copy, "-R", "-c", "fast"],
+        cwd="/",
+        env=environment(),
+        check=True,
+        **(who.arguments if who else {}),
+    )
     with embedded.start(copy, settings={"fsync": "off"}) as server:
         yield server
 

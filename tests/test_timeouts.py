@@ -35,8 +35,8 @@ def test_timeouts_of_the_database_are_not_the_workers(dsn, db, source, tiny_mode
     db.execute("CREATE VIEW slow AS SELECT id, title || pg_sleep(0.1)::text AS body FROM documents")
     source.models(**tiny_models)
     db.execute(
-        "SELECT pgrerank.create_reranker('documents', 'slow', '{body}', embedding_model => 'embedding',"
-        " key_columns => '{id}')"
+        "SELECT pgrerank.create_reranker('documents', 'slow', '{body}',"
+        " embedding_model => 'embedding', key_columns => '{id}')"
     )
     for name, value in known(db).items():
         db.execute(f"ALTER DATABASE {db.info.dbname} SET {name} = '{value}'")

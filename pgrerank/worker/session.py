@@ -10,7 +10,6 @@ from psycopg import errors
 from pgrerank.errors import WorkerError
 from pgrerank.install import schema
 
-
 _TIMEOUTS = [
     *("statement_timeout", "lock_timeout", "transaction_timeout"),
     *("idle_in_transaction_session_timeout", "idle_session_timeout"),

@@ -259,7 +259,9 @@ BEGIN
     DELETE FROM searches s WHERE s.reranker = target.name;
     PERFORM _forget_stats(target.name);
     PERFORM _drop_stale_side_tables(target.name);
-    EXECUTE format('DROP TYPE IF EXISTS pgrerank.%I', target.name || '_key');
+    IF cardinality(target.key_columns) > 1 THEN
+        EXECUTE format('DROP TYPE pgrerank.%I', target.name || '_key');
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION drop_reranker IS

@@ -79,7 +79,7 @@ BEGIN
         format('TABLE (query_number int, %s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
         format($definition$
             LANGUAGE sql VOLATILE ROWS 1000
-            SET search_path FROM CURRENT
+            SET search_path FROM CURRENT SET datestyle = 'ISO'
             AS $body$
                 SELECT s.query_number, %s, %s
                 FROM pgrerank._search_many(%L, queries, %s) s

@@ -54,7 +54,8 @@ AS $$
     LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place)
 $$;
 
--- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it.
+-- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it. Keys are text on the
+-- way, and times are read as they were written in the style ISO alone: others write "IST" for zones that differ.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -69,7 +70,7 @@ BEGIN
         format('TABLE (%s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
         format($definition$
             LANGUAGE sql VOLATILE ROWS 10
-            SET search_path FROM CURRENT
+            SET search_path FROM CURRENT SET datestyle = 'ISO'
             AS $body$
                 SELECT %s, %s
                 FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s

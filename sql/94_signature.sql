@@ -55,7 +55,7 @@ AS $$
 $$;
 
 -- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it. Keys are text on the
--- way, and times are read as they were written in the style ISO alone: others write "IST" for zones that differ.
+-- way, and times are read as they were written in the style ISO alone: others name zones by ambiguous letters.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT

@@ -12,8 +12,8 @@ BEGIN
             current_database(), current_setting('server_encoding')
             USING ERRCODE = 'feature_not_supported',
                   HINT = 'Create the database with ENCODING ''UTF8'' TEMPLATE template0.';
-    ELSIF string_to_array(substring(version FROM '^\d+\.\d+'), '.')::int[] < ARRAY[0, 7] THEN
-        RAISE EXCEPTION 'extension vector has version %: pgrerank wants 0.7 or newer', version
+    ELSIF string_to_array(substring(version FROM '^\d+\.\d+'), '.')::int[] < ARRAY[0, 8] THEN
+        RAISE EXCEPTION 'extension vector has version %: pgrerank wants 0.8 or newer', version
             USING ERRCODE = 'feature_not_supported', HINT = 'Run: ALTER EXTENSION vector UPDATE;';
     END IF;
 END

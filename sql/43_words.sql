@@ -40,12 +40,13 @@ BEGIN
         CREATE TABLE %s (
             key %s PRIMARY KEY,
             lexemes tsvector,
-            weights sparsevec STORAGE MAIN,
+            weights sparsevec,
             length int NOT NULL,
             mean_length real NOT NULL,
             config text NOT NULL)
         WITH (toast_tuple_target = 256)
         $sql$, words, _reranker.key_type);
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN weights SET STORAGE MAIN', words);
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes) WITH (gin_pending_list_limit = 256)', words);
     PERFORM _protect(words, _reranker, _generation,
         format('Words of reranker %s, generation %s, weighted by BM25', _reranker.name, _generation.number));

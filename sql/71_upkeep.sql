@@ -1,5 +1,15 @@
 -- What is done for rerankers once none of their documents can be claimed, or all are done.
 
+-- Whether triggers see what is usually written to a source. Logical replication fires none of those that see whole
+-- statements, ENABLE ALWAYS or not.
+CREATE OR REPLACE FUNCTION _fires_triggers(_source regclass) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT _is_table(_source) AND NOT EXISTS (
+        SELECT FROM pg_subscription_rel s WHERE s.srrelid IN (SELECT t.relid FROM _tables_of(_source) t (relid)))
+$$;
+
 -- What is to be done for a reranker of which nothing can be claimed. Writes that its triggers missed are looked for;
 -- source and stored vectors are compared, a page at a time, as long as the whole takes no tenth of a second.
 CREATE OR REPLACE FUNCTION _tend(_reranker rerankers) RETURNS void
@@ -20,7 +30,7 @@ BEGIN
         SELECT FROM generations g LEFT JOIN reconciliations c ON (c.reranker, c.generation) = (g.reranker, g.number)
         WHERE g.reranker = _reranker.name
           AND (c.whole_at IS NULL OR c.after_key IS NOT NULL OR c.whole_at < now()
-            - CASE WHEN _is_table(_reranker.source) THEN interval '10 minutes' ELSE interval '1 minute' END)) THEN
+            - CASE WHEN _fires_triggers(_reranker.source) THEN interval '10 minutes' ELSE interval '1 minute' END)) THEN
         PERFORM reconcile(_reranker.name);
     END IF;
     PERFORM _switch_when_complete(_reranker.name);

@@ -38,7 +38,7 @@ BEGIN
     ELSE
         PERFORM dblink_connect('pgrerank ' || _worker, _server_of(_worker));
     END IF;
-EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
+EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection OR undefined_object THEN  -- the owner's user mapping
     PERFORM _raise('PGR01', 'no worker can be reached: connection failed', 'Start one: pgrerank worker');
 END
 $$;
@@ -149,6 +149,9 @@ AS $$
         WHEN count(*) = 0 THEN 'no worker is known'
         WHEN min(r.age) IS NULL THEN format('no worker is alive, of %s known', count(*))
         WHEN min(r.age) > 150 THEN format('no worker responds: the last heartbeat was %s ms ago', min(r.age))
+        WHEN NOT bool_or(EXISTS (
+            SELECT FROM pg_user_mappings m WHERE m.srvname = _server_of(r.worker) AND m.umuser IN (0, _owner())))
+            THEN format('no worker can be reached: their foreign servers have no user mapping for %s', _owner())
         ELSE 'no worker can be reached: connection failed' END
     FROM _reachable_workers() r
 $$;

@@ -47,14 +47,13 @@ AS $$
 DECLARE
     width int := coalesce(nullif(current_setting('pgrerank.ef_search', true), '')::int,
         greatest(2 * _candidates, 40));
-    wanted jsonb := jsonb_build_object('hnsw.ef_search', least(width, greatest(_widest, 10), 1000)::int);
+    wanted jsonb := jsonb_build_object(
+        'hnsw.ef_search', least(width, greatest(_widest, 10), 1000)::int,
+        'hnsw.iterative_scan', 'relaxed_order',
+        'hnsw.max_scan_tuples', greatest(20000, 20 * _candidates));
     before jsonb;
 BEGIN
     PERFORM '[1]'::vector;  -- loads the library, which defines the settings
-    IF current_setting('hnsw.iterative_scan', true) IS NOT NULL THEN
-        wanted := wanted || jsonb_build_object(
-            'hnsw.iterative_scan', 'relaxed_order', 'hnsw.max_scan_tuples', greatest(20000, 20 * _candidates));
-    END IF;
     SELECT jsonb_object_agg(w.key, current_setting(w.key)) INTO before FROM jsonb_each_text(wanted) w;
     PERFORM set_config(w.key, w.value, true) FROM jsonb_each_text(wanted) w;
     RETURN before;
@@ -62,9 +61,8 @@ END
 $$;
 
 -- The nearest documents. HNSW looks among all documents, and yields few of those that pass a narrow filter: exact
--- recall orders by an expression that no index serves. So does a recall of more than HNSW can be made to yield where
--- pgvector has no iterative scan. Where HNSW finds fewer than asked, all are compared if there is time, some
--- 3 µs each; where it finds none, anyway.
+-- recall orders by an expression that no index serves. Where HNSW finds fewer than asked, all are compared if there is
+-- time, some 3 µs each; where it finds none, anyway.
 --
 -- A statement can't be ended from within. So where there may be too little time for documents that have to be read from
 -- a disk, HNSW looks around in small steps, six documents for each that it holds, and is left when the time is up.
@@ -83,8 +81,7 @@ DECLARE
     before jsonb := _widen_hnsw(size, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
     is_exact boolean := _call.recall = 'exact'
         OR (_call.recall = 'auto'
-            AND _scope.matching <= least(_exact_up_to(_reranker.candidates, _scope.documents), readable))
-        OR (_reranker.candidates > 1000 AND NOT before ? 'hnsw.iterative_scan');
+            AND _scope.matching <= least(_exact_up_to(_reranker.candidates, _scope.documents), readable));
 BEGIN
     IF is_in_haste AND NOT is_exact THEN
         SELECT n.keys, n.scores, n.passages INTO keys, scores, passages FROM _nearest_until(_reranker, _call, _scope) n;

@@ -79,7 +79,8 @@ DECLARE
 BEGIN
     PERFORM _define_function(_reranker.name || '_search_many', 'queries text[], ' || signature.arguments,
         format('TABLE (query_number int, %s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
-        format('LANGUAGE sql VOLATILE ROWS 1000 SET search_path FROM CURRENT AS %L', format($body$
+        format('LANGUAGE sql VOLATILE ROWS 1000 SET search_path FROM CURRENT SET datestyle = ''ISO'' AS %L', format(
+            $body$
             SELECT s.query_number, %s, %s
             FROM pgrerank._search_many(%L, queries, %s) s
             $body$, key.expressions, (

@@ -55,7 +55,8 @@ AS $$
     LEFT JOIN _parts_of_type(_reranker.key_type) p USING (place)
 $$;
 
--- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it.
+-- pgrerank.NAME_search(...), typed by the source's own key, and NAME_search_many(...) beside it. Keys are text on the
+-- way, and times are read as they were written in the style ISO alone: others name zones by ambiguous letters.
 CREATE OR REPLACE FUNCTION _create_search(_reranker rerankers) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -68,7 +69,8 @@ DECLARE
 BEGIN
     PERFORM _define_function(_reranker.name || '_search', signature.arguments,
         format('TABLE (%s, %s)', key.columns, substring(result.columns FROM '^key text, (.*)$')),
-        format('LANGUAGE sql VOLATILE ROWS 10 SET search_path FROM CURRENT AS %L', format($body$
+        format('LANGUAGE sql VOLATILE ROWS 10 SET search_path FROM CURRENT SET datestyle = ''ISO'' AS %L', format(
+            $body$
             SELECT %s, %s
             FROM pgrerank._search((pgrerank._followed(%L)).name, %s) s
             $body$, key.expressions, (

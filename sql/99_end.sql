@@ -38,3 +38,17 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Side tables that were restored without their privileges, by pg_dump --no-acl, are opened: policies protect them.
+DO $$
+DECLARE
+    side_table regclass;
+BEGIN
+    FOR side_table IN
+        SELECT c.oid FROM generations g, unnest(_keyed_tables(g) || _side_table(g, 'terms')) t (name), pg_class c
+        WHERE c.oid = to_regclass(t.name) AND c.relrowsecurity AND NOT has_table_privilege('public', c.oid, 'SELECT')
+    LOOP
+        EXECUTE format('GRANT SELECT ON %s TO PUBLIC', side_table);
+    END LOOP;
+END
+$$;

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pgrerank.cli import app
+from tests.helpers.workers import settle
 
 
 @pytest.fixture
@@ -21,12 +22,6 @@ def parts(db, source):
     db.execute("SELECT pgrerank.create_reranker('parts', 'docs', '{body}')")
     settle(db)
     return db
-
-
-def settle(db) -> None:
-    """What a worker does with documents that need no model."""
-    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
-        pass
 
 
 def reconcile(db) -> int:
@@ -140,7 +135,6 @@ def test_an_idle_worker_looks_for_it(parts) -> None:
     parts.execute("ALTER TABLE low DISABLE TRIGGER USER")
     parts.execute("INSERT INTO low VALUES (5, 'new')")
     parts.execute("UPDATE pgrerank.reconciliations SET whole_at = now() - interval '11 minutes'")
-    settle(parts)
     settle(parts)
     assert parts.execute("SELECT count(*) FROM pgrerank.parts_1 WHERE key = 5").fetchone() == (1,)
 

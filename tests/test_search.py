@@ -210,9 +210,7 @@ def test_nothing_is_written_so_a_read_only_transaction_will_do(search):
 
 
 def test_settings_of_the_session_are_left_alone(search):
-    settings = (
-        "SELECT current_setting('hnsw.ef_search') || current_setting('hnsw.iterative_scan', true)"
-    )
+    settings = "SELECT current_setting('hnsw.ef_search') || current_setting('hnsw.iterative_scan')"
     with search.connection.transaction():
         search.connection.execute("SELECT '[1]'::vector")
         before = search.connection.execute(settings).fetchall()

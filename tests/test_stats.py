@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import os
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -16,7 +12,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import namedtuple_row
 
 from pgrerank.doctor import Severity, examine
-from pgrerank.embedded.binaries import account, find
+from pgrerank.embedded.cluster import PASSWORD_FILE
+from tests.helpers.servers import database, standby
 from tests.helpers.workers import wait_for, worker
 
 SEARCH = "SELECT id FROM pgrerank.documents_search(%s, top_k => 2)"
@@ -188,42 +185,16 @@ def test_statistics_begin_anew_and_go_with_their_reranker(db, lexical, source):
     assert db.execute("SELECT count(*) FROM pgrerank.stats").fetchone() == (0,)
 
 
-@contextlib.contextmanager
-def standby(dsn: str, folder: Path) -> Iterator[str]:
-    """A hot standby of the server, with all that had been committed on it."""
-    programs, who = find(account()), account()
-    data = folder / "standby"
-    options = {"cwd": "/", "check": True, "capture_output": True}
-    options |= who.arguments if who else {}
-    subprocess.run(
-        [programs / "pg_basebackup", "-d", dsn, "-D", data, "-R", "-c", "fast"], **options
-    )
-    with contextlib.suppress(FileNotFoundError):
-        (data / "postmaster.pid").unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    control = [programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    subprocess.run([*control, "-o", f"-p {port} -k {folder}", "start"], **options)
-    try:
-        yield make_conninfo(dsn, host="127.0.0.1", port=port)
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **options)
-
-
 def test_a_standby_searches_and_has_what_was_summed_up_before(dsn, db, lexical, open_folder):
     [data] = db.execute("SHOW data_directory").fetchone()
-    secret = Path(data) / "pgrerank.password"
-    if not os.access(secret, os.R_OK):
+    if not os.access(Path(data) / PASSWORD_FILE, os.R_OK):
         pytest.skip("a standby is made of the embedded server alone")
-    secret.chmod(0o644)  # else the server's account can't copy it
     db.execute(SEARCH, ("pool",))
     db.execute("SELECT pgrerank.sum_searches()")
     db.execute(SEARCH, ("pool",))
-    open_folder.chmod(0o777)
     with (
-        standby(dsn, open_folder) as other_dsn,
-        psycopg.connect(other_dsn, autocommit=True) as other,
+        standby(dsn, Path(data), open_folder) as server,
+        psycopg.connect(database(dsn, server), autocommit=True) as other,
     ):
         assert len(other.execute(SEARCH, ("pool",)).fetchall()) == 1
         assert stats(other)["total"].calls == 1

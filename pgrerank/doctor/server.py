@@ -28,13 +28,7 @@ def versions(connection: Connection) -> Found:
                 yield Severity.ERROR, about, message, f"CREATE EXTENSION {row.name}{schema};"
             continue
         update = f"ALTER EXTENSION {row.name} UPDATE;"
-        if row.name == "vector" and _parts(row.present) < (0, 8):
-            message = (
-                f"has version {row.present}: from 0.8 on HNSW finds more through a filter"
-                " (iterative scans)"
-            )
-            yield Severity.WARNING, about, message, update
-        elif row.newest is not None and row.present != row.newest:
+        if row.newest is not None and row.present != row.newest:
             message = f"has version {row.present}, and the server has {row.newest}"
             yield Severity.NOTE, about, message, update
 
@@ -64,7 +58,3 @@ def kernel(connection: Connection) -> Found:
         message = "token vectors go to a worker for MaxSim, which takes several times as long"
         remedy = "CREATE EXTENSION pgrerank_native;" if row.is_there else "pgrerank native install"
         yield Severity.NOTE, "the native kernel", f"is not there: {message}", remedy
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])

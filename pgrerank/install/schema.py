@@ -30,7 +30,7 @@ def install(connection: psycopg.Connection[Any], scripts: Scripts = SCRIPTS) -> 
     """Create, upgrade or renew the schema `pgrerank`; returns its version.
 
     One transaction; running it again changes nothing. Rerankers, their vectors and what waits to
-    be encoded stay. Needs CREATE on the database, and the extensions vector (0.7 or newer) and
+    be encoded stay. Needs CREATE on the database, and the extensions vector (0.8 or newer) and
     dblink there or the right to create them. Raises InstallError, saying what is missing.
     """
     present = installed_version(connection)

@@ -58,7 +58,7 @@ class Presence:
 
     It runs in the loop that answers requests: a process that is stopped, or a loop that hangs,
     falls silent. A lost session is opened again after a moment. Where the database is a standby,
-    which can't be written to, the worker beats without a number.
+    which can't be written to, the worker beats without a number until that is promoted.
     """
 
     def __init__(self, dsn: str, address: Address, load: Callable[[], Load]) -> None:
@@ -138,7 +138,8 @@ class Presence:
 
     async def _report(self, connection: psycopg.AsyncConnection[Any]) -> bool:
         if self._worker == 0:
-            return True
+            cursor = await connection.execute("SELECT pg_is_in_recovery()")
+            return await cursor.fetchone() == (True,)
         address, load = self.address, self._load()
         precisions = {name: one._asdict() for name, one in load.precisions.items()}
         cursor = await connection.execute(

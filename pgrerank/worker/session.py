@@ -10,15 +10,34 @@ from psycopg import errors
 from pgrerank.errors import WorkerError
 from pgrerank.install import schema
 
+_TIMEOUTS = [
+    *("statement_timeout", "lock_timeout", "transaction_timeout"),
+    *("idle_in_transaction_session_timeout", "idle_session_timeout"),
+]
+
 
 async def open_session(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:
     """An autocommit session that says what it is for.
 
-    It checks nothing: what a search asks for is answered also while the schema is newer.
+    Timeouts that are set for an application, on its database or role, would end the same work of
+    ours each time that it is tried. So there are none here, as in sessions of pg_dump; what may
+    wait too long sets its own. Nothing is checked: what a search asks for is answered also while
+    the schema is newer.
     """
-    return await psycopg.AsyncConnection.connect(
+    connection = await psycopg.AsyncConnection.connect(
         dsn, autocommit=True, application_name=f"pgrerank {purpose}"
     )
+    try:
+        await connection.execute(
+            "SELECT set_config(t, '0', false) FROM unnest(%s::text[]) t"
+            " WHERE current_setting(t, true) IS NOT NULL"  # not all versions know each
+            " AND pg_backend_pid() = %s",  # a pooler's session is also others'
+            (_TIMEOUTS, connection.info.backend_pid),
+        )
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 async def connect(dsn: str, purpose: str) -> psycopg.AsyncConnection[Any]:

@@ -82,12 +82,14 @@ def _pg_dump(dsn: str) -> Path:
     return own if own.exists() else find(account()) / "pg_dump"
 
 
-def restore(dumped: str, dsn: str) -> None:
-    """What `psql` does with it, stopping at the first error."""
-    subprocess.run(
-        [find(account()) / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", dsn],
+def restore(dumped: str, dsn: str, *, stop: bool = True) -> str:
+    """What `psql` does with it, stopping at the first error or at none; what it complains of."""
+    done = subprocess.run(
+        [find(account()) / "psql", "-X", "-q", "-v", f"ON_ERROR_STOP={stop:d}", dsn],
         input=dumped,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return done.stderr

@@ -150,3 +150,10 @@ def wait_for(connection: psycopg.Connection[Any], condition: str, seconds: float
             rows = connection.execute("SELECT * FROM pgrerank.status").fetchall()
             raise AssertionError(f"{condition} did not come true: {rows}")
         time.sleep(0.05)
+
+
+def settle(connection: psycopg.Connection[Any]) -> None:
+    """What a worker does with documents that need no model, and when nothing waits."""
+    for _ in range(2):
+        while connection.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
+            pass

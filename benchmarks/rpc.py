@@ -58,7 +58,7 @@ def serve(dsn: str, port: multiprocessing.Queue[int]) -> None:
         server = WireServer(answer, user="pgrerank", password=PASSWORD, ssl=None)
         await server.start("127.0.0.1", 0)
         address = Address("127.0.0.1", server.port, 64, PASSWORD, {})
-        await Presence(dsn, address, lambda: Load([], 0, server.connections)).begin()
+        await Presence(dsn, address, lambda: Load([], 0, server.connections, {})).begin()
         port.put(server.port)
         await asyncio.Event().wait()
 

@@ -181,7 +181,7 @@ BEGIN
         WHERE h.score > 0
         $sql$, format($sql$
             SELECT s.key, (0 - (s.weights <#> $1))::real AS score
-            FROM %s WHERE (%s) AND %s ORDER BY score DESC, s.key LIMIT $2
+            FROM %s WHERE (%s) AND %s ORDER BY score DESC, s.key::text LIMIT $2
             $sql$, documents, matching, _predicate), _reranker.source,
         _same_key(_reranker, _key_of(_reranker, 'd'), 'h.key'))
     INTO keys, scores USING _weights, _reranker.candidates;

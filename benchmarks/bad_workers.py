@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import itertools
 import json
 import multiprocessing
@@ -23,16 +22,15 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psycopg
+from rpc import database
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pgrerank import embedded
 from pgrerank.install import schema
 from pgrerank.terminal import print_rows
 from tests.helpers.hostile import DEEDS, PASSWORD, PHASES, hostile_worker
@@ -51,16 +49,6 @@ def serve(orders: Connection) -> None:
             worker.phase, deed = orders.recv()
             worker.deed = DEEDS[deed]
             orders.send("ready")
-
-
-@contextlib.contextmanager
-def database(dsn: str | None) -> Iterator[str]:
-    """The database asked for, or a fresh embedded server."""
-    if dsn:
-        yield dsn
-    else:
-        with embedded.start() as server:
-            yield server.dsn
 
 
 def set_up(dsn: str, port: int) -> None:

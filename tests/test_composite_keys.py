@@ -15,7 +15,7 @@ from pgrerank.sqlalchemy import Reranker, search
 from tests.helpers.searching import Searching, use_engine
 from tests.helpers.sources import Source
 from tests.helpers.urls import url
-from tests.helpers.workers import wait_for, worker
+from tests.helpers.workers import settle, wait_for, worker
 
 QUERY = "the connection pool is exhausted"
 TENANTS = "(ARRAY['acme', 'it''s \"odd\", (really)', 'Ünï'])[i % 3 + 1]"
@@ -226,12 +226,6 @@ def lines(db):
     )
     settle(db)
     return db
-
-
-def settle(db) -> None:
-    """What a worker does with documents that need no model."""
-    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
-        pass
 
 
 def stored(db) -> list[tuple]:

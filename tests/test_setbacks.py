@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 
 from pgrerank.install import schema
 from pgrerank.worker.claim import Claim, Document
+from tests.helpers.workers import settle
 
 NAMES = ("broken", "sound")
 
@@ -25,12 +26,6 @@ def two(db, source):
         db.execute("SELECT pgrerank.create_reranker(%s, %s, '{body}')", (name, f"{name}_rows"))
     settle(db)
     return db
-
-
-def settle(db) -> None:
-    """What a worker does with documents that need no model."""
-    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
-        pass
 
 
 def state(db, name: str):

@@ -6,6 +6,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.helpers.workers import settle
+
 KEYS = {
     "smallint": ("smallint", ["1", "-2", "300"]),
     "numeric": ("numeric", ["1.5", "-20000000000000000000", "0"]),
@@ -26,12 +28,6 @@ KEYS = {
     "even": ("integer", ["2", "4", "-6"]),
 }
 """Types of keys: how the side table has it, and keys."""
-
-
-def settle(db) -> None:
-    """What a worker does with documents that need no model."""
-    while db.execute("SELECT FROM pgrerank.claim()").fetchone() is not None:
-        pass
 
 
 def state(db, name: str = "docs") -> tuple:

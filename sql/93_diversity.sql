@@ -48,7 +48,8 @@ AS $$
         WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
 $$;
 
--- Documents by their places, with the number of the best passage of each.
+-- Documents by their places, with the number of the best passage of each: there is no need to look for it where no
+-- stage has told of any but the first ones.
 CREATE OR REPLACE FUNCTION _best_of_places(_outcome search_outcome, _places int[], OUT keys text[], OUT passages int[])
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
@@ -58,6 +59,10 @@ DECLARE
 BEGIN
     keys := ARRAY(
         SELECT candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
+    IF NOT EXISTS (SELECT FROM unnest(_outcome.found) f WHERE (1 = ALL (f.passages)) IS FALSE) THEN
+        passages := array_fill(1, ARRAY[cardinality(keys)]);
+        RETURN;
+    END IF;
     passages := ARRAY(
         SELECT coalesce(b.passage, 1)
         FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
@@ -167,11 +172,13 @@ SET search_path FROM CURRENT
 AS $$ SELECT _likeness(_vectors, _units, ARRAY[_other]) $$;
 
 CREATE OR REPLACE FUNCTION _likeness_to(_vectors vector[], _units float8[], _other vector) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) ORDER BY v.standing)
-    FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
+BEGIN
+    RETURN ARRAY(
+        SELECT greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) FROM (SELECT unnest(_vectors) AS vector) v);
+END
 $$;
 
 -- Chooses documents of one wave, after those chosen of the waves before, until there are as many as wanted, one of each
@@ -194,6 +201,8 @@ DECLARE
     -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
     likeness float8[] := '{}';
     next int;
+    groups int[] := _outcome.groups;
+    other int;
 BEGIN
     WHILE cardinality(_chosen) < _wanted AND clock_timestamp() < _deadline LOOP
         size := least(greatest(size, 100, 3 * (cardinality(_chosen) - before + 1)), cardinality(_places));
@@ -205,7 +214,10 @@ BEGIN
             likeness := likeness || _likeness(vectors[next:], units[next:], _vectors);
         END IF;
         next := (
-            SELECT d.standing FROM unnest(relevance, likeness) WITH ORDINALITY d (relevance, likeness, standing)
+            SELECT d.standing
+            FROM (
+                SELECT unnest(relevance) AS relevance, unnest(likeness) AS likeness,
+                    generate_series(1, size) AS standing) d
             WHERE d.likeness <= threshold
             ORDER BY (1 - _reranker.diversity) * d.relevance - _reranker.diversity * d.likeness DESC, d.standing
             LIMIT 1);
@@ -216,15 +228,23 @@ BEGIN
         END IF;
         _chosen := _chosen || _places[next];
         _vectors := _vectors || vectors[next];
-        SELECT array_agg(CASE WHEN NOT d.is_of_group THEN d.likeness END ORDER BY d.standing),
-            _left_out || array_agg(d.place) FILTER (WHERE d.is_of_group AND d.likeness > threshold)
-        INTO likeness, _left_out
-        FROM (
-            SELECT u.place, u.standing, CASE WHEN u.likeness IS NOT NULL AND u.standing <> next
-                    THEN greatest(u.likeness, u.likeness_to_next) END AS likeness,
-                coalesce(_outcome.groups[u.place] = _outcome.groups[_places[next]], false) AS is_of_group
-            FROM unnest(_places[:size], likeness, _likeness_to(vectors, units, vectors[next]))
-                WITH ORDINALITY u (place, likeness, likeness_to_next, standing)) d;
+        likeness[next] := NULL;
+        likeness := ARRAY(
+            SELECT CASE WHEN u.likeness IS NOT NULL THEN greatest(u.likeness, u.likeness_to_next) END
+            FROM (
+                SELECT unnest(likeness) AS likeness,
+                    unnest(_likeness_to(vectors, units, vectors[next])) AS likeness_to_next) u);
+        IF groups IS NOT NULL THEN
+            FOREACH other IN ARRAY ARRAY(
+                SELECT u.standing
+                FROM (SELECT unnest(_places[:size]) AS place, generate_series(1, size) AS standing) u
+                WHERE groups[u.place] = groups[_places[next]]) LOOP
+                IF likeness[other] > threshold THEN
+                    _left_out := _left_out || _places[other];
+                END IF;
+                likeness[other] := NULL;
+            END LOOP;
+        END IF;
     END LOOP;
     _left_out := _left_out || ARRAY(
         SELECT _places[d.standing] FROM unnest(likeness) WITH ORDINALITY d (likeness, standing)

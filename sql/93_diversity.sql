@@ -165,19 +165,31 @@ AS $$
     FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
 $$;
 
--- The same of one other.
-CREATE OR REPLACE FUNCTION _likeness_to(_vectors bytea[], _units float8[], _other bytea) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT _likeness(_vectors, _units, ARRAY[_other]) $$;
-
-CREATE OR REPLACE FUNCTION _likeness_to(_vectors vector[], _units float8[], _other vector) RETURNS float8[]
+-- The likeness of each to the most alike of others, as it is with one more; NULL stays where nothing was known.
+CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors bytea[], _units float8[], _other bytea)
+RETURNS float8[]
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 BEGIN
     RETURN ARRAY(
-        SELECT greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) FROM (SELECT unnest(_vectors) AS vector) v);
+        SELECT CASE WHEN l.likeness IS NOT NULL THEN greatest(l.likeness, l.likeness_to_other) END
+        FROM (
+            SELECT unnest(_likeness) AS likeness,
+                unnest(_likeness(_vectors, _units, ARRAY[_other])) AS likeness_to_other) l);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors vector[], _units float8[], _other vector)
+RETURNS float8[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CASE WHEN l.likeness IS NOT NULL
+            THEN greatest(l.likeness, nullif(1 - (l.vector <=> _other), 'NaN')) END
+        FROM (SELECT unnest(_likeness) AS likeness, unnest(_vectors) AS vector) l);
 END
 $$;
 
@@ -201,7 +213,7 @@ DECLARE
     -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
     likeness float8[] := '{}';
     next int;
-    groups int[] := _outcome.groups;
+    groups int[] := '{}';
     other int;
 BEGIN
     WHILE cardinality(_chosen) < _wanted AND clock_timestamp() < _deadline LOOP
@@ -212,6 +224,9 @@ BEGIN
             vectors := vectors || _vectors_of(_reranker, _outcome, _places[next:size], _vectors);
             units := units || _units_of(vectors[next:]);
             likeness := likeness || _likeness(vectors[next:], units[next:], _vectors);
+            groups := groups || ARRAY(
+                SELECT _outcome.groups[p.place] FROM unnest(_places[next:size]) WITH ORDINALITY p (place, standing)
+                WHERE _outcome.groups IS NOT NULL ORDER BY p.standing);
         END IF;
         next := (
             SELECT d.standing
@@ -229,22 +244,13 @@ BEGIN
         _chosen := _chosen || _places[next];
         _vectors := _vectors || vectors[next];
         likeness[next] := NULL;
-        likeness := ARRAY(
-            SELECT CASE WHEN u.likeness IS NOT NULL THEN greatest(u.likeness, u.likeness_to_next) END
-            FROM (
-                SELECT unnest(likeness) AS likeness,
-                    unnest(_likeness_to(vectors, units, vectors[next])) AS likeness_to_next) u);
-        IF groups IS NOT NULL THEN
-            FOREACH other IN ARRAY ARRAY(
-                SELECT u.standing
-                FROM (SELECT unnest(_places[:size]) AS place, generate_series(1, size) AS standing) u
-                WHERE groups[u.place] = groups[_places[next]]) LOOP
-                IF likeness[other] > threshold THEN
-                    _left_out := _left_out || _places[other];
-                END IF;
-                likeness[other] := NULL;
-            END LOOP;
-        END IF;
+        likeness := _likeness_with(likeness, vectors, units, vectors[next]);
+        FOREACH other IN ARRAY array_positions(groups, groups[next]) LOOP
+            IF likeness[other] > threshold THEN
+                _left_out := _left_out || _places[other];
+            END IF;
+            likeness[other] := NULL;
+        END LOOP;
     END LOOP;
     _left_out := _left_out || ARRAY(
         SELECT _places[d.standing] FROM unnest(likeness) WITH ORDINALITY d (likeness, standing)

@@ -108,7 +108,8 @@ def measure(
             for name, arguments in VARIANTS.items():
                 named = "".join(f", {argument} => %({argument})s" for argument in arguments)
                 timed(name, SEARCH.format(named), given | arguments)
-            timed("reading", READ, {})
+                if name == "plain":  # recall has just been there, as when signals read
+                    timed("reading", READ, {})
             progress(number + 11, rounds + 10)
     return {name: times[10:] for name, times in spent.items()}
 

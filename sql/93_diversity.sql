@@ -30,22 +30,29 @@ AS $$ SELECT _reranker.embedding_column IS NOT NULL OR _generation.embedding_mod
 -- How relevant documents are by the totals that they were ranked by: 1 for the first of them, 0 for the hundredth, in
 -- proportion between, never more than one before. By their standing where they have no totals.
 CREATE OR REPLACE FUNCTION _relevance(_outcome search_outcome, _places int[]) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(coalesce(1 - (b.first - b.total) / nullif(b.first - b.last, 0),
-        CASE WHEN b.first IS NULL THEN 1 - b.standing / 100.0 ELSE 1 END) ORDER BY b.standing)
-    FROM (
-        SELECT t.standing, t.total, first_value(t.total) OVER w AS first,
-            coalesce(nth_value(t.total, 100) OVER w, last_value(t.total) OVER w) AS last
-        FROM (
-            SELECT p.standing, min(s.total) OVER (ORDER BY p.standing)::float8 AS total
-            FROM unnest(_places) WITH ORDINALITY p (place, standing)
-            LEFT JOIN LATERAL (
-                SELECT s.totals[p.place] AS total
-                FROM unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
-                WHERE s.totals[p.place] IS NOT NULL ORDER BY s.number DESC LIMIT 1) s ON true) t
-        WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
+DECLARE
+    one scored;
+    said real[];
+    totals float8[];
+    last float8;
+BEGIN
+    FOREACH one IN ARRAY coalesce(_outcome.said, '{}') LOOP
+        said := one.totals;
+        totals := ARRAY(
+            SELECT coalesce(said[p.place], p.total)
+            FROM (SELECT unnest(_places) AS place, unnest(totals) AS total) p);
+    END LOOP;
+    totals := ARRAY(
+        SELECT min(p.total) OVER (ORDER BY p.standing) FROM unnest(totals) WITH ORDINALITY p (total, standing));
+    last := coalesce(totals[100], totals[cardinality(totals)]);
+    RETURN ARRAY(
+        SELECT coalesce(1 - (totals[1] - p.total) / nullif(totals[1] - last, 0),
+            CASE WHEN totals[1] IS NULL THEN 1 - p.standing / 100.0 ELSE 1 END)
+        FROM (SELECT generate_subscripts(_places, 1) AS standing, unnest(totals) AS total) p);
+END
 $$;
 
 -- Documents by their places, with the number of the best passage of each: there is no need to look for it where no

@@ -43,10 +43,9 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
-        SELECT array_agg(CASE WHEN g.value IS NULL THEN p.place ELSE g.number END ORDER BY p.place)
+        SELECT array_agg(CASE WHEN p.value IS NULL THEN p.place ELSE p.number END ORDER BY p.place)
         FROM (
-            SELECT k.value, min(k.place) AS number, array_agg(k.place) AS places FROM %s k GROUP BY k.value) g,
-            unnest(g.places) p (place)
+            SELECT k.value, min(k.place) AS number, unnest(array_agg(k.place)) AS place FROM %s k GROUP BY k.value) p
         $sql$, _places)
 $$;
 

@@ -282,7 +282,7 @@ CREATE OR REPLACE FUNCTION _scored_counts(_outcome search_outcome) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT coalesce(jsonb_object_agg(s.stage, (SELECT count(r.score) FROM unnest(s.scores) r (score))), '{}')
+    SELECT coalesce(jsonb_object_agg(s.stage, coalesce(cardinality(array_remove(s.scores, NULL)), 0)), '{}')
         || jsonb_strip_nulls(jsonb_build_object('duplicates', _outcome.duplicates))
     FROM unnest(_outcome.said) s (stage, scores, ranks, totals)
 $$;

@@ -217,10 +217,10 @@ DECLARE
     relevance float8[];
     vectors _vectors%TYPE := '{}';
     units float8[] := '{}';
+    groups int[] := '{}';
     -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
     likeness float8[] := '{}';
     next int;
-    groups int[] := '{}';
     other int;
 BEGIN
     WHILE cardinality(_chosen) < _wanted AND clock_timestamp() < _deadline LOOP

@@ -49,22 +49,16 @@ AS $$
         $sql$, _places)
 $$;
 
--- A query for documents by their keys, which are its $1: their places there, and these columns of the source d. It
--- reads all by one scan of an index, and finds their places after: half the time of one scan for each.
+-- A query for documents by their keys, which are its $1: their places there, and these columns of the source d. Of an
+-- array that it doesn't know the planner expects few elements: it looks up each by the index where there is one, and
+-- hashes them where there is none. ANY of the array takes an eighth less with an index, and many times as long without.
 CREATE OR REPLACE FUNCTION _known_sql(_reranker rerankers, _columns text) RETURNS text
-LANGUAGE plpgsql STABLE
+LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    key text := _key_of(_reranker, 'd');
-BEGIN
-    RETURN format($sql$
-        SELECT k.place, d.*
-        FROM (SELECT unnest((SELECT $1))::%s AS key, generate_series(1, cardinality($1)) AS place) k
-        LEFT JOIN (SELECT %s AS key, %s) d ON d.key = k.key
-        $sql$, _reranker.key_type, key, _columns || format(' FROM %s d WHERE %s OFFSET 0', _reranker.source,
-            _among(_reranker, key, '(SELECT $1)')));
-END
+    SELECT format('SELECT k.place, %s FROM unnest((SELECT $1)) WITH ORDINALITY k (key, place) LEFT JOIN %s d ON %s '
+        'OFFSET 0', _columns, _reranker.source,
+        _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key::' || _reranker.key_type))
 $$;
 
 -- The groups of the first candidates of a pool, in the places of all.
@@ -145,7 +139,8 @@ BEGIN
 END
 $$;
 
--- The outcome with its pool by groups, that of the best document first, of which the first top_k are returned.
+-- The outcome with its pool by groups, that of the best document first, of which the first top_k are returned. Where
+-- each has one document they stand so already.
 CREATE OR REPLACE FUNCTION _by_groups(_outcome search_outcome, _top_k int) RETURNS search_outcome
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT

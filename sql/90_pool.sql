@@ -134,12 +134,13 @@ BEGIN
         unit := 1;
         IF one.stage <> 'signals' THEN
             SELECT avg(s.score::float8), (_weights ->> one.stage)::float8 / nullif(stddev_pop(s.score::float8), 0)
-            INTO mean, unit FROM unnest(one.scores, latest) s (score, latest) WHERE s.latest IS NOT NULL;
+            INTO mean, unit
+            FROM (SELECT unnest(one.scores) AS score, unnest(latest) AS latest) s WHERE s.latest IS NOT NULL;
         END IF;
         totals := ARRAY(
             SELECT CASE WHEN t.latest IS NOT NULL
                 THEN coalesce(t.total, 0) + coalesce((t.score - mean) * unit, 0) END
-            FROM unnest(totals, one.scores, latest) t (total, score, latest));
+            FROM (SELECT unnest(totals) AS total, unnest(one.scores) AS score, unnest(latest) AS latest) t);
     END LOOP;
     RETURN totals::real[];
 END
@@ -160,15 +161,37 @@ AS $$
         GROUP BY r.place) t
 $$;
 
--- The ranks of candidates by their totals, the highest first; of equal ones the lower key. NULL where there is none.
-CREATE OR REPLACE FUNCTION _ranks(_candidates text[], _totals real[]) RETURNS int[]
-LANGUAGE sql IMMUTABLE
+-- The places of candidates that have totals, the highest first; of equal ones the lower key.
+CREATE OR REPLACE FUNCTION _ranking(_candidates text[], _totals real[]) RETURNS int[]
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(CASE WHEN r.total IS NOT NULL THEN r.rank END ORDER BY r.place)
-    FROM (
-        SELECT t.place, t.total, row_number() OVER (ORDER BY t.total DESC NULLS LAST, t.key) AS rank
-        FROM unnest(_candidates, _totals) WITH ORDINALITY t (key, total, place)) r
+BEGIN
+    RETURN ARRAY(
+        SELECT t.place
+        FROM (
+            SELECT unnest(_candidates) AS key, unnest(_totals) AS total,
+                generate_series(1, cardinality(_candidates)) AS place) t
+        WHERE t.total IS NOT NULL ORDER BY t.total DESC, t.key);
+END
+$$;
+
+-- The rank of each of so many candidates, given the ranking; NULL where it lacks one.
+CREATE OR REPLACE FUNCTION _ranks(_ranking int[], _candidates int) RETURNS int[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    ranks int[] := array_fill(NULL::int, ARRAY[_candidates]);
+    rank int := 0;
+    place int;
+BEGIN
+    FOREACH place IN ARRAY _ranking LOOP
+        rank := rank + 1;
+        ranks[place] := rank;
+    END LOOP;
+    RETURN ranks;
+END
 $$;
 
 -- What a stage says of candidates by its scores in their places: its totals are those or, where weights are given, the
@@ -195,17 +218,21 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    ranks int[] := _ranks(_outcome.candidates, _said.totals);
+    size int := cardinality(_outcome.candidates);
+    ranking int[] := _ranking(_outcome.candidates, _said.totals);
+    ranks int[] := _ranks(ranking, size);
 BEGIN
     _said.ranks := ranks;
     IF _is_fused THEN
-        ranks := _ranks(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        ranking := _ranking(_outcome.candidates, _reciprocal_ranks(_outcome.said || _said));
+        ranks := _ranks(ranking, size);
         _said.ranks := ranks;
     END IF;
     _outcome.said := _outcome.said || _said;
-    _outcome.pool := ARRAY(
-        SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
-        ORDER BY ranks[p.place], p.before);
+    _outcome.pool := CASE WHEN size = cardinality(ranking) AND size = cardinality(_outcome.pool) THEN ranking
+        ELSE ARRAY(
+            SELECT p.place FROM unnest(_outcome.pool) WITH ORDINALITY p (place, before)
+            ORDER BY ranks[p.place], p.before) END;
     RETURN _outcome;
 END
 $$;
@@ -255,7 +282,7 @@ CREATE OR REPLACE FUNCTION _scored_counts(_outcome search_outcome) RETURNS jsonb
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT coalesce(jsonb_object_agg(s.stage, (SELECT count(r.score) FROM unnest(s.scores) r (score))), '{}')
+    SELECT coalesce(jsonb_object_agg(s.stage, coalesce(cardinality(array_remove(s.scores, NULL)), 0)), '{}')
         || jsonb_strip_nulls(jsonb_build_object('duplicates', _outcome.duplicates))
     FROM unnest(_outcome.said) s (stage, scores, ranks, totals)
 $$;

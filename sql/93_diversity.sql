@@ -30,25 +30,33 @@ AS $$ SELECT _reranker.embedding_column IS NOT NULL OR _generation.embedding_mod
 -- How relevant documents are by the totals that they were ranked by: 1 for the first of them, 0 for the hundredth, in
 -- proportion between, never more than one before. By their standing where they have no totals.
 CREATE OR REPLACE FUNCTION _relevance(_outcome search_outcome, _places int[]) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(coalesce(1 - (b.first - b.total) / nullif(b.first - b.last, 0),
-        CASE WHEN b.first IS NULL THEN 1 - b.standing / 100.0 ELSE 1 END) ORDER BY b.standing)
-    FROM (
-        SELECT t.standing, t.total, first_value(t.total) OVER w AS first,
-            coalesce(nth_value(t.total, 100) OVER w, last_value(t.total) OVER w) AS last
-        FROM (
-            SELECT p.standing, min(s.total) OVER (ORDER BY p.standing)::float8 AS total
-            FROM unnest(_places) WITH ORDINALITY p (place, standing)
-            LEFT JOIN LATERAL (
-                SELECT s.totals[p.place] AS total
-                FROM unnest(_outcome.said) WITH ORDINALITY s (stage, scores, ranks, totals, number)
-                WHERE s.totals[p.place] IS NOT NULL ORDER BY s.number DESC LIMIT 1) s ON true) t
-        WINDOW w AS (ORDER BY t.standing ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)) b
+DECLARE
+    one scored;
+    said real[];
+    totals float8[];
+    last float8;
+BEGIN
+    FOREACH one IN ARRAY coalesce(_outcome.said, '{}') LOOP
+        said := one.totals;
+        totals := ARRAY(
+            SELECT coalesce(said[p.place], p.total)
+            FROM (SELECT unnest(_places) AS place, unnest(totals) AS total) p);
+    END LOOP;
+    totals := ARRAY(
+        SELECT min(p.total) OVER (ORDER BY p.standing) FROM unnest(totals) WITH ORDINALITY p (total, standing));
+    last := coalesce(totals[100], totals[cardinality(totals)]);
+    RETURN ARRAY(
+        SELECT coalesce(1 - (totals[1] - p.total) / nullif(totals[1] - last, 0),
+            CASE WHEN totals[1] IS NULL THEN 1 - p.standing / 100.0 ELSE 1 END)
+        FROM (SELECT generate_subscripts(_places, 1) AS standing, unnest(totals) AS total) p);
+END
 $$;
 
--- Documents by their places, with the number of the best passage of each.
+-- Documents by their places, with the number of the best passage of each: there is no need to look for it where no
+-- stage has told of any but the first ones.
 CREATE OR REPLACE FUNCTION _best_of_places(_outcome search_outcome, _places int[], OUT keys text[], OUT passages int[])
 LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
@@ -58,6 +66,10 @@ DECLARE
 BEGIN
     keys := ARRAY(
         SELECT candidates[p.place] FROM unnest(_places) WITH ORDINALITY p (place, standing) ORDER BY p.standing);
+    IF NOT EXISTS (SELECT FROM unnest(_outcome.found) f WHERE (1 = ALL (f.passages)) IS FALSE) THEN
+        passages := array_fill(1, ARRAY[cardinality(keys)]);
+        RETURN;
+    END IF;
     passages := ARRAY(
         SELECT coalesce(b.passage, 1)
         FROM unnest(keys) WITH ORDINALITY k (key, place) LEFT JOIN _best_passages(_outcome.found, keys, 1) b USING (key)
@@ -160,18 +172,32 @@ AS $$
     FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
 $$;
 
--- The same of one other.
-CREATE OR REPLACE FUNCTION _likeness_to(_vectors bytea[], _units float8[], _other bytea) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT _likeness(_vectors, _units, ARRAY[_other]) $$;
-
-CREATE OR REPLACE FUNCTION _likeness_to(_vectors vector[], _units float8[], _other vector) RETURNS float8[]
-LANGUAGE sql IMMUTABLE
+-- The likeness of each to the most alike of others, as it is with one more; NULL stays where nothing was known.
+CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors bytea[], _units float8[], _other bytea)
+RETURNS float8[]
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT array_agg(greatest(0, nullif(1 - (v.vector <=> _other), 'NaN')) ORDER BY v.standing)
-    FROM unnest(_vectors) WITH ORDINALITY v (vector, standing)
+BEGIN
+    RETURN ARRAY(
+        SELECT CASE WHEN l.likeness IS NOT NULL THEN greatest(l.likeness, l.likeness_to_other) END
+        FROM (
+            SELECT unnest(_likeness) AS likeness,
+                unnest(_likeness(_vectors, _units, ARRAY[_other])) AS likeness_to_other) l);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION _likeness_with(_likeness float8[], _vectors vector[], _units float8[], _other vector)
+RETURNS float8[]
+LANGUAGE plpgsql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CASE WHEN l.likeness IS NOT NULL
+            THEN greatest(l.likeness, nullif(1 - (l.vector <=> _other), 'NaN')) END
+        FROM (SELECT unnest(_likeness) AS likeness, unnest(_vectors) AS vector) l);
+END
 $$;
 
 -- Chooses documents of one wave, after those chosen of the waves before, until there are as many as wanted, one of each
@@ -191,9 +217,11 @@ DECLARE
     relevance float8[];
     vectors _vectors%TYPE := '{}';
     units float8[] := '{}';
+    groups int[] := '{}';
     -- To the most alike of the chosen ones; NULL for these, and for what is of their groups.
     likeness float8[] := '{}';
     next int;
+    other int;
 BEGIN
     WHILE cardinality(_chosen) < _wanted AND clock_timestamp() < _deadline LOOP
         size := least(greatest(size, 100, 3 * (cardinality(_chosen) - before + 1)), cardinality(_places));
@@ -203,9 +231,15 @@ BEGIN
             vectors := vectors || _vectors_of(_reranker, _outcome, _places[next:size], _vectors);
             units := units || _units_of(vectors[next:]);
             likeness := likeness || _likeness(vectors[next:], units[next:], _vectors);
+            groups := groups || ARRAY(
+                SELECT _outcome.groups[p.place] FROM unnest(_places[next:size]) WITH ORDINALITY p (place, standing)
+                WHERE _outcome.groups IS NOT NULL ORDER BY p.standing);
         END IF;
         next := (
-            SELECT d.standing FROM unnest(relevance, likeness) WITH ORDINALITY d (relevance, likeness, standing)
+            SELECT d.standing
+            FROM (
+                SELECT unnest(relevance) AS relevance, unnest(likeness) AS likeness,
+                    generate_series(1, size) AS standing) d
             WHERE d.likeness <= threshold
             ORDER BY (1 - _reranker.diversity) * d.relevance - _reranker.diversity * d.likeness DESC, d.standing
             LIMIT 1);
@@ -216,15 +250,14 @@ BEGIN
         END IF;
         _chosen := _chosen || _places[next];
         _vectors := _vectors || vectors[next];
-        SELECT array_agg(CASE WHEN NOT d.is_of_group THEN d.likeness END ORDER BY d.standing),
-            _left_out || array_agg(d.place) FILTER (WHERE d.is_of_group AND d.likeness > threshold)
-        INTO likeness, _left_out
-        FROM (
-            SELECT u.place, u.standing, CASE WHEN u.likeness IS NOT NULL AND u.standing <> next
-                    THEN greatest(u.likeness, u.likeness_to_next) END AS likeness,
-                coalesce(_outcome.groups[u.place] = _outcome.groups[_places[next]], false) AS is_of_group
-            FROM unnest(_places[:size], likeness, _likeness_to(vectors, units, vectors[next]))
-                WITH ORDINALITY u (place, likeness, likeness_to_next, standing)) d;
+        likeness[next] := NULL;
+        likeness := _likeness_with(likeness, vectors, units, vectors[next]);
+        FOREACH other IN ARRAY array_positions(groups, groups[next]) LOOP
+            IF likeness[other] > threshold THEN
+                _left_out := _left_out || _places[other];
+            END IF;
+            likeness[other] := NULL;
+        END LOOP;
     END LOOP;
     _left_out := _left_out || ARRAY(
         SELECT _places[d.standing] FROM unnest(likeness) WITH ORDINALITY d (likeness, standing)

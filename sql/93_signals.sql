@@ -15,12 +15,11 @@ CREATE OR REPLACE FUNCTION _check_signal_words(_name text, _signal jsonb, _words
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
-DECLARE
-    unknown text := (SELECT min(w.word) FROM jsonb_object_keys(_signal) w (word) WHERE w.word <> ALL (_words));
 BEGIN
-    IF unknown IS NOT NULL THEN
+    IF _signal - _words <> '{}' THEN
         PERFORM _raise('invalid_parameter_value', format('signals: "%s" has "%s", which is not among its words: %s',
-            _name, unknown, array_to_string(_words, ', ')),
+            _name, (SELECT min(w.word) FROM jsonb_object_keys(_signal - _words) w (word)),
+            array_to_string(_words, ', ')),
             'A signal has a weight and decay (shape, origin, offset), log or sqrt; or a boost and its condition.');
     END IF;
 END

@@ -9,6 +9,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     reranker rerankers := _reranker(_name);
+    overlay jsonb := _overlay(_call.settings);
     generation generations;
 BEGIN
     IF _call.generation IS NOT NULL THEN
@@ -20,8 +21,8 @@ BEGIN
     EXCEPTION WHEN undefined_table THEN
         reranker := _reranker(_name);
     END;
-    IF _overlay(_call.settings) <> '{}' THEN
-        reranker := jsonb_populate_record(reranker, _overlay(_call.settings));
+    IF overlay <> '{}' THEN
+        reranker := jsonb_populate_record(reranker, overlay);
         generation := _generation(_name, reranker.generation);
         PERFORM _check_settings(reranker, generation);
         PERFORM _check_instruction(reranker, generation);

@@ -18,7 +18,8 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
         CREATE TYPE search_scope AS (
-            predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
+            predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz,
+            partitions int[]);
     END IF;
     IF to_regtype('pgrerank.search_plan') IS NULL THEN
         CREATE TYPE search_plan AS (legs text[], stages text[], needs_tokens boolean, scope search_scope);
@@ -72,7 +73,8 @@ COMMENT ON TYPE search_outcome IS
     'was said of passages, and those to be shown, by key';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
-    'how many documents the planner expects to match, of how many, and when it has to answer';
+    'how many documents the planner expects to match, of how many, when it has to answer, and the partitions to be '
+    'read, NULL where it is all';
 COMMENT ON TYPE search_plan IS
     'What a search is to do: the legs of its recall, the stages after them, whether these want token vectors of the '
     'query, and where it looks; it has no deadline yet';

@@ -142,14 +142,14 @@ BEGIN
         RETURN;
     ELSIF _scope.matching < most THEN
         SELECT h.keys, h.scores INTO keys, scores
-        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), NULL, _scope.predicate) h;
+        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), NULL, _within_partitions(_scope)) h;
         RETURN;
     END IF;
     most := least(widest, most * greatest(1, known.documents / greatest(_scope.matching, 1)));
     LOOP
         bounded := _bounded_queries(known, lexemes, documents, idfs, most);
         SELECT h.keys, h.scores INTO keys, scores
-        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _scope.predicate) h;
+        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _within_partitions(_scope)) h;
         EXIT WHEN bounded.are_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates
             OR clock_timestamp() >= _scope.deadline;
         most := 8 * most;

@@ -86,8 +86,8 @@ AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
-    generation generations := _generation(_reranker.name, _reranker.generation);
     scope search_scope := _plan.scope;
+    generation generations := _confined(_generation(_reranker.name, _reranker.generation), scope.partitions);
     stage text;
     mark timestamptz;
     encoding numeric := 0;

@@ -8,9 +8,9 @@ DECLARE
 BEGIN
     IF EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pgrerank') THEN
         FOREACH relation IN ARRAY ARRAY[
-            'models', 'rerankers', 'generations', 'projections', 'calibrations', 'pending', 'ticket', 'setbacks',
-            'reconciliations', 'word_statistics', 'feedback', 'feedback_id_seq', 'queries', 'qrels', 'searches',
-            'searches_id_seq']::regclass[]
+            'models', 'rerankers', 'generations', 'partitions', 'projections', 'calibrations', 'pending', 'ticket',
+            'setbacks', 'reconciliations', 'word_statistics', 'feedback', 'feedback_id_seq', 'queries', 'qrels',
+            'searches', 'searches_id_seq']::regclass[]
         LOOP
             PERFORM pg_extension_config_dump(relation, '');
         END LOOP;

@@ -51,11 +51,14 @@ CREATE TABLE IF NOT EXISTS partitions (
     reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
     number int NOT NULL,
     leaf regclass NOT NULL,
+    tried_at timestamptz,
     PRIMARY KEY (reranker, number),
     UNIQUE (reranker, leaf)
 );
 COMMENT ON TABLE partitions IS 'The partitions of a reranker''s source, with the numbers that its side tables'' have';
 COMMENT ON COLUMN partitions.leaf IS 'A partition that has rows itself, of whatever level';
+COMMENT ON COLUMN partitions.tried_at IS
+    'When it had gone, all its vectors were deleted, and a search kept its side tables from being dropped';
 
 GRANT SELECT ON rerankers, generations, partitions TO PUBLIC;
 

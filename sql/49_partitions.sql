@@ -7,11 +7,20 @@ LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$ SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = _source AND c.relkind = 'p') $$;
 
--- A source's partitions that have rows themselves.
-CREATE OR REPLACE FUNCTION _leaves(_source regclass) RETURNS SETOF regclass
+-- A table's partitions that have rows themselves; the table where it is not partitioned. Unlike pg_partition_tree, it
+-- waits for nobody who has one of them locked.
+CREATE OR REPLACE FUNCTION _leaves(_table regclass) RETURNS SETOF regclass
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
-AS $$ SELECT t.relid FROM pg_partition_tree(_source) t WHERE t.isleaf $$;
+AS $$
+    WITH RECURSIVE tree AS (
+        SELECT c.oid, c.relkind FROM pg_class c WHERE c.oid = _table
+        UNION ALL
+        SELECT c.oid, c.relkind
+        FROM tree t JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE t.relkind = 'p')
+    SELECT t.oid::regclass FROM tree t WHERE t.relkind <> 'p'
+$$;
 
 -- A generation as one of its partitions has it; as it is where there are others, or all.
 CREATE OR REPLACE FUNCTION _confined(_generation generations, _partitions int[]) RETURNS generations
@@ -74,6 +83,12 @@ EXCEPTION WHEN lock_not_available THEN
 END
 $$;
 
+-- Whether it is time to drop what is stored of a partition, which could not be done then.
+CREATE OR REPLACE FUNCTION _is_due(_tried_at timestamptz) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$ SELECT coalesce(_tried_at < clock_timestamp() - interval '2 seconds', true) $$;
+
 -- Follows partitions of a source that have come, or gone, and has all of it compared again. Those that have gone are
 -- dropped first, for their rows may be in another now. SECURITY DEFINER: a worker need not own the side tables. It
 -- takes nothing from its caller but a name.
@@ -83,30 +98,37 @@ SET search_path FROM CURRENT SET lock_timeout = '1s'
 AS $$
 DECLARE
     stored rerankers;
-    gone int;
+    gone partitions;
+    is_other boolean := false;
 BEGIN
     IF NOT EXISTS (SELECT FROM generations g WHERE g.reranker = _name AND g.partitioned) OR NOT EXISTS (
         SELECT FROM rerankers r, LATERAL (
             SELECT FROM _leaves(r.source) l (leaf)
-            FULL JOIN (SELECT p.leaf FROM partitions p WHERE p.reranker = r.name) p USING (leaf)
-            WHERE l.leaf IS NULL OR p.leaf IS NULL) changed
+            FULL JOIN (SELECT p.leaf, p.tried_at FROM partitions p WHERE p.reranker = r.name) p USING (leaf)
+            WHERE p.leaf IS NULL OR (l.leaf IS NULL AND _is_due(p.tried_at))) changed
         WHERE r.name = _name) THEN
         RETURN;
     END IF;
     SELECT * INTO stored FROM rerankers r WHERE r.name = _name FOR NO KEY UPDATE;
     FOR gone IN
-        SELECT p.number FROM partitions p
+        SELECT * FROM partitions p
         WHERE p.reranker = _name AND p.leaf NOT IN (SELECT l.leaf FROM _leaves(stored.source) l (leaf))
+          AND _is_due(p.tried_at)
     LOOP
-        DELETE FROM partitions p WHERE (p.reranker, p.number) = (_name, gone) AND _drop_partition(_name, gone);
+        is_other := is_other OR gone.tried_at IS NULL;
+        UPDATE partitions p SET tried_at = clock_timestamp() WHERE (p.reranker, p.number) = (_name, gone.number);
+        DELETE FROM partitions p
+        WHERE (p.reranker, p.number) = (_name, gone.number) AND _drop_partition(_name, gone.number);
     END LOOP;
     INSERT INTO partitions (reranker, number, leaf)
     SELECT _name, row_number() OVER (ORDER BY l.leaf) + coalesce((
         SELECT max(p.number) FROM partitions p WHERE p.reranker = _name), 0), l.leaf
     FROM _leaves(stored.source) l (leaf)
     WHERE NOT EXISTS (SELECT FROM partitions p WHERE (p.reranker, p.leaf) = (_name, l.leaf));
-    PERFORM _create_partitions(stored, g) FROM generations g WHERE g.reranker = _name AND g.partitioned;
-    UPDATE reconciliations c SET after_key = NULL, whole_at = NULL WHERE c.reranker = _name;
+    IF FOUND OR is_other THEN
+        PERFORM _create_partitions(stored, g) FROM generations g WHERE g.reranker = _name AND g.partitioned;
+        UPDATE reconciliations c SET after_key = NULL, whole_at = NULL WHERE c.reranker = _name;
+    END IF;
 END
 $$;
 
@@ -130,7 +152,6 @@ CREATE OR REPLACE FUNCTION _estimated_rows(_table regclass) RETURNS float8
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT sum(c.reltuples) FROM pg_class c
+    SELECT sum(c.reltuples) FROM _leaves(_table) l (leaf) JOIN pg_class c ON c.oid = l.leaf
     WHERE c.relkind = 'r' AND c.reltuples >= 0
-      AND (c.oid = _table OR c.oid IN (SELECT t.relid FROM pg_partition_tree(_table) t))
 $$;

@@ -189,8 +189,8 @@ AS $$
         ('highlights', 'boolean', 'false', 'rerankers', true, NULL, true, NULL, NULL, NULL,
             'Whether a search says which words of a passage answered the query''s, by its token vectors'),
         ('partitioned', 'boolean', NULL, 'generations', true, NULL, false, NULL, NULL, NULL,
-            'Whether what is stored is partitioned like the source; by default where that is, unless it has a '
-                'tenant_column')
+            'Whether what is stored is partitioned like the source; by default where that has up to 100 partitions, '
+                'unless there is a tenant_column')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

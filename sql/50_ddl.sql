@@ -67,8 +67,8 @@ BEGIN
     generation.number := 1;
     generation.token_bits := reranker.maxsim_bit_top IS NOT NULL;
     generation.created_at := now();
-    generation.partitioned := coalesce(
-        generation.partitioned, _is_partitioned(_source) AND generation.tenant_column IS NULL);
+    generation.partitioned := coalesce(generation.partitioned, _is_partitioned(_source)
+        AND generation.tenant_column IS NULL AND (SELECT count(*) <= 100 FROM _leaves(_source)));
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
     reranker.key_type := _create_key_type(reranker);

@@ -28,7 +28,7 @@ BEGIN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
             fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
-            left_out int, before int, found scored_passages[], shown jsonb);
+            left_out int, before int, found scored_passages[], shown jsonb, partitions int[]);
     END IF;
 END
 $do$;
@@ -70,7 +70,7 @@ COMMENT ON TYPE search_outcome IS
     'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
     'of the order are returned, how many are left out as near-duplicates, the call with its query''s vectors, '
     'relevance in the candidates'' places, how many min_relevance has left out, how many pages before have had, what '
-    'was said of passages, and those to be shown, by key';
+    'was said of passages, those to be shown, by key, and the partitions that were read, NULL where it is all';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
     'how many documents the planner expects to match, of how many, when it has to answer, and the partitions to be '

@@ -94,6 +94,7 @@ DECLARE
     condition text;
 BEGIN
     scope.deadline := deadline;
+    outcome.partitions := scope.partitions;
     outcome.times := '{}';
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (_plan.legs) AND _call.query_embedding IS NULL THEN

@@ -56,25 +56,11 @@ AS $$
         || format('%s FROM %s s', _more, _rows)
 $$;
 
--- In which partition a document is, where a generation has it beside other columns.
-CREATE OR REPLACE FUNCTION _partition(_generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$ SELECT CASE WHEN _generation.partitioned THEN ', partition' ELSE '' END $$;
-
+-- In which partition a document is, where that is known of a generation's.
 CREATE OR REPLACE FUNCTION _partition_column(_generation generations) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT CASE WHEN _generation.partitioned THEN ', partition int' ELSE '' END $$;
-
-CREATE OR REPLACE FUNCTION _partition_sql(_reranker rerankers, _generation generations) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT CASE WHEN _generation.partitioned THEN format(', (SELECT p.number FROM pgrerank.partitions p WHERE '
-        'p.reranker OPERATOR(pg_catalog.=) %L AND p.leaf OPERATOR(pg_catalog.=) s.tableoid) AS partition',
-        _reranker.name) ELSE '' END
-$$;
 
 -- The type in which side tables have tenants: the column's, as it was when they were made.
 CREATE OR REPLACE FUNCTION _stored_tenant_type(_reranker rerankers, _generation generations) RETURNS regtype
@@ -157,25 +143,6 @@ SET search_path FROM CURRENT
 AS $$
     SELECT ARRAY[_side_table(_generation), _side_table(_generation, 'passages'), _side_table(_generation, 'words')]
         || _token_tables(_generation)
-$$;
-
--- How large a row of a side table may get before Postgres moves parts of it elsewhere; nothing for most kinds.
-CREATE OR REPLACE FUNCTION _storage_of(_kind text) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT CASE WHEN _kind IN ('tokens', 'bits') THEN 'WITH (toast_tuple_target = 8160)'
-        WHEN _kind = 'words' THEN 'WITH (toast_tuple_target = 256)' ELSE '' END
-$$;
-
--- The end of a side table's definition: what its rows are told apart by, and how they are stored or partitioned.
-CREATE OR REPLACE FUNCTION _stored_by(_generation generations, _columns text, _kind text DEFAULT NULL) RETURNS text
-LANGUAGE sql IMMUTABLE
-SET search_path FROM CURRENT
-AS $$
-    SELECT CASE WHEN _generation.partitioned
-        THEN format('partition int, PRIMARY KEY (%s, partition)) PARTITION BY LIST (partition)', _columns)
-        ELSE format('PRIMARY KEY (%s)) %s', _columns, _storage_of(_kind)) END
 $$;
 
 CREATE OR REPLACE FUNCTION _create_side_tables(_reranker rerankers, _generation generations) RETURNS void

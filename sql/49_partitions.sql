@@ -22,6 +22,41 @@ AS $$
     SELECT t.oid::regclass FROM tree t WHERE t.relkind <> 'p'
 $$;
 
+-- In which partition a document is, as one more column of a statement or, by the number of its table, of the
+-- documents.
+CREATE OR REPLACE FUNCTION _partition(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT CASE WHEN _generation.partitioned THEN ', partition' ELSE '' END $$;
+
+CREATE OR REPLACE FUNCTION _partition_sql(_reranker rerankers, _generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _generation.partitioned THEN format(', (SELECT p.number FROM pgrerank.partitions p WHERE '
+        'p.reranker OPERATOR(pg_catalog.=) %L AND p.leaf OPERATOR(pg_catalog.=) s.tableoid) AS partition',
+        _reranker.name) ELSE '' END
+$$;
+
+-- How large a row of a side table may get before Postgres moves parts of it elsewhere; nothing for most kinds.
+CREATE OR REPLACE FUNCTION _storage_of(_kind text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _kind IN ('tokens', 'bits') THEN 'WITH (toast_tuple_target = 8160)'
+        WHEN _kind = 'words' THEN 'WITH (toast_tuple_target = 256)' ELSE '' END
+$$;
+
+-- The end of a side table's definition: what its rows are told apart by, and how they are stored or partitioned.
+CREATE OR REPLACE FUNCTION _stored_by(_generation generations, _columns text, _kind text DEFAULT NULL) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _generation.partitioned
+        THEN format('partition int, PRIMARY KEY (%s, partition)) PARTITION BY LIST (partition)', _columns)
+        ELSE format('PRIMARY KEY (%s)) %s', _columns, _storage_of(_kind)) END
+$$;
+
 -- A generation as one of its partitions has it; as it is where there are others, or all.
 CREATE OR REPLACE FUNCTION _confined(_generation generations, _partitions int[]) RETURNS generations
 LANGUAGE plpgsql IMMUTABLE

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pgrerank.install import schema
 from pgrerank.tokens import DType, pack_parts
 from tests.helpers.sources import Source
 from tests.helpers.versions import dump, restore
@@ -232,6 +233,21 @@ def test_rows_that_are_hidden_are_hidden_in_every_partition(parts, dsn: str, mak
     parts.execute(f"REVOKE ALL ON docs FROM {role}")
 
 
+def test_a_worker_that_owns_nothing_follows_partitions(parts, dsn: str, make_role) -> None:
+    role = make_role("BYPASSRLS")
+    parts.execute(f"SELECT pgrerank.grant_worker('{role}')")
+    parts.execute("DROP TABLE docs_1")
+    parts.execute("CREATE TABLE docs_4 PARTITION OF docs FOR VALUES IN (4)")
+    parts.execute(f"GRANT SELECT, UPDATE (id) ON docs TO {role}")
+    parts.execute("INSERT INTO docs VALUES (4, 4, 'a cat')")
+    with psycopg.connect(
+        make_conninfo(dsn, user=role, password=role), autocommit=True
+    ) as connection:
+        Source.of(connection).encode_by_hand("parts")
+    assert stored(parts) == {"docs_2": 30, "docs_3": 30, "docs_4": 1}
+    parts.execute(f"DROP OWNED BY {role}")
+
+
 def test_it_is_a_setting(parts, source) -> None:
     parts.execute("SELECT pgrerank.alter_reranker('parts', partitioned => false)")
     Source.of(parts).encode_by_hand("parts")
@@ -261,10 +277,15 @@ def test_what_cannot_be_partitioned_is_said(parts, source) -> None:
         source.create(partitioned=True)
 
 
-def test_a_dump_is_restored_with_its_partitions(parts, dsn: str, make_database) -> None:
-    copy = make_database()
-    restore(dump(dsn), copy)
+def test_a_dump_is_restored_with_its_partitions(parts, dsn: str, make_database, make_role) -> None:
+    copy, role = make_database(), make_role()
+    restore(dump(dsn, "--no-acl"), copy)
     with psycopg.connect(copy, autocommit=True) as restored:
+        schema.install(restored)
+        restored.execute(f"GRANT SELECT ON docs TO {role}")
+        with psycopg.connect(make_conninfo(copy, user=role, password=role)) as reader:
+            assert found(reader, {"tenant": 2}) == found(parts, {"tenant": 2})
+        restored.execute(f"REVOKE ALL ON docs FROM {role}")
         assert found(restored, {"tenant": 2}) == found(parts, {"tenant": 2})
         restored.execute("DROP TABLE docs_1")
         restored.execute("CREATE TABLE docs_4 PARTITION OF docs FOR VALUES IN (4)")

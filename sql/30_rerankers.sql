@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS generations (
     number int NOT NULL,
     token_bits boolean NOT NULL,
     projection text,
+    partition int,
     created_at timestamptz NOT NULL DEFAULT now(),
     retired_at timestamptz,
     PRIMARY KEY (reranker, number)
@@ -29,6 +30,8 @@ COMMENT ON TABLE generations IS 'What a reranker''s stored vectors were made fro
 COMMENT ON COLUMN generations.retired_at IS
     'When another took over from it; it is dropped after the reranker''s grace_period';
 COMMENT ON COLUMN generations.token_bits IS 'Whether token vectors are stored a second time, in one bit a dimension';
+COMMENT ON COLUMN generations.partition IS
+    'Always NULL here: the one that a search is confined to, while it runs';
 COMMENT ON COLUMN generations.projection IS 'MD5 of the matrix that reduces token vectors, once a worker has fitted it';
 
 -- Apart from generations, which everybody may read: fitted on few documents, a projection tells of them.
@@ -44,7 +47,20 @@ COMMENT ON TABLE projections IS 'What reduces a generation''s token vectors to t
 COMMENT ON COLUMN projections.matrix IS 'Orthonormal rows, packed as float16';
 COMMENT ON COLUMN projections.documents IS 'How many documents it was fitted on';
 
-GRANT SELECT ON rerankers, generations TO PUBLIC;
+CREATE TABLE IF NOT EXISTS partitions (
+    reranker text NOT NULL REFERENCES rerankers ON DELETE CASCADE,
+    number int NOT NULL,
+    leaf regclass NOT NULL,
+    tried_at timestamptz,
+    PRIMARY KEY (reranker, number),
+    UNIQUE (reranker, leaf)
+);
+COMMENT ON TABLE partitions IS 'The partitions of a reranker''s source, with the numbers that its side tables'' have';
+COMMENT ON COLUMN partitions.leaf IS 'A partition that has rows itself, of whatever level';
+COMMENT ON COLUMN partitions.tried_at IS
+    'When it had gone, all its vectors were deleted, and a search kept its side tables from being dropped';
+
+GRANT SELECT ON rerankers, generations, partitions TO PUBLIC;
 
 -- The settings of a reranker, each declared in one line or two. What follows from it is made below and in later files:
 -- the columns of rerankers and generations, the arguments of create_reranker and alter_reranker and of each search, the
@@ -171,7 +187,10 @@ AS $$
             'x BETWEEN 0 AND 100', '0 to 100',
             'How many of the best passages of a document a search returns with it'),
         ('highlights', 'boolean', 'false', 'rerankers', true, NULL, true, NULL, NULL, NULL,
-            'Whether a search says which words of a passage answered the query''s, by its token vectors')
+            'Whether a search says which words of a passage answered the query''s, by its token vectors'),
+        ('partitioned', 'boolean', NULL, 'generations', true, NULL, false, NULL, NULL, NULL,
+            'Whether what is stored is partitioned like the source; by default where that has up to 100 partitions, '
+                'unless there is a tenant_column')
     ) s (setting, type, preset, kept_in, alterable, cleared_by, per_call, refers_to, holds, wanted, comment)
 $$;
 

@@ -38,14 +38,13 @@ DECLARE
 BEGIN
     EXECUTE format($sql$
         CREATE TABLE %s (
-            key %s PRIMARY KEY,
+            key %s,
             lexemes tsvector,
             weights sparsevec,
             length int NOT NULL,
             mean_length real NOT NULL,
-            config text NOT NULL)
-        WITH (toast_tuple_target = 256)
-        $sql$, words, _reranker.key_type);
+            config text NOT NULL, %s
+        $sql$, words, _reranker.key_type, _stored_by(_generation, 'key', 'words'));
     EXECUTE format('ALTER TABLE %s ALTER COLUMN weights SET STORAGE MAIN', words);
     EXECUTE format('CREATE INDEX ON %s USING gin (lexemes) WITH (gin_pending_list_limit = 256)', words);
     PERFORM _protect(words, _reranker, _generation,
@@ -213,14 +212,14 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 BEGIN
     EXECUTE format($sql$
-        WITH alive AS MATERIALIZED (%s)
-        INSERT INTO %s AS s (key, lexemes, weights, length, mean_length, config)
-        SELECT a.key, w.lexemes, w.weights, w.length, $2, a.config
+        WITH alive AS MATERIALIZED (%1$s)
+        INSERT INTO %2$s AS s (key, lexemes, weights, length, mean_length, config%3$s)
+        SELECT a.key, w.lexemes, w.weights, w.length, $2, a.config%3$s
         FROM alive a CROSS JOIN LATERAL _weighed_words(a.config, a.content, $2) w
-        ON CONFLICT (key) DO UPDATE
+        ON CONFLICT (key%3$s) DO UPDATE
         SET (lexemes, weights, length, mean_length, config)
             = (excluded.lexemes, excluded.weights, excluded.length, excluded.mean_length, excluded.config)
-        $sql$, _alive_sql(_reranker, _generation), _side_table(_generation, 'words'))
+        $sql$, _alive_sql(_reranker, _generation), _side_table(_generation, 'words'), _partition(_generation))
     USING _keys, _mean_length;
 END
 $$;

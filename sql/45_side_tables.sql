@@ -9,10 +9,14 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$ SELECT format('pgrerank.%I', concat_ws('_', _reranker, _generation, _kind)) $$;
 
+-- The same of a generation that is confined to one partition: that one's alone. Words are counted over all of them.
 CREATE OR REPLACE FUNCTION _side_table(_generation generations, _kind text DEFAULT NULL) RETURNS text
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT _side_table(_generation.reranker, _generation.number, _kind) $$;
+AS $$
+    SELECT _side_table(_generation.reranker, _generation.number, nullif(concat_ws('_', CASE
+        WHEN _kind IN ('terms', 'source') THEN NULL ELSE 'p' || _generation.partition END, _kind), ''))
+$$;
 
 -- The expression that yields a document's text search configuration.
 CREATE OR REPLACE FUNCTION _config_sql(_generation generations) RETURNS text
@@ -40,15 +44,23 @@ AS $$ SELECT _side_table(_generation, 'source') || '()' $$;
 
 -- The query for them, over the source or, as a trigger has it, some rows of it. Its types have their schema: policies
 -- rest on it, and it is read with its caller's search_path, in which a temporary type may be called text.
-CREATE OR REPLACE FUNCTION _documents_sql(_reranker rerankers, _generation generations, _rows text) RETURNS text
+CREATE OR REPLACE FUNCTION _documents_sql(
+    _reranker rerankers, _generation generations, _rows text, _more text DEFAULT '') RETURNS text
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT format('SELECT %s AS key, (%s)::pg_catalog.text AS content, ', _key_of(_reranker, 's'),
             _generation.text_expression)
-        || format('(%s)::pg_catalog.text AS config, %s AS tenant, (%s)::pg_catalog.text AS prefix FROM %s s',
-            _config_sql(_generation), _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'), _rows)
+        || format('(%s)::pg_catalog.text AS config, %s AS tenant, (%s)::pg_catalog.text AS prefix',
+            _config_sql(_generation), _tenant_sql(_generation), coalesce(_generation.passage_prefix, 'NULL'))
+        || format('%s FROM %s s', _more, _rows)
 $$;
+
+-- In which partition a document is, where that is known of a generation's.
+CREATE OR REPLACE FUNCTION _partition_column(_generation generations) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT CASE WHEN _generation.partitioned THEN ', partition int' ELSE '' END $$;
 
 -- The type in which side tables have tenants: the column's, as it was when they were made.
 CREATE OR REPLACE FUNCTION _stored_tenant_type(_reranker rerankers, _generation generations) RETURNS regtype
@@ -68,8 +80,8 @@ CREATE OR REPLACE FUNCTION _documents_type(_reranker rerankers, _generation gene
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT format('TABLE (key %s, content text, config text, tenant %s, prefix text)', _reranker.key_type,
-        _stored_tenant_type(_reranker, _generation))
+    SELECT format('TABLE (key %s, content text, config text, tenant %s, prefix text%s)', _reranker.key_type,
+        _stored_tenant_type(_reranker, _generation), _partition_column(_generation))
 $$;
 
 -- They come from a function that Postgres takes apart like a view, for it is of one query, without settings of its own.
@@ -81,7 +93,8 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     documents text := _documents(_generation);
-    query text := _documents_sql(_reranker, _generation, _qualified(_reranker.source))
+    query text := _documents_sql(_reranker, _generation, _qualified(_reranker.source),
+            _partition_sql(_reranker, _generation))
         || format(' WHERE (SELECT pgrerank._is_current(%L))', _reranker.name);
 BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS %s ', documents, _documents_type(_reranker, _generation))
@@ -143,12 +156,13 @@ BEGIN
     PERFORM _create_documents(_reranker, _generation);
     EXECUTE format($sql$
         CREATE TABLE %s (
-            key %s PRIMARY KEY,
+            key %s,
             bounds int[],
             content_hash bytea NOT NULL,
             encoded_at timestamptz NOT NULL DEFAULT now(),
-            tenant %s)
-        $sql$, side_table, _reranker.key_type, _tenant_type(_reranker.source, _generation));
+            tenant %s, %s
+        $sql$, side_table, _reranker.key_type, _tenant_type(_reranker.source, _generation),
+        _stored_by(_generation, 'key'));
     PERFORM _protect(side_table, _reranker, _generation,
         format('Encoded documents of reranker %s, generation %s', _reranker.name, _generation.number));
     PERFORM _create_passage_table(_reranker, _generation);
@@ -156,6 +170,10 @@ BEGIN
     FOREACH tier IN ARRAY _tiers(_generation) LOOP
         PERFORM _create_token_table(_reranker, _generation, tier);
     END LOOP;
+    IF _generation.partitioned THEN
+        PERFORM _follow_partitions(_reranker.name);
+        PERFORM _create_partitions(_reranker, _generation);
+    END IF;
 END
 $$;
 
@@ -174,8 +192,8 @@ BEGIN
     END IF;
     EXECUTE format('CREATE TABLE %s (key %s, passage int, embedding halfvec%s, hash bytea NOT NULL, ',
             passage_table, _reranker.key_type, '(' || dims || ')')
-        || format('cut_hash bytea NOT NULL, tenant %s, PRIMARY KEY (key, passage))',
-            _tenant_type(_reranker.source, _generation));
+        || format('cut_hash bytea NOT NULL, tenant %s, %s',
+            _tenant_type(_reranker.source, _generation), _stored_by(_generation, 'key, passage'));
     IF _generation.tenant_column IS NOT NULL THEN
         EXECUTE format('CREATE INDEX ON %s (tenant)', passage_table);
     END IF;
@@ -197,9 +215,8 @@ DECLARE
     token_table text := _side_table(_generation, _tier);
 BEGIN
     EXECUTE format($sql$
-        CREATE TABLE %s (key %s, passage int, part int, tokens bytea NOT NULL, PRIMARY KEY (key, passage, part))
-        WITH (toast_tuple_target = 8160)
-        $sql$, token_table, _reranker.key_type);
+        CREATE TABLE %s (key %s, passage int, part int, tokens bytea NOT NULL, %s
+        $sql$, token_table, _reranker.key_type, _stored_by(_generation, 'key, passage, part', _tier));
     EXECUTE format('ALTER TABLE %s ALTER COLUMN tokens SET STORAGE EXTERNAL', token_table);
     PERFORM _protect(token_table, _reranker, _generation, format('Token vectors of reranker %s, generation %s, in %s',
         _reranker.name, _generation.number, CASE _tier WHEN 'bits' THEN 'bit' ELSE _generation.token_precision END));
@@ -313,7 +330,7 @@ BEGIN
     FOR stale IN
         SELECT o.kind, o.name FROM (
             SELECT 1 AS place, 'TABLE' AS kind, c.relname AS name FROM pg_class c
-            WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'
+            WHERE c.relnamespace = 'pgrerank'::regnamespace AND c.relkind IN ('r', 'p')
             UNION ALL
             SELECT 2, 'FUNCTION', p.proname FROM pg_proc p WHERE p.pronamespace = 'pgrerank'::regnamespace) o
         WHERE o.name ~ ('^' || _reranker || '_\d+(_passages|_tokens|_bits|_words|_terms|_source)?$')

@@ -265,8 +265,9 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS %s ', _documents(_generation),
             _documents_type(_reranker, _generation))
         || format('LANGUAGE sql STABLE AS %L',
-            format('SELECT (s::text)::%s, s::text, s::text, (s::text)::%s, s::text FROM %s s ',
-                _reranker.key_type, tenant_type, _qualified(_reranker.source))
+            format('SELECT (s::text)::%s, s::text, s::text, (s::text)::%s, s::text%s FROM %s s ', _reranker.key_type,
+                tenant_type, CASE WHEN _generation.partitioned THEN ', (s::text)::int' END,
+                _qualified(_reranker.source))
             || format('WHERE (SELECT pgrerank._raise(%L, %L)) IS NULL', _code, message));
 END
 $$;

@@ -67,6 +67,8 @@ BEGIN
     generation.number := 1;
     generation.token_bits := reranker.maxsim_bit_top IS NOT NULL;
     generation.created_at := now();
+    generation.partitioned := coalesce(generation.partitioned, _is_partitioned(_source)
+        AND generation.tenant_column IS NULL AND (SELECT count(*) <= 100 FROM _leaves(_source)));
     PERFORM _check_settings(reranker, generation);
     PERFORM _check_models(reranker, generation);
     reranker.key_type := _create_key_type(reranker);
@@ -323,6 +325,15 @@ BEGIN
             format(' has tenant_column %s, whose indexes are over embeddings that pgrerank stores: it stores none',
                 _generation.tenant_column),
             'Name an embedding_model and no embedding_column, or leave tenant_column out.'),
+        (_generation.partitioned AND NOT _is_partitioned(_reranker.source),
+            'invalid_parameter_value',
+            format(': partitioned is true, and %s is not partitioned', _described(_reranker.source)),
+            'Leave it out.'),
+        (_generation.partitioned AND _generation.tenant_column IS NOT NULL,
+            'feature_not_supported',
+            format(' has tenant_column %s, and is partitioned: a partition has an index of its own already',
+                _generation.tenant_column),
+            'Leave tenant_column out, or say partitioned => false.'),
         (column_dims <> embedding.dims,
             'datatype_mismatch',
             format(' can''t use column %s.%s: it has %s dimensions, model "%s" has %s', _reranker.source,

@@ -197,6 +197,7 @@ DECLARE
 BEGIN
     PERFORM _check_source(target);
     PERFORM _check_all_keys(target);
+    PERFORM _follow_partitions(target.name);
     FOR generation IN SELECT * FROM generations g WHERE g.reranker = target.name ORDER BY g.number LOOP
         BEGIN
             EXECUTE _forget_sql(generation, _orphaned_keys_sql(target, generation));

@@ -65,6 +65,7 @@ BEGIN
         CONTINUE WHEN first IS NULL;
         BEGIN
             PERFORM _followed(target.name);
+            PERFORM _follow_partitions(target.name);
             RETURN NEXT _settled(_claim_like(first, alive, max_documents, lease));
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
@@ -257,6 +258,7 @@ DECLARE
     finished generations := _generation(reranker, generation);
     target rerankers;
 BEGIN
+    PERFORM _follow_partitions(reranker);
     IF finished.number IS NOT NULL AND _hold(finished) THEN
         target := _followed(reranker);
         PERFORM _postpone_locked(target, finished, keys, tickets);

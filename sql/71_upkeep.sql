@@ -24,6 +24,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM _followed(_reranker.name);
+    PERFORM _follow_partitions(_reranker.name);
     IF known.missed_writes THEN
         PERFORM enqueue(_reranker.name);
     ELSIF clock_timestamp() < now() + interval '0.1 s' AND EXISTS (

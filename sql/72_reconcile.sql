@@ -26,6 +26,7 @@ DECLARE
     left_over int := (SELECT count(*) FROM generations g WHERE g.reranker = target.name);
 BEGIN
     PERFORM _check_source(target);
+    PERFORM _follow_partitions(target.name);
     INSERT INTO reconciliations (reranker, generation)
     SELECT g.reranker, g.number FROM generations g
     WHERE g.reranker = target.name AND NOT EXISTS (

@@ -28,6 +28,7 @@ DECLARE
     whole_keys text[];
     whole_tickets bigint[];
 BEGIN
+    PERFORM _follow_partitions(reranker);
     IF stored.number IS NULL OR NOT _hold(stored) THEN
         RETURN;
     END IF;
@@ -113,16 +114,16 @@ DECLARE
     dims int := cardinality(_embeddings) / (SELECT max(e.place) FROM unnest(_embedding_places) e (place));
 BEGIN
     EXECUTE format($sql$
-        INSERT INTO %1$s AS s (key, passage, hash, cut_hash, embedding, tenant)
-        SELECT d.key, p.passage, p.hash, p.cut_hash, ($7[(p.place - 1) * $8 + 1 : p.place * $8])::halfvec, d.tenant
+        INSERT INTO %1$s AS s (key, passage, hash, cut_hash, embedding, tenant%4$s)
+        SELECT d.key, p.passage, p.hash, p.cut_hash, ($7[(p.place - 1) * $8 + 1 : p.place * $8])::halfvec, d.tenant%4$s
         FROM unnest($2, $3, $4, $5, $6) p (key, passage, hash, cut_hash, place)
         JOIN %2$s d ON %3$s
         WHERE p.key = ANY ($1)
-        ON CONFLICT (key, passage) DO UPDATE
+        ON CONFLICT (key, passage%4$s) DO UPDATE
         SET (hash, cut_hash, embedding, tenant)
             = (excluded.hash, excluded.cut_hash, excluded.embedding, excluded.tenant)
         $sql$, _side_table(_generation, 'passages'), _documents(_generation),
-        _same_key(_reranker, 'd.key', format('p.key::%s', _reranker.key_type)))
+        _same_key(_reranker, 'd.key', format('p.key::%s', _reranker.key_type)), _partition(_generation))
     USING _alive, _keys, _passages, _hashes, _cut_hashes, _embedding_places, _embeddings, dims;
 END
 $$;
@@ -144,10 +145,12 @@ BEGIN
         $sql$, token_table, _reranker.key_type)
     USING _alive, _passage_keys, _passages;
     EXECUTE format($sql$
-        INSERT INTO %s (key, passage, part, tokens)
-        SELECT t.key::%s, t.passage, t.part, t.tokens
-        FROM unnest($2, $3, $4, $5) t (key, passage, part, tokens) WHERE t.key = ANY ($1)
-        $sql$, token_table, _reranker.key_type)
+        INSERT INTO %1$s (key, passage, part, tokens%3$s)
+        SELECT t.key::%2$s, t.passage, t.part, t.tokens%3$s
+        FROM unnest($2, $3, $4, $5) t (key, passage, part, tokens) %4$s WHERE t.key = ANY ($1)
+        $sql$, token_table, _reranker.key_type, _partition(_generation), CASE WHEN _generation.partitioned
+            THEN format('JOIN (SELECT d.key, d.partition FROM %s d) d ON %s', _documents(_generation),
+                _same_key(_reranker, 'd.key', format('t.key::%s', _reranker.key_type))) END)
     USING _alive, _keys, _token_passages, _parts, _tokens;
 END
 $$;
@@ -163,15 +166,15 @@ DECLARE
     stored text;
 BEGIN
     EXECUTE format($sql$
-        INSERT INTO %1$s AS s (key, bounds, content_hash, tenant)
-        SELECT d.key, v.bounds::int[], v.hash, d.tenant
+        INSERT INTO %1$s AS s (key, bounds, content_hash, tenant%4$s)
+        SELECT d.key, v.bounds::int[], v.hash, d.tenant%4$s
         FROM unnest($2, $3, $4) v (key, hash, bounds) JOIN %2$s d ON %3$s
         WHERE v.key = ANY ($1) AND v.hash IS NOT NULL
-        ON CONFLICT (key) DO UPDATE
+        ON CONFLICT (key%4$s) DO UPDATE
         SET (bounds, content_hash, tenant, encoded_at)
             = (excluded.bounds, excluded.content_hash, excluded.tenant, now())
         $sql$, _side_table(_generation), _documents(_generation),
-        _same_key(_reranker, 'd.key', format('v.key::%s', _reranker.key_type)))
+        _same_key(_reranker, 'd.key', format('v.key::%s', _reranker.key_type)), _partition(_generation))
     USING _alive, _keys, _hashes, _bounds;
     FOREACH stored IN ARRAY _side_table(_generation, 'passages') || _token_tables(_generation) LOOP
         EXECUTE format($sql$

@@ -18,7 +18,8 @@ BEGIN
     END IF;
     IF to_regtype('pgrerank.search_scope') IS NULL THEN
         CREATE TYPE search_scope AS (
-            predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz);
+            predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz,
+            partitions int[]);
     END IF;
     IF to_regtype('pgrerank.search_plan') IS NULL THEN
         CREATE TYPE search_plan AS (legs text[], stages text[], needs_tokens boolean, scope search_scope);
@@ -27,7 +28,7 @@ BEGIN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
             fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
-            left_out int, before int, found scored_passages[], shown jsonb);
+            left_out int, before int, found scored_passages[], shown jsonb, partitions int[]);
     END IF;
 END
 $do$;
@@ -69,10 +70,11 @@ COMMENT ON TYPE search_outcome IS
     'milliseconds by stage, which cross-encoder read, and why it was the fallback, the candidates'' groups, how many '
     'of the order are returned, how many are left out as near-duplicates, the call with its query''s vectors, '
     'relevance in the candidates'' places, how many min_relevance has left out, how many pages before have had, what '
-    'was said of passages, and those to be shown, by key';
+    'was said of passages, those to be shown, by key, and the partitions that were read, NULL where it is all';
 COMMENT ON TYPE search_scope IS
     'Where a search looks, and how long: its filter as SQL over the source d, and over the side table s beside it, '
-    'how many documents the planner expects to match, of how many, and when it has to answer';
+    'how many documents the planner expects to match, of how many, when it has to answer, and the partitions to be '
+    'read, NULL where it is all';
 COMMENT ON TYPE search_plan IS
     'What a search is to do: the legs of its recall, the stages after them, whether these want token vectors of the '
     'query, and where it looks; it has no deadline yet';

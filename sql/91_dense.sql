@@ -26,15 +26,13 @@ $$;
 
 -- How many passages recall looks for at first: as many times the candidates as documents have passages in the mean, by
 -- Postgres' own estimates, but no more than four times.
-CREATE OR REPLACE FUNCTION _passages_at_first(_reranker rerankers) RETURNS int
+CREATE OR REPLACE FUNCTION _passages_at_first(_reranker rerankers, _generation generations) RETURNS int
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
 AS $$
-    SELECT ceil(_reranker.candidates * coalesce(least(4, greatest(1, p.reltuples / nullif(d.reltuples, 0))), 1))::int
-    FROM pg_class p, pg_class d
-    WHERE d.oid = to_regclass(_side_table(_reranker.name, _reranker.generation)) AND d.reltuples >= 0
-      AND p.oid = to_regclass(_side_table(_reranker.name, _reranker.generation, 'passages'))
-    UNION ALL SELECT _reranker.candidates LIMIT 1
+    SELECT ceil(_reranker.candidates * coalesce(least(4, greatest(1, p.rows / nullif(d.rows, 0))), 1))::int
+    FROM (SELECT _estimated_rows(to_regclass(_side_table(_generation, 'passages'))) AS rows) p,
+        (SELECT _estimated_rows(to_regclass(_side_table(_generation))) AS rows) d
 $$;
 
 -- Lets an HNSW scan yield so many rows, also through a filter; pgrerank.ef_search, where it is set, says how wide it
@@ -75,7 +73,7 @@ AS $$
 DECLARE
     readable float8 := _readable_until(_scope.deadline);
     is_in_haste boolean := readable < 6 * 2 * _reranker.candidates;
-    size int := CASE WHEN _reranker.embedding_column IS NULL THEN _passages_at_first(_reranker)
+    size int := CASE WHEN _reranker.embedding_column IS NULL THEN _passages_at_first(_reranker, _generation)
         ELSE _reranker.candidates END;
     found int;
     before jsonb := _widen_hnsw(size, CASE WHEN is_in_haste THEN readable / 6 / 3 ELSE 1000 END);
@@ -249,7 +247,7 @@ AS $$
 DECLARE
     measure record := _distance_sql(_reranker);
     documents text := format(
-        '%s s ON s.key = k.key', _side_table(_reranker.name, _reranker.generation, 'passages'));
+        '%s s ON s.key = k.key', _side_table(_generation, 'passages'));
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
         documents := format('%s d ON %s', _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 'k.key'));

@@ -142,14 +142,14 @@ BEGIN
         RETURN;
     ELSIF _scope.matching < most THEN
         SELECT h.keys, h.scores INTO keys, scores
-        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), NULL, _scope.predicate) h;
+        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), NULL, _within_partitions(_scope)) h;
         RETURN;
     END IF;
     most := least(widest, most * greatest(1, known.documents / greatest(_scope.matching, 1)));
     LOOP
         bounded := _bounded_queries(known, lexemes, documents, idfs, most);
         SELECT h.keys, h.scores INTO keys, scores
-        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _scope.predicate) h;
+        FROM _highest(_reranker, _generation, _sparse(lexemes, idfs), bounded.queries, _within_partitions(_scope)) h;
         EXIT WHEN bounded.are_whole OR most >= widest OR cardinality(keys) >= _reranker.candidates
             OR clock_timestamp() >= _scope.deadline;
         most := 8 * most;
@@ -177,13 +177,13 @@ BEGIN
     END IF;
     EXECUTE format($sql$
         SELECT array_agg(h.key::text ORDER BY h.score DESC), array_agg(h.score ORDER BY h.score DESC)
-        FROM (%s) h JOIN %s d ON %s
+        FROM (%s) h %s
         WHERE h.score > 0
         $sql$, format($sql$
             SELECT s.key, (0 - (s.weights <#> $1))::real AS score
             FROM %s WHERE (%s) AND %s ORDER BY score DESC, s.key::text LIMIT $2
-            $sql$, documents, matching, _predicate), _reranker.source,
-        _same_key(_reranker, _key_of(_reranker, 'd'), 'h.key'))
+            $sql$, documents, matching, _predicate), CASE WHEN _predicate = 'true' THEN format(
+            'JOIN %s d ON %s', _reranker.source, _same_key(_reranker, _key_of(_reranker, 'd'), 'h.key')) END)
     INTO keys, scores USING _weights, _reranker.candidates;
 END
 $$;

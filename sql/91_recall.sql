@@ -11,25 +11,39 @@ AS $$
 DECLARE
     scope search_scope;
     tenant text := _tenant_of(_reranker, _generation, _filter);
-    plan json;
+    plan jsonb;
 BEGIN
     scope.predicate := _filter_sql(_reranker.source, _filter);
     scope.side_predicate := coalesce(
         _tenant_predicate(_generation, tenant, _filter_sql(_reranker.source, _filter - _generation.tenant_column)),
         scope.predicate);
     scope.deadline := _deadline;
-    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s d WHERE %s', _reranker.source, scope.predicate)
+    EXECUTE format('EXPLAIN (%s FORMAT JSON) SELECT FROM %s d WHERE %s',
+        CASE WHEN _generation.partitioned THEN 'VERBOSE,' END, _reranker.source, scope.predicate)
     INTO plan;
+    IF _generation.partitioned THEN
+        scope.partitions := _partitions_in(_reranker, plan);
+        scope.side_predicate := CASE WHEN _reranker.embedding_column IS NULL
+            THEN _within_partitions(scope) ELSE scope.predicate END;
+    END IF;
     scope.matching := (plan -> 0 -> 'Plan' ->> 'Plan Rows')::float8;
     IF tenant IS NOT NULL THEN
         scope.documents := _indexed_of_tenant(_generation, tenant);
     END IF;
     scope.documents := greatest(scope.matching, coalesce(scope.documents, (
-        SELECT sum(c.reltuples) FROM pg_class c
-        WHERE c.relkind = 'r' AND (c.oid = _reranker.source
-            OR c.oid IN (SELECT t.relid FROM pg_partition_tree(_reranker.source) t)))));
+        SELECT sum(_estimated_rows(p.leaf)) FROM partitions p
+        WHERE p.reranker = _reranker.name AND p.number = ANY (scope.partitions)), _estimated_rows(_reranker.source)));
     RETURN scope;
 END
+$$;
+
+-- A filter's predicate for a side table s beside the source, which reads the partitions that it keeps alone.
+CREATE OR REPLACE FUNCTION _within_partitions(_scope search_scope) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN _scope.partitions IS NOT NULL
+        THEN format('s.partition = ANY (%L::int[]) AND ', _scope.partitions) ELSE '' END || _scope.predicate
 $$;
 
 -- The caller's own candidates in the caller's order: those that exist, are visible and pass the filter.

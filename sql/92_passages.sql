@@ -144,7 +144,7 @@ SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
-    generation generations := _generation(_reranker.name, _reranker.generation);
+    generation generations := _confined(_generation(_reranker.name, _reranker.generation), _outcome.partitions);
 BEGIN
     IF _reranker.passages = 0 OR _outcome.pool IS NULL THEN
         RETURN _outcome;

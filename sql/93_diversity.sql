@@ -88,7 +88,7 @@ AS $$
 DECLARE
     best record := _best_of_places(_outcome, _places);
     documents text := format('%s s ON s.passage = k.passage AND s.key = k.key',
-        _side_table(_reranker.name, _reranker.generation, 'passages'));
+        _side_table(_confined(_generation(_reranker.name, _reranker.generation), _outcome.partitions), 'passages'));
     embeddings vector[];
 BEGIN
     IF _reranker.embedding_column IS NOT NULL THEN
@@ -122,7 +122,9 @@ BEGIN
                 FROM %s t, LATERAL (SELECT get_byte(t.tokens, 8) + 256 * get_byte(t.tokens, 9) AS count) c
                 WHERE (t.key, t.passage) = (k.key::%s, k.passage)) p) ORDER BY k.place)
         FROM unnest($1, $2) WITH ORDINALITY k (key, passage, place)
-        $sql$, _side_table(_reranker.name, _reranker.generation, 'tokens'), _reranker.key_type)
+        $sql$, _side_table(
+            _confined(_generation(_reranker.name, _reranker.generation), _outcome.partitions), 'tokens'),
+        _reranker.key_type)
     INTO tokens USING best.keys, best.passages;
     RETURN tokens;
 END

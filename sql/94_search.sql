@@ -86,14 +86,15 @@ AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     deadline timestamptz := started + _reranker.timeout;
-    generation generations := _generation(_reranker.name, _reranker.generation);
     scope search_scope := _plan.scope;
+    generation generations := _confined(_generation(_reranker.name, _reranker.generation), scope.partitions);
     stage text;
     mark timestamptz;
     encoding numeric := 0;
     condition text;
 BEGIN
     scope.deadline := deadline;
+    outcome.partitions := scope.partitions;
     outcome.times := '{}';
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (_plan.legs) AND _call.query_embedding IS NULL THEN

@@ -8,9 +8,9 @@ DECLARE
 BEGIN
     IF EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pgrerank') THEN
         FOREACH relation IN ARRAY ARRAY[
-            'models', 'rerankers', 'generations', 'projections', 'calibrations', 'pending', 'ticket', 'setbacks',
-            'reconciliations', 'word_statistics', 'feedback', 'feedback_id_seq', 'queries', 'qrels', 'searches',
-            'searches_id_seq']::regclass[]
+            'models', 'rerankers', 'generations', 'partitions', 'projections', 'calibrations', 'pending', 'ticket',
+            'setbacks', 'reconciliations', 'word_statistics', 'feedback', 'feedback_id_seq', 'queries', 'qrels',
+            'searches', 'searches_id_seq']::regclass[]
         LOOP
             PERFORM pg_extension_config_dump(relation, '');
         END LOOP;
@@ -45,8 +45,10 @@ DECLARE
     side_table regclass;
 BEGIN
     FOR side_table IN
-        SELECT c.oid FROM generations g, unnest(_keyed_tables(g) || _side_table(g, 'terms')) t (name), pg_class c
-        WHERE c.oid = to_regclass(t.name) AND c.relrowsecurity AND NOT has_table_privilege('public', c.oid, 'SELECT')
+        SELECT c.oid
+        FROM generations g, unnest(_keyed_tables(g) || _side_table(g, 'terms')) t (name),
+            LATERAL (SELECT to_regclass(t.name) UNION SELECT * FROM _leaves(to_regclass(t.name))) w (part), pg_class c
+        WHERE c.oid = w.part AND c.relrowsecurity AND NOT has_table_privilege('public', c.oid, 'SELECT')
     LOOP
         EXECUTE format('GRANT SELECT ON %s TO PUBLIC', side_table);
     END LOOP;

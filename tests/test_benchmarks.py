@@ -108,6 +108,12 @@ def test_tenants():
     )
 
 
+def test_partitions():
+    found = last_line("partitions.py", "--partitions", 3, "--documents", 60, "--calls", 3)
+    assert found["milliseconds"].keys() == {"lone", "split", "whole", "split, all", "whole, all"}
+    assert found["of_lone"] == found["milliseconds"]["split"] / found["milliseconds"]["lone"]
+
+
 @pytest.fixture
 def collection(tmp_path) -> Path:
     """64 short documents in BEIR's layout; six are asked for in the test, twelve in training."""

@@ -96,6 +96,10 @@ PassagePrefix = Annotated[
     str | None,
     typer.Option(help="What models read before each passage: a column, or an SQL expression."),
 ]
+Partitioned = Annotated[
+    bool | None,
+    typer.Option("--partitioned/--no-partitioned", help="Partition what is stored as the source."),
+]
 TenantColumn = Annotated[
     str | None,
     typer.Option(help="The column that keeps tenants apart, where searches are filtered by it."),
@@ -153,6 +157,7 @@ def create(
     passage_overlap: PassageOverlap = None,
     passage_structure: PassageStructure = None,
     passage_prefix: PassagePrefix = None,
+    partitioned: Partitioned = None,
     key_columns: Annotated[
         Words | None,
         typer.Option(
@@ -217,6 +222,7 @@ def alter(
     passage_overlap: PassageOverlap = None,
     passage_structure: PassageStructure = None,
     passage_prefix: PassagePrefix = None,
+    partitioned: Partitioned = None,
 ) -> None:
     """Change a reranker (pgrerank.alter_reranker).
 

@@ -12,9 +12,10 @@ TABLES: LiteralString = (
     " AS is_current, r.distance, r.embedding_column"
     " FROM pgrerank.rerankers r JOIN pgrerank.generations g ON g.reranker = r.name"
     " JOIN pg_class c ON c.relnamespace = 'pgrerank'::regnamespace AND c.relkind = 'r'"
-    " AND c.relname ~ format('^%s_%s(_passages|_tokens|_bits|_words|_terms)?$', r.name, g.number)) "
+    " AND c.relname ~ format('^%s_%s(_p[0-9]+)?(_passages|_tokens|_bits|_words|_terms)?$', r.name,"
+    " g.number)) "
 )
-"""The side tables of all generations: how a query begins that reads them."""
+"""The side tables of all generations, or their partitions: how a query begins that reads them."""
 
 CHANGED = 1000
 """Rows of a table that may have changed without a VACUUM or ANALYZE."""

@@ -117,6 +117,7 @@ class Reranker:
         passage_overlap: int | None = None,
         passage_structure: str | None = None,
         passage_prefix: SQLColumnExpression[Any] | None = None,
+        partitioned: bool | None = None,
     ) -> None:
         self.name = name
         self.table = table_of(source)
@@ -165,6 +166,7 @@ class Reranker:
             passage_overlap=passage_overlap,
             passage_structure=passage_structure,
             passage_prefix=None if passage_prefix is None else _rendered(passage_prefix),
+            partitioned=partitioned,
         )
         self._attach()
 

@@ -32,110 +32,6 @@ EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
 END
 $$;
 
--- MaxSim of documents and queries: of all passages of keys or, where a passage stands beside a key, of that; and of the
--- query whose number stands beside both. Each part is read once for all queries that want it. By number, what
--- _score_STAGE returns.
-CREATE OR REPLACE FUNCTION _maxsim_together(
-    _token_table text, _key_type text, _keys text[], _passages int[], _numbers int[], _queries bytea[])
-RETURNS TABLE (query_number int, keys text[], scores real[], passages int[])
-LANGUAGE plpgsql
-SET search_path FROM CURRENT SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-AS $$
-DECLARE
-    parts text := format('SELECT t.key, t.passage, _maxsim_each($4, w.numbers, t.tokens) AS scores FROM %s t WHERE ',
-        _token_table);
-BEGIN
-    RETURN QUERY EXECUTE format($sql$
-        SELECT u.number, array_agg(s.key::text), array_agg(u.score), array_agg(s.passage)
-        FROM (
-            SELECT k.key::%s AS key, k.passage, array_agg(k.number) AS numbers
-            FROM unnest($1, $2, $3) k (key, passage, number) GROUP BY 1, 2) w
-        CROSS JOIN LATERAL (%s UNION ALL %s) s
-        CROSS JOIN unnest(w.numbers, s.scores) u (number, score)
-        GROUP BY u.number
-        $sql$, _key_type, parts || 'w.passage IS NULL AND t.key = w.key GROUP BY t.key, t.passage',
-        parts || '(t.key, t.passage) = (w.key, w.passage) GROUP BY t.key, t.passage')
-    USING _keys, _passages, _numbers, _queries;
-EXCEPTION WHEN data_exception THEN
-    PERFORM _raise('PGR03', format('MaxSim of %s: %s', _token_table, SQLERRM));
-END
-$$;
-
--- What a stage of MaxSim says of the first candidates of each of these calls.
-CREATE OR REPLACE FUNCTION _score_together(
-    _stage text, _reranker rerankers, _generation generations, _calls search_call[], _outcomes search_outcome[])
-RETURNS TABLE (query_number int, known scored_passages)
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    wanted record;
-    keys text[];
-    passages int[];
-    numbers int[];
-BEGIN
-    FOR number IN 1..cardinality(_calls) LOOP
-        CONTINUE WHEN _outcomes[number].pool IS NULL;
-        wanted := _passages_to_score(_reranker, _generation, _calls[number], _first_keys(
-            _outcomes[number], _scores_first(_stage, _reranker, _calls[number], _outcomes[number])));
-        keys := keys || wanted.whole || wanted.keys;
-        passages := passages || array_fill(NULL::int, ARRAY[cardinality(wanted.whole)]) || wanted.passages;
-        numbers := numbers || array_fill(number, ARRAY[cardinality(keys) - coalesce(cardinality(numbers), 0)]);
-    END LOOP;
-    RETURN QUERY
-        SELECT m.query_number, (_stage, m.keys, m.passages, m.scores)::scored_passages
-        FROM _maxsim_together(
-            _side_table(_generation, CASE _stage WHEN 'maxsim' THEN 'tokens' ELSE 'bits' END), _reranker.key_type,
-            keys, passages, numbers, ARRAY(SELECT c.query_tokens FROM unnest(_calls) c)) m;
-END
-$$;
-
--- The outcomes of these calls after recall.
-CREATE OR REPLACE FUNCTION _recall_each(
-    _reranker rerankers, _generation generations, _calls search_call[], _plan search_plan) RETURNS search_outcome[]
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    scope search_scope := _plan.scope;
-    nothing search_outcome;
-    outcomes search_outcome[];
-BEGIN
-    nothing.times := '{}';
-    FOR number IN 1..cardinality(_calls) LOOP
-        scope.deadline := clock_timestamp() + _reranker.timeout;
-        outcomes[number] := _run_recall(_reranker, _generation, _calls[number], _plan.legs, scope, nothing);
-    END LOOP;
-    RETURN outcomes;
-END
-$$;
-
--- The outcomes of these calls after a stage of MaxSim, each with its share of the time.
-CREATE OR REPLACE FUNCTION _run_together(
-    _stage text, _reranker rerankers, _generation generations, _calls search_call[], _outcomes search_outcome[])
-RETURNS search_outcome[]
-LANGUAGE plpgsql
-SET search_path FROM CURRENT
-AS $$
-DECLARE
-    started timestamptz := clock_timestamp();
-    took numeric;
-    said record;
-BEGIN
-    FOR said IN SELECT * FROM _score_together(_stage, _reranker, _generation, _calls, _outcomes) LOOP
-        _outcomes[said.query_number] := _run_stage(_stage, _reranker, _generation, _calls[said.query_number],
-            _outcomes[said.query_number], clock_timestamp() + _reranker.timeout, said.known);
-    END LOOP;
-    took := _milliseconds(started) / cardinality(_calls);
-    FOR number IN 1..cardinality(_calls) LOOP
-        IF _outcomes[number].times ? _stage THEN
-            _outcomes[number].times := _outcomes[number].times || jsonb_build_object(_stage, round(took, 3));
-        END IF;
-    END LOOP;
-    RETURN _outcomes;
-END
-$$;
-
 -- The plan of each of these calls, with what is done of it for all of them together: recall and MaxSim, where it is the
 -- kernel's. If any of that fails, each call does it all by itself, and has its own say of that.
 CREATE OR REPLACE FUNCTION _begun_together(_reranker rerankers, _plan search_plan, _calls search_call[])
@@ -153,7 +49,7 @@ BEGIN
         OR _is_diverse(_reranker, generation) THEN
         RETURN plans;
     END IF;
-    outcomes := _recall_each(_reranker, generation, _calls, _plan);
+    outcomes := _recall_together(_reranker, generation, _calls, _plan);
     FOREACH stage IN ARRAY _plan.stages LOOP
         EXIT WHEN stage NOT IN ('maxsim_bit', 'maxsim');
         outcomes := _run_together(stage, _reranker, generation, _calls, outcomes);

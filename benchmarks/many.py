@@ -77,7 +77,7 @@ SCORED = {
     False: "SELECT count(*) FROM found",
     True: """
     SELECT sum(u.score)
-    FROM (SELECT f.key, array_agg(f.number::int) AS numbers FROM found f GROUP BY f.key) f, LATERAL (
+    FROM (SELECT f.key, array_agg(f.number::int) AS numbers FROM found f GROUP BY 1) f, LATERAL (
         SELECT pgrerank._maxsim_each(%s, f.numbers, t.tokens) AS scores FROM pgrerank.{tokens} t
         WHERE t.key = f.key GROUP BY t.passage) s, unnest(s.scores) u (score)""",
 }

@@ -45,13 +45,13 @@ DECLARE
     outcomes search_outcome[];
     stage text;
 BEGIN
-    IF NOT has_native_kernel() OR NOT '{maxsim_bit,maxsim}' && _plan.stages OR _calls[1].query_tokens IS NULL
-        OR _is_diverse(_reranker, generation) THEN
+    IF ('dense' = ANY (_plan.legs) AND _calls[1].query_embedding IS NULL)
+        OR (_plan.needs_tokens AND _calls[1].query_tokens IS NULL) OR _is_diverse(_reranker, generation) THEN
         RETURN plans;
     END IF;
     outcomes := _recall_together(_reranker, generation, _calls, _plan);
     FOREACH stage IN ARRAY _plan.stages LOOP
-        EXIT WHEN stage NOT IN ('maxsim_bit', 'maxsim');
+        EXIT WHEN stage NOT IN ('maxsim_bit', 'maxsim') OR NOT has_native_kernel();
         outcomes := _run_together(stage, _reranker, generation, _calls, outcomes);
     END LOOP;
     FOR number IN 1..cardinality(_calls) LOOP

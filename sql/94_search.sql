@@ -99,8 +99,8 @@ $$;
 -- A wave of a call, or what is left to do of it. A stage that fails with a condition of our own leaves the order before
 -- it, and a reason: variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so
 -- `outcome` is what the last whole stage made of it. What was set in the database meanwhile is undone. A query that
--- could not be encoded is searched for by its words. Any other error is the caller's to see, and so is a call that could
--- search nothing at all. The call comes back with the query's vectors.
+-- could not be encoded is searched for by its words. Any other error is the caller's to see, and so is a call that
+-- could search nothing at all. The call comes back with the query's vectors.
 CREATE OR REPLACE FUNCTION _run_wave(
     _reranker rerankers, _plan search_plan, INOUT _call search_call, OUT outcome search_outcome)
 LANGUAGE plpgsql

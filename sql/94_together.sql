@@ -41,7 +41,8 @@ DECLARE
     known word_statistics := _word_statistics(_generation);
 BEGIN
     RETURN QUERY EXECUTE format($sql$
-        SELECT k.number, array_agg(s.key::text), NULL::int[], array_agg(coalesce(0 - (s.weights <#> q.weights), 0)::real)
+        SELECT k.number, array_agg(s.key::text), NULL::int[],
+            array_agg(coalesce(0 - (s.weights <#> q.weights), 0)::real)
         FROM (SELECT u.key::%s AS key, u.number FROM unnest($1, $2) u (key, number)) k
         JOIN unnest($3) WITH ORDINALITY q (weights, number) USING (number) JOIN %s s ON s.key = k.key
         GROUP BY k.number

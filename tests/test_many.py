@@ -34,12 +34,15 @@ def many_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
         )
         connection.execute(
             "INSERT INTO documents (title, body, tenant) VALUES ('long', %s, 4)",
-            (" ".join(f"{word} {i}." for i in range(150) for word in WORDS),),
+            (" ".join(f"{word} {i}." for i in range(60) for word in WORDS),),
         )
         source.models(**tiny_models)
         source.create(timeout="20 s", candidates=20, maxsim_top=15, maxsim_bit_top=18)
         with worker(dsn, tmp_path_factory.mktemp("worker")):
             wait_for(connection, "pending = 0 AND encoded = source_rows")
+            assert connection.execute(
+                "SELECT max(passage) > pgrerank._most_passages() FROM pgrerank.documents_1_passages"
+            ).fetchone() == (True,)
             yield dsn
 
 

@@ -92,8 +92,9 @@ CREATE OR REPLACE FUNCTION _started(_plan search_plan) RETURNS timestamptz
 LANGUAGE sql VOLATILE
 SET search_path FROM CURRENT
 AS $$
-    SELECT clock_timestamp() - coalesce(sum(t.took::float8), 0) * interval '1 millisecond'
-    FROM jsonb_each_text((_plan.begun).times) t (stage, took)
+    SELECT CASE WHEN (_plan.begun).times IS NULL THEN clock_timestamp() ELSE (
+        SELECT clock_timestamp() - sum(t.took::float8) * interval '1 millisecond'
+        FROM jsonb_each_text((_plan.begun).times) t (stage, took)) END
 $$;
 
 -- A wave of a call, or what is left to do of it. A stage that fails with a condition of our own leaves the order before

@@ -5,10 +5,9 @@
 The server and the corpus are those of benchmarks/stages.py; the worker keeps no results. For each
 set of stages it prints the seconds of single calls, of NAME_search_many, and of what no call can do
 without: the models at work, and one set-based statement for all queries that does nothing but find
-nearest documents, find documents by words, and score them by MaxSim, each read once for all queries.
-Then how many times as fast the one call is, and how many times as fast nothing but that would be;
-and by trace, how many milliseconds of a single call each stage takes. The last line is one JSON
-object.
+nearest documents, find documents by words, and score them by MaxSim, each read once for all. Then
+how many times as fast the one call is, and how many times as fast nothing but that would be; and by
+trace, how many milliseconds of a single call each stage takes. The last line is one JSON object.
 """
 
 from __future__ import annotations

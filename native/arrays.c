@@ -88,7 +88,7 @@ read_halves(const void *rows, uint32 row, float *values)
 	}
 }
 
-static pgr_query *
+static void *
 prepare_array(struct varlena *given, MemoryContext context, Size element_bytes, pgr_row_reader read)
 {
 	Vectors		vectors = vectors_of(given, element_bytes, 0);
@@ -100,13 +100,13 @@ prepare_array(struct varlena *given, MemoryContext context, Size element_bytes, 
 	return query;
 }
 
-static pgr_query *
+static void *
 prepare_vectors(struct varlena *given, MemoryContext context)
 {
 	return prepare_array(given, context, sizeof(float), read_floats);
 }
 
-static pgr_query *
+static void *
 prepare_halfvecs(struct varlena *given, MemoryContext context)
 {
 	return prepare_array(given, context, sizeof(uint16), read_halves);

@@ -33,6 +33,21 @@ CREATE AGGREGATE maxsim_agg(query bytea, part bytea) (
 COMMENT ON AGGREGATE maxsim_agg(bytea, bytea) IS
     'MaxSim of a query''s and a document''s packed token vectors, the document''s in several parts';
 
+-- For many queries at once: each part is read once for all that are numbered, from 1.
+CREATE FUNCTION _maxsim_add_each(state internal, queries bytea[], numbers int[], part bytea) RETURNS internal
+LANGUAGE c IMMUTABLE PARALLEL SAFE COST 2000
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_add_each';
+
+CREATE FUNCTION _maxsim_sum_each(state internal) RETURNS real[]
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'pgrerank_maxsim_sum_each';
+
+CREATE AGGREGATE _maxsim_each(queries bytea[], numbers int[], part bytea) (
+    sfunc = _maxsim_add_each, stype = internal, sspace = 8192, finalfunc = _maxsim_sum_each, parallel = safe
+);
+COMMENT ON AGGREGATE _maxsim_each(bytea[], int[], bytea) IS
+    'maxsim_agg of those queries that are numbered, in the order of the numbers';
+
 CREATE FUNCTION maxsim_instructions() RETURNS text
 LANGUAGE c STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'pgrerank_maxsim_instructions';

@@ -32,7 +32,7 @@ typedef struct
 {
 	MemoryContext context;		/* of query and given */
 	bool		stable;			/* the argument is the same for all rows */
-	pgr_query  *query;
+	void	   *query;
 	struct varlena *given;		/* what it was made of, if it may change */
 } Prepared;
 
@@ -62,7 +62,7 @@ is_stable(FunctionCallInfo fcinfo, int argument)
 	return IsA(given, Const) || (IsA(given, Param) && ((Param *) given)->paramkind == PARAM_EXTERN);
 }
 
-pgr_query *
+void *
 pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 {
 	FmgrInfo   *function = fcinfo->flinfo;
@@ -86,7 +86,7 @@ pgr_prepared(FunctionCallInfo fcinfo, int argument, pgr_prepare prepare)
 	return prepared->query;
 }
 
-pgr_query *
+void *
 pgr_prepare_packed(struct varlena *given, MemoryContext context)
 {
 	const uint8 *bytes = (const uint8 *) VARDATA_ANY(given);

@@ -21,14 +21,15 @@ BEGIN
             predicate text, side_predicate text, matching float8, documents float8, deadline timestamptz,
             partitions int[]);
     END IF;
-    IF to_regtype('pgrerank.search_plan') IS NULL THEN
-        CREATE TYPE search_plan AS (legs text[], stages text[], needs_tokens boolean, scope search_scope);
-    END IF;
     IF to_regtype('pgrerank.search_outcome') IS NULL THEN
         CREATE TYPE search_outcome AS (
             candidates text[], pool int[], said scored[], reason text, times jsonb, cross_encoder_model text,
             fallback text, groups int[], returned int, duplicates int, call search_call, relevances real[],
             left_out int, before int, found scored_passages[], shown jsonb, partitions int[]);
+    END IF;
+    IF to_regtype('pgrerank.search_plan') IS NULL THEN
+        CREATE TYPE search_plan AS (
+            legs text[], stages text[], needs_tokens boolean, scope search_scope, begun search_outcome);
     END IF;
 END
 $do$;
@@ -77,7 +78,7 @@ COMMENT ON TYPE search_scope IS
     'read, NULL where it is all';
 COMMENT ON TYPE search_plan IS
     'What a search is to do: the legs of its recall, the stages after them, whether these want token vectors of the '
-    'query, and where it looks; it has no deadline yet';
+    'query, where it looks, though not until when, and what is done of it already';
 COMMENT ON TYPE ranked IS 'A document that a search returns, with the score and rank of every stage that it has passed';
 
 -- Milliseconds since then.

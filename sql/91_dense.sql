@@ -1,10 +1,11 @@
 -- The dense leg of recall: the documents with the passages whose embeddings are nearest to the query's, by HNSW or
 -- exactly.
 
--- What dense recall compares: an embedding (of the source d, or of the passage s), its distance to the query's, which
--- is $1, the score that a distance of n makes: higher is better, whatever the distance; and the passage's number.
+-- What dense recall compares: an embedding (of the source d, or of the passage s), its distance to the query's, the
+-- score that a distance of n makes: higher is better, whatever the distance; and the passage's number.
 CREATE OR REPLACE FUNCTION _distance_sql(
-    _reranker rerankers, OUT embedding text, OUT distance text, OUT score text, OUT passage text)
+    _reranker rerankers, _query text DEFAULT '$1',
+    OUT embedding text, OUT distance text, OUT score text, OUT passage text)
 LANGUAGE plpgsql STABLE
 SET search_path FROM CURRENT
 AS $$
@@ -19,7 +20,7 @@ BEGIN
         of_type := (_embedding_column(_reranker.source, _reranker.embedding_column)).type;
         passage := 'NULL::int';
     END IF;
-    distance := format('(%s %s $1::%s)', embedding, operator, of_type);
+    distance := format('(%s %s %s::%s)', embedding, operator, _query, of_type);
     score := CASE _reranker.distance WHEN 'cosine' THEN '(1 - n.distance)::real' ELSE '(-n.distance)::real' END;
 END
 $$;
@@ -257,7 +258,7 @@ BEGIN
         FROM (
             SELECT DISTINCT ON (p.key) p.* FROM (
                 SELECT k.key, %s FROM (SELECT u.key::%s AS key FROM unnest($2) u (key)) k JOIN %s) p
-            ORDER BY p.key, p.distance) n
+            ORDER BY p.key, p.distance, p.passage) n
         $sql$, measure.score, measure.passage || ' AS passage, ' || measure.distance || ' AS distance',
         _reranker.key_type, documents)
     INTO keys, scores, passages USING _call.query_embedding, _keys;

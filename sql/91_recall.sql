@@ -98,9 +98,69 @@ BEGIN
 END
 $$;
 
+-- What the legs of recall find, each with its scores in the places of the candidates so far. A leg that had no time to
+-- look everywhere leaves a reason.
+CREATE OR REPLACE FUNCTION _find(
+    _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
+    INOUT _outcome search_outcome, OUT by_leg scored[])
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    started timestamptz;
+    leg text;
+    one record;
+BEGIN
+    FOREACH leg IN ARRAY _legs LOOP
+        started := clock_timestamp();
+        EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || leg)
+        INTO one USING _reranker, _generation, _call, _scope;
+        _outcome.reason := coalesce(_outcome.reason, one.shortage);
+        PERFORM _check_found_keys(_reranker, one.keys, one.passages);
+        _outcome.candidates := _united(_outcome.candidates, _distinct(one.keys, one.passages));
+        _outcome.found := _outcome.found || _found(leg, one.keys, one.passages, one.scores);
+        by_leg := by_leg || (leg, _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;
+        _outcome.times := _outcome.times || jsonb_build_object(leg, _milliseconds(started));
+    END LOOP;
+    _outcome.pool := _all_places(_outcome.candidates);
+END
+$$;
+
 -- The outcome of recall: what one of the legs found, as all of them score and rank it. Where both rank, the second's
--- ranks are those of both: by their blended scores or, where the blend gives them no weights, by reciprocal ranks. A
--- leg that had no time to look everywhere leaves a reason.
+-- ranks are those of both: by their blended scores or, where the blend gives them no weights, by reciprocal ranks. What
+-- a leg says of the others' documents is asked for unless it is known, by leg.
+CREATE OR REPLACE FUNCTION _recalled(
+    _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome, _found scored[],
+    _rest scored_passages[] DEFAULT NULL) RETURNS search_outcome
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    weights jsonb := _weights_of(_reranker.blend, ARRAY(SELECT f.stage FROM unnest(_found) f));
+    started timestamptz;
+    stage text;
+    rest record;
+BEGIN
+    FOR leg IN 1..cardinality(_found) LOOP
+        EXIT WHEN _outcome.pool IS NULL;
+        started := clock_timestamp();
+        stage := _found[leg].stage;
+        IF _rest IS NULL THEN
+            rest := _missing(_found[leg], _reranker, _generation, _call, _outcome.candidates);
+        ELSE
+            rest := _rest[leg];
+        END IF;
+        _outcome.found := _outcome.found || _found(stage, rest.keys, rest.passages, rest.scores);
+        _outcome := _with_said(_outcome, _said(_outcome, stage,
+            _completed(_found[leg].scores, _outcome.candidates, rest.keys, rest.scores),
+            CASE WHEN leg > 1 THEN weights END), leg > 1 AND weights IS NULL);
+        _outcome.times := _outcome.times || jsonb_build_object(
+            stage, (_outcome.times ->> stage)::numeric + _milliseconds(started));
+    END LOOP;
+    RETURN _outcome;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION _recall(
     _reranker rerankers, _generation generations, _call search_call, _legs text[], _scope search_scope,
     _outcome search_outcome) RETURNS search_outcome
@@ -108,37 +168,9 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    weights jsonb := _weights_of(_reranker.blend, _legs);
-    started timestamptz;
-    one record;
-    rest record;
-    found scored[];
-    times jsonb := '{}';
+    one record := _find(_reranker, _generation, _call, _legs, _scope, _outcome);
 BEGIN
-    FOR leg IN 1..cardinality(_legs) LOOP
-        started := clock_timestamp();
-        EXECUTE format('SELECT r.* FROM %I($1, $2, $3, $4) r', '_recall_' || _legs[leg])
-        INTO one USING _reranker, _generation, _call, _scope;
-        _outcome.reason := coalesce(_outcome.reason, one.shortage);
-        PERFORM _check_found_keys(_reranker, one.keys, one.passages);
-        _outcome.candidates := _united(_outcome.candidates, _distinct(one.keys, one.passages));
-        _outcome.found := _outcome.found || _found(_legs[leg], one.keys, one.passages, one.scores);
-        found := found || (_legs[leg], _by_place(_outcome.candidates, one.keys, one.scores), NULL, NULL)::scored;
-        times := times || jsonb_build_object(_legs[leg], _milliseconds(started));
-    END LOOP;
-    _outcome.pool := _all_places(_outcome.candidates);
-    FOR leg IN 1..cardinality(_legs) LOOP
-        EXIT WHEN _outcome.pool IS NULL;
-        started := clock_timestamp();
-        rest := _missing(found[leg], _reranker, _generation, _call, _outcome.candidates);
-        _outcome.found := _outcome.found || _found(_legs[leg], rest.keys, rest.passages, rest.scores);
-        _outcome := _with_said(_outcome, _said(_outcome, _legs[leg],
-            _completed(found[leg].scores, _outcome.candidates, rest.keys, rest.scores),
-            CASE WHEN leg > 1 THEN weights END), leg > 1 AND weights IS NULL);
-        times := times || jsonb_build_object(_legs[leg], (times ->> _legs[leg])::numeric + _milliseconds(started));
-    END LOOP;
-    _outcome.times := _outcome.times || times;
-    RETURN _outcome;
+    RETURN _recalled(_reranker, _generation, _call, one._outcome, one.by_leg);
 END
 $$;
 
@@ -176,6 +208,12 @@ AS $$
         SELECT k.key FROM unnest(_keys) WITH ORDINALITY k (key, place) GROUP BY k.key ORDER BY min(k.place)) END
 $$;
 
+-- The candidates that a leg has not scored.
+CREATE OR REPLACE FUNCTION _unscored(_found scored, _candidates text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$ SELECT ARRAY(SELECT c.key FROM unnest(_candidates, _found.scores) c (key, score) WHERE c.score IS NULL) $$;
+
 -- What a leg says of the candidates that it has not found, but the other one has.
 CREATE OR REPLACE FUNCTION _missing(
     _found scored, _reranker rerankers, _generation generations, _call search_call, _candidates text[],
@@ -184,8 +222,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    missing text[] := ARRAY(
-        SELECT c.key FROM unnest(_candidates, _found.scores) c (key, score) WHERE c.score IS NULL);
+    missing text[] := _unscored(_found, _candidates);
 BEGIN
     IF missing <> '{}' THEN
         SELECT s.keys, s.scores, s.passages INTO keys, scores, passages

@@ -1,10 +1,11 @@
--- Many queries in one call: planned once, encoded together, then searched one after another as single calls are.
+-- Many queries in one call: planned once, encoded together, scored by MaxSim together, and all the rest one after
+-- another as in single calls.
 
--- How many queries are encoded by one request.
-CREATE OR REPLACE FUNCTION _encoded_together() RETURNS int
+-- How many queries go together: no more than find 100,000 candidates.
+CREATE OR REPLACE FUNCTION _queries_together(_reranker rerankers) RETURNS int
 LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT 100 $$;
+AS $$ SELECT greatest(1, least(100, 100000 / _reranker.candidates)) $$;
 
 -- The calls that these queries make, with the vectors that all of them want. Where these can't be had, each call has
 -- its own say of that.
@@ -31,6 +32,40 @@ EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
 END
 $$;
 
+-- The plan of each of these calls, with what is done of it for all of them together: recall and MaxSim, where it is the
+-- kernel's. If any of that fails, each call does it all by itself, and has its own say of that.
+CREATE OR REPLACE FUNCTION _begun_together(_reranker rerankers, _plan search_plan, _calls search_call[])
+RETURNS search_plan[]
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    generation generations := _confined(
+        _generation(_reranker.name, _reranker.generation), (_plan.scope).partitions);
+    plans search_plan[] := array_fill(_plan, ARRAY[cardinality(_calls)]);
+    outcomes search_outcome[];
+    stage text;
+BEGIN
+    IF ('dense' = ANY (_plan.legs) AND _calls[1].query_embedding IS NULL)
+        OR (_plan.needs_tokens AND _calls[1].query_tokens IS NULL) OR _is_diverse(_reranker, generation) THEN
+        RETURN plans;
+    END IF;
+    outcomes := _recall_together(_reranker, generation, _calls, _plan);
+    FOREACH stage IN ARRAY _plan.stages LOOP
+        EXIT WHEN stage NOT IN ('maxsim_bit', 'maxsim') OR NOT has_native_kernel();
+        outcomes := _run_together(stage, _reranker, generation, _calls, outcomes);
+    END LOOP;
+    FOR number IN 1..cardinality(_calls) LOOP
+        IF outcomes[number].pool IS NOT NULL THEN
+            plans[number].begun := outcomes[number];
+        END IF;
+    END LOOP;
+    RETURN plans;
+EXCEPTION WHEN SQLSTATE 'PGR01' OR SQLSTATE 'PGR02' OR SQLSTATE 'PGR03' THEN
+    RETURN array_fill(_plan, ARRAY[cardinality(_calls)]);
+END
+$$;
+
 CREATE OR REPLACE FUNCTION _search_many(_name text, _queries text[], _call search_call)
 RETURNS TABLE (query_number int, document ranked)
 LANGUAGE plpgsql
@@ -39,9 +74,9 @@ AS $$
 DECLARE
     reranker rerankers := _locked_reranker(_name, _call);
     plan search_plan;
+    plans search_plan[];
     calls search_call[];
     done int := 0;
-    call search_call;
     empty record;
 BEGIN
     _queries := ARRAY(SELECT q.query FROM unnest(_queries) q (query));  -- whatever its dimensions and bounds
@@ -56,11 +91,12 @@ BEGIN
         plan := _plan_of(reranker, _call);
     END IF;
     WHILE done < cardinality(_queries) LOOP
-        calls := _calls_with_vectors(reranker, plan, _call, _queries[done + 1:done + _encoded_together()]);
-        FOREACH call IN ARRAY calls LOOP
-            done := done + 1;
-            RETURN QUERY SELECT done, d FROM _answer_of(reranker, call, plan) d;
+        calls := _calls_with_vectors(reranker, plan, _call, _queries[done + 1:done + _queries_together(reranker)]);
+        plans := _begun_together(reranker, plan, calls);
+        FOR number IN 1..cardinality(calls) LOOP
+            RETURN QUERY SELECT done + number, d FROM _answer_of(reranker, calls[number], plans[number]) d;
         END LOOP;
+        done := done + cardinality(calls);
     END LOOP;
 END
 $$;

@@ -30,18 +30,31 @@ BEGIN
 END
 $$;
 
--- Has one stage score the first candidates of a pool, all of them or as many as it takes; the pool is in its new order
--- after. A stage that the blend gives no weight runs for its scores' sake: then all are wanted.
+-- How many of the first candidates of a pool a stage scores.
+CREATE OR REPLACE FUNCTION _scores_first(
+    _stage text, _reranker rerankers, _call search_call, _outcome search_outcome) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT least(coalesce(cardinality(_call.keys), _reranker.candidates),
+        CASE WHEN s.only_after IS NULL OR _outcome.times ? s.only_after
+            THEN (to_jsonb(_reranker) ->> s.scores_first)::int END)
+    FROM _stages() s WHERE s.stage = _stage
+$$;
+
+-- Has one stage score the first candidates of a pool, all of them or as many as it takes, unless it is known what it
+-- says of them; the pool is in its new order after. A stage that the blend gives no weight runs for its scores' sake:
+-- then all are wanted.
 CREATE OR REPLACE FUNCTION _run_stage(
     _stage text, _reranker rerankers, _generation generations, _call search_call, _outcome search_outcome,
-    _deadline timestamptz) RETURNS search_outcome
+    _deadline timestamptz, _known scored_passages DEFAULT NULL) RETURNS search_outcome
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
     started timestamptz := clock_timestamp();
     declared record;
-    size int := coalesce(cardinality(_call.keys), _reranker.candidates);
+    size int := _scores_first(_stage, _reranker, _call, _outcome);
     weights jsonb;
     said scored;
     found record;
@@ -52,9 +65,6 @@ BEGIN
     IF declared.may_stop OR declared.reads_order THEN
         _outcome := _best_of_groups(_reranker, _call, _outcome);
     END IF;
-    IF declared.only_after IS NULL OR _outcome.times ? declared.only_after THEN
-        size := least(size, (to_jsonb(_reranker) ->> declared.scores_first)::int);
-    END IF;
     weights := _weights_beside_signals(
         _outcome.said, _stage, CASE WHEN declared.is_blended THEN nullif(_reranker.blend, '{}') END);
     IF declared.may_stop AND _reranker.early_exit > 0 AND (weights IS NULL OR weights -> _stage > '0') THEN
@@ -62,8 +72,12 @@ BEGIN
         said := found.said;
         _outcome.found := _outcome.found || found.read;
     ELSE
-        found := _scored_by(_stage, _reranker, _generation, _call, CASE WHEN declared.reads_order
-            THEN (_head(_outcome, size)).candidates ELSE _first_keys(_outcome, size) END, _deadline);
+        IF _known.keys IS NOT NULL THEN
+            found := _known;
+        ELSE
+            found := _scored_by(_stage, _reranker, _generation, _call, CASE WHEN declared.reads_order
+                THEN (_head(_outcome, size)).candidates ELSE _first_keys(_outcome, size) END, _deadline);
+        END IF;
         said := _said(_outcome, _stage, _by_place(_outcome.candidates, found.keys, found.scores), weights);
         _outcome.found := _outcome.found || _found(_stage, found.keys, found.passages, found.scores);
     END IF;
@@ -73,18 +87,28 @@ BEGIN
 END
 $$;
 
--- A wave of a call. A stage that fails with a condition of our own leaves the order before it, and a reason:
--- variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so `outcome` is what the
--- last whole stage made of it. What was set in the database meanwhile is undone. A query that could not be encoded is
--- searched for by its words. Any other error is the caller's to see, and so is a call that could search nothing at all.
--- The call comes back with the query's vectors.
+-- When a plan was begun, given how long took what is done of it.
+CREATE OR REPLACE FUNCTION _started(_plan search_plan) RETURNS timestamptz
+LANGUAGE sql VOLATILE
+SET search_path FROM CURRENT
+AS $$
+    SELECT CASE WHEN (_plan.begun).times IS NULL THEN clock_timestamp() ELSE (
+        SELECT clock_timestamp() - sum(t.took::float8) * interval '1 millisecond'
+        FROM jsonb_each_text((_plan.begun).times) t (stage, took)) END
+$$;
+
+-- A wave of a call, or what is left to do of it. A stage that fails with a condition of our own leaves the order before
+-- it, and a reason: variables of PL/pgSQL keep their values when the block that assigned them is rolled back, so
+-- `outcome` is what the last whole stage made of it. What was set in the database meanwhile is undone. A query that
+-- could not be encoded is searched for by its words. Any other error is the caller's to see, and so is a call that
+-- could search nothing at all. The call comes back with the query's vectors.
 CREATE OR REPLACE FUNCTION _run_wave(
     _reranker rerankers, _plan search_plan, INOUT _call search_call, OUT outcome search_outcome)
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    started timestamptz := clock_timestamp();
+    started timestamptz := _started(_plan);
     deadline timestamptz := started + _reranker.timeout;
     scope search_scope := _plan.scope;
     generation generations := _confined(_generation(_reranker.name, _reranker.generation), scope.partitions);
@@ -94,8 +118,9 @@ DECLARE
     condition text;
 BEGIN
     scope.deadline := deadline;
+    outcome := _plan.begun;
     outcome.partitions := scope.partitions;
-    outcome.times := '{}';
+    outcome.times := coalesce(outcome.times, '{}');
     BEGIN
         IF _call.keys IS NULL AND 'dense' = ANY (_plan.legs) AND _call.query_embedding IS NULL THEN
             mark := clock_timestamp();
@@ -103,8 +128,10 @@ BEGIN
                 generation, ARRAY[_call], true, _plan.needs_tokens, _reranker.instruction, deadline))[1];
             encoding := _milliseconds(mark);
         END IF;
-        PERFORM _check_deadline(deadline, 'recall');
-        outcome := _run_recall(_reranker, generation, _call, _plan.legs, scope, outcome);
+        IF outcome.pool IS NULL THEN
+            PERFORM _check_deadline(deadline, 'recall');
+            outcome := _run_recall(_reranker, generation, _call, _plan.legs, scope, outcome);
+        END IF;
         IF _plan.needs_tokens AND outcome.pool IS NOT NULL THEN
             mark := clock_timestamp();
             _call := (_with_vectors(generation, ARRAY[_call], false, true, _reranker.instruction, deadline))[1];
@@ -112,6 +139,7 @@ BEGIN
         END IF;
         FOREACH stage IN ARRAY _plan.stages LOOP
             EXIT WHEN outcome.pool IS NULL;
+            CONTINUE WHEN outcome.times ? stage;
             outcome := CASE stage WHEN 'cross_encoder'
                 THEN _run_cross_encoder(_reranker, generation, _call, outcome, deadline)
                 ELSE _run_stage(stage, _reranker, generation, _call, outcome, deadline) END;
@@ -145,7 +173,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    started timestamptz := clock_timestamp();
+    started timestamptz := _started(_plan);
     deadline timestamptz := started + _reranker.timeout;
     plan search_plan := coalesce(_plan, _plan_of(_reranker, _call));
     is_diverse boolean := _is_diverse(_reranker, _generation(_reranker.name, _reranker.generation));

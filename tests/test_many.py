@@ -11,12 +11,19 @@ from psycopg.types.json import Jsonb
 from tests.helpers.sources import Source
 from tests.helpers.workers import asking, wait_for, worker
 
+STAGES = [
+    {},
+    {"stages": ["dense"]},
+    {"stages": ["lexical", "maxsim"]},
+    {"stages": ["dense", "lexical", "maxsim"]},
+    {"stages": ["dense", "maxsim_bit", "maxsim"]},
+]
 WORDS = ["cat", "pool", "bread", "water", "salt", "flour", "connection", "day"]
 
 
 @pytest.fixture(scope="module")
 def many_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
-    """Forty documents that a worker has encoded and stays up for."""
+    """Forty documents, one of them of many passages, that a worker has encoded and stays up for."""
     dsn = make_database(pgrerank_template)
     with psycopg.connect(dsn, autocommit=True) as connection:
         source = Source(connection)
@@ -25,10 +32,17 @@ def many_dsn(make_database, pgrerank_template, tiny_models, tmp_path_factory):
             " FROM unnest(%s::text[]) a (word), unnest(%s::text[]) b (word) LIMIT 37",
             (WORDS, WORDS),
         )
+        connection.execute(
+            "INSERT INTO documents (title, body, tenant) VALUES ('long', %s, 4)",
+            (" ".join(f"{word} {i}." for i in range(60) for word in WORDS),),
+        )
         source.models(**tiny_models)
-        source.create(timeout="20 s", candidates=20, maxsim_top=15)
+        source.create(timeout="20 s", candidates=20, maxsim_top=15, maxsim_bit_top=18)
         with worker(dsn, tmp_path_factory.mktemp("worker")):
             wait_for(connection, "pending = 0 AND encoded = source_rows")
+            assert connection.execute(
+                "SELECT max(passage) > pgrerank._most_passages() FROM pgrerank.documents_1_passages"
+            ).fetchone() == (True,)
             yield dsn
 
 
@@ -45,21 +59,29 @@ def rows(connection, function: str, first: str, given: dict) -> list[tuple]:
     ).fetchall()
 
 
-@settings(max_examples=10)
+@settings(max_examples=15)
 @given(
     queries=st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), max_size=6),
     top_k=st.integers(1, 12),
-    only=st.sampled_from([None, {"tenant": 4}]),
-    stages=st.sampled_from([None, ["dense"], ["lexical", "maxsim"]]),
-    early_exit=st.sampled_from([None, 0.0]),
+    only=st.sampled_from([{}, {"filter": Jsonb({"tenant": 4})}, {"filter": Jsonb({"tenant": 99})}]),
+    stages=st.sampled_from(STAGES),
+    settings_of_call=st.fixed_dictionaries(
+        {},
+        optional={
+            "early_exit": st.just(0.0),
+            "candidates": st.integers(1, 60),
+            "maxsim_bit_top": st.integers(15, 40),
+            "blend": st.sampled_from([Jsonb({}), Jsonb({"dense": 1, "maxsim": 0.3})]),
+            "signals": st.just(Jsonb({"tenant": {"log": True, "weight": 0.2}})),
+            "group_by": st.just("tenant"),
+            "diversity": st.just(0.3),
+        },
+    ),
 )
 def test_each_query_has_the_rows_of_a_call_of_its_own(
-    many, queries, top_k, only, stages, early_exit
+    many, queries, top_k, only, stages, settings_of_call
 ):
-    asked = {"top_k": top_k, "filter": only and Jsonb(only), "stages": stages}
-    asked = {name: value for name, value in asked.items() if value is not None} | {"strict": True}
-    if early_exit is not None:
-        asked["early_exit"] = early_exit
+    asked = {"top_k": top_k, "strict": True, **only, **stages, **settings_of_call}
     together = rows(many, "documents_search_many", queries, asked)
     single = [
         (number, *row)
@@ -67,6 +89,26 @@ def test_each_query_has_the_rows_of_a_call_of_its_own(
         for row in rows(many, "documents_search", query, asked)
     ]
     assert together == single
+
+
+def test_what_fails_together_is_said_by_each_query(many):
+    asked = {"stages": ["dense", "lexical", "maxsim"]}
+    queries = ["water salt", "cat", "long bread"]
+    whole = rows(many, "documents_search_many", queries, asked)
+    with many.transaction(force_rollback=True):
+        many.execute(
+            "UPDATE pgrerank.documents_1_tokens SET tokens = '\\x00' WHERE key = ("
+            " SELECT d.id FROM documents d WHERE (d.title, d.body) = ('cat', 'cat'))"
+        )
+        together = rows(many, "documents_search_many", queries, asked)
+        single = [
+            (number, *row)
+            for number, query in enumerate(queries, 1)
+            for row in rows(many, "documents_search", query, asked)
+        ]
+    assert together == single
+    assert any("MaxSim of" in str(row) for row in together)
+    assert not any("MaxSim of" in str(row) for row in whole)
 
 
 def test_queries_are_encoded_by_one_request_a_hundred(many):

@@ -99,8 +99,62 @@ def test_one_document_has_one_query(db, packed):
 
 
 @pytest.mark.parametrize(
-    "call", ["add(NULL, '\\x00', '\\x00')", "sum(NULL)", "deserialize('\\x00', NULL)"]
+    "call",
+    [
+        "add(NULL, '\\x00', '\\x00')",
+        "sum(NULL)",
+        "deserialize('\\x00', NULL)",
+        "add_each(NULL, '{}', '{}', '\\x00')",
+        "sum_each(NULL)",
+    ],
 )
 def test_its_functions_take_no_state_from_sql(db, call):
     with pytest.raises(psycopg.errors.UndefinedFunction):
         db.execute(f"SELECT pgrerank._maxsim_{call}")
+
+
+EACH = "SELECT pgrerank._maxsim_each(%b::bytea[], %b::int[], d) FROM unnest(%b::bytea[]) d"
+
+
+def test_several_queries_have_the_scores_of_each_alone(db, query, packed):
+    queries = [query, pack(np.eye(96)[:20]), pack(np.ones((1, 96)), "float16")]
+    for parts in packed[:20]:
+        [each] = db.execute(EACH, (queries, [3, 1, 2, 1], parts)).fetchone()
+        alone = [
+            db.execute(
+                "SELECT pgrerank.maxsim_agg(%b, d) FROM unnest(%b::bytea[]) d", (one, parts)
+            ).fetchone()[0]
+            for one in queries
+        ]
+        assert each == [alone[2], alone[0], alone[1], alone[0]]
+    assert db.execute(EACH, (queries, [], packed[0])).fetchone() == ([],)
+    assert db.execute(EACH, (queries, [1], [None])).fetchone() == (None,)
+    assert db.execute(EACH, (None, [1], packed[0])).fetchone() == (None,)
+
+
+@pytest.mark.parametrize(
+    ("queries", "numbers", "wrong"),
+    [
+        (1, [2], "number from 1 to 1, not 2"),
+        (1, [0], "number from 1 to 1, not 0"),
+        (1, [None], "a plain list of numbers"),
+        (1, [[1], [1]], "a plain list of numbers"),
+        (None, [1], "a query is NULL"),
+        (0, [1], "number from 1 to 0, not 1"),
+    ],
+)
+def test_queries_that_are_not_there_are_refused(db, query, packed, queries, numbers, wrong):
+    given = [None] if queries is None else [query] * queries
+    with pytest.raises(psycopg.errors.DataException, match=wrong):
+        db.execute(EACH, (given, numbers, packed[0]))
+
+
+def test_all_parts_of_a_document_go_with_the_same_queries(db, query, packed):
+    queries = [query, pack(np.ones((1, 96)))]
+    for numbers in ([[1], [1, 2]], [[1], [2]]):
+        with pytest.raises(psycopg.errors.DataException, match="the same numbers for all parts"):
+            db.execute(
+                "SELECT pgrerank._maxsim_each(%b::bytea[], n::text::int[], %b)"
+                " FROM unnest(%s::text[]) n",
+                (queries, packed[0][0], [str(set(one)) for one in numbers]),
+            )

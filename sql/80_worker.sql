@@ -168,15 +168,22 @@ BEGIN
     IF has_native_client() THEN
         worker := _worker_connected();
     END IF;
-    RETURN coalesce('native ' || worker, (
-        SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1));
+    IF worker IS NOT NULL THEN  -- apart from what follows, as that takes longer to begin than all this
+        RETURN 'native ' || worker;
+    END IF;
+    RETURN (
+        SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1);
 END
 $$;
 
 CREATE OR REPLACE FUNCTION _is_native(_connection text) RETURNS boolean
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT starts_with(_connection, 'native ') $$;
+AS $$
+BEGIN
+    RETURN starts_with(_connection, 'native ');
+END
+$$;
 
 CREATE OR REPLACE FUNCTION _disconnect() RETURNS void
 LANGUAGE plpgsql

@@ -15,9 +15,11 @@ CREATE TABLE IF NOT EXISTS pending (
     last_error text,
     PRIMARY KEY (reranker, generation, key),
     FOREIGN KEY (reranker, generation) REFERENCES generations ON DELETE CASCADE
+) WITH (
+    fillfactor = 50,  -- a claim writes a row once more: on its page, and without its indexes
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
 );
 CREATE INDEX IF NOT EXISTS pending_ticket ON pending (reranker, ticket) WHERE failed_at IS NULL;
-CREATE INDEX IF NOT EXISTS pending_claimed ON pending (claimed_by) WHERE failed_at IS NULL AND claimed_by IS NOT NULL;
 COMMENT ON TABLE pending IS 'Documents that wait to be encoded, and those that failed';
 COMMENT ON COLUMN pending.ticket IS 'Changes whenever the document does, so that a worker finishes only what it saw';
 COMMENT ON COLUMN pending.claimed_by IS 'Process id of the claiming worker''s Postgres session';

@@ -192,14 +192,17 @@ BEGIN
 END
 $$;
 
--- Counts documents whose words have been stored. It comes last in a transaction: others who store wait for the row.
+-- Counts documents whose words have been stored. Nobody waits for the row, as who counts words anew has it for a while:
+-- the few documents that go uncounted meanwhile change no share.
 CREATE OR REPLACE FUNCTION _count_changes(_reranker rerankers, _generation generations, _documents int) RETURNS void
 LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 BEGIN
     UPDATE word_statistics s SET changes = s.changes + _documents
-    WHERE (s.reranker, s.generation) = (_generation.reranker, _generation.number);
+    WHERE s.ctid = ANY (ARRAY(
+        SELECT w.ctid FROM word_statistics w
+        WHERE (w.reranker, w.generation) = (_generation.reranker, _generation.number) FOR UPDATE SKIP LOCKED));
     PERFORM _refresh_words(_reranker, _generation, 1);
 END
 $$;

@@ -353,8 +353,10 @@ SET search_path FROM CURRENT
 AS $$
     SELECT format($sql$
         WITH gone AS MATERIALIZED (%1$s), %2$s
-        DELETE FROM pending p USING gone
-        WHERE p.reranker = %3$L AND p.generation = %4$s AND p.key = gone.key::text
+        DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(
+            SELECT q.ctid FROM gone, LATERAL (
+                SELECT w.ctid FROM pending w
+                WHERE (w.reranker, w.generation, w.key) = (%3$L, %4$s, gone.key::text) FOR UPDATE) q))
         $sql$, _keys_query, string_agg(
             format('deleted_%s AS (DELETE FROM %s s USING gone WHERE s.key = gone.key)', t.place, t.name),
             ', ' ORDER BY t.place), _generation.reranker, _generation.number)

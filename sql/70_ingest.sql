@@ -51,17 +51,10 @@ DECLARE
     target rerankers;
     first pending;
 BEGIN
-    UPDATE pending p SET failed_at = now(), claimed_by = NULL,
-        last_error = format('no worker survived encoding it, %s times', p.attempts)
-    WHERE p.ctid = ANY (ARRAY(
-        SELECT q.ctid FROM pending q
-        WHERE q.failed_at IS NULL AND q.claimed_by IS NOT NULL AND q.attempts >= max_attempts
-          AND (q.claimed_by <> ALL (alive) OR q.claimed_until < now()) FOR UPDATE SKIP LOCKED));
-
     FOR target IN
         SELECT * FROM rerankers r WHERE claim.reranker IS NULL OR r.name = claim.reranker ORDER BY random()
     LOOP
-        first := _first_pending(target.name, alive, claim.reranker IS NOT NULL);
+        first := _first_claimable(target.name, alive, claim.reranker IS NOT NULL, max_attempts);
         CONTINUE WHEN first IS NULL;
         BEGIN
             PERFORM _followed(target.name);
@@ -83,14 +76,59 @@ END
 $$;
 COMMENT ON FUNCTION claim IS 'Claims pending documents for the calling worker session: one row, or none';
 
+-- The document of a reranker that is to be claimed first. On the way those are put aside that no worker survives.
+CREATE OR REPLACE FUNCTION _first_claimable(
+    _reranker text, _alive int[], _even_set_aside boolean, _max_attempts int) RETURNS pending
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    start bigint := _queue_start(_reranker);
+    first pending;
+BEGIN
+    LOOP
+        first := _first_pending(_reranker, start, _alive, _even_set_aside);
+        IF first IS NULL AND start > 0 THEN
+            start := 0;
+        ELSIF first.claimed_by IS NULL OR first.attempts < _max_attempts THEN
+            RETURN first;
+        ELSE
+            UPDATE pending p SET failed_at = now(), claimed_by = NULL,
+                last_error = format('no worker survived encoding it, %s times', p.attempts)
+            WHERE (p.reranker, p.generation, p.key) = (first.reranker, first.generation, first.key);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- The ticket from which a session looks for documents, which it keeps for the next time: the first there is, as no dead
+-- row in front of it need be read again. One time in a hundred it looks from the very beginning, for a document may
+-- come late: its ticket is drawn when it is enqueued, and seen when that is committed.
+CREATE OR REPLACE FUNCTION _queue_start(_reranker text) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    known jsonb := coalesce(nullif(current_setting('pgrerank.queue_starts', true), ''), '{}');
+    start bigint := CASE WHEN random() < 0.99 THEN coalesce((known ->> _reranker)::bigint, 0) ELSE 0 END;
+BEGIN
+    SELECT p.ticket INTO start FROM pending p
+    WHERE p.failed_at IS NULL AND p.reranker = _reranker AND p.ticket >= start ORDER BY p.ticket LIMIT 1;
+    start := coalesce(start, 0);
+    PERFORM set_config('pgrerank.queue_starts', (known || jsonb_build_object(_reranker, start))::text, false);
+    RETURN start;
+END
+$$;
+
 -- The document of a reranker that has waited longest, of those that may be claimed; of generations that are set aside
 -- only if that is asked for.
-CREATE OR REPLACE FUNCTION _first_pending(_reranker text, _alive int[], _even_set_aside boolean) RETURNS pending
+CREATE OR REPLACE FUNCTION _first_pending(_reranker text, _start bigint, _alive int[], _even_set_aside boolean)
+RETURNS pending
 LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
     SELECT p FROM pending p
-    WHERE p.failed_at IS NULL AND p.reranker = _reranker
+    WHERE p.failed_at IS NULL AND p.reranker = _reranker AND p.ticket >= _start
       AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (_alive) OR p.claimed_until < now())
       AND (_even_set_aside OR NOT EXISTS (
         SELECT FROM setbacks s WHERE (s.reranker, s.generation) = (p.reranker, p.generation)
@@ -139,9 +177,11 @@ BEGIN
     WITH chosen AS (
         SELECT p.ctid FROM pending p
         WHERE (p.reranker, p.generation) = (_first.reranker, _first.generation) AND p.failed_at IS NULL
+          AND p.ticket >= _first.ticket
           AND (p.claimed_by IS NULL OR p.claimed_by <> ALL (_alive) OR p.claimed_until < now())
           AND CASE WHEN _first.attempts > 0 THEN p.key = _first.key ELSE p.attempts = 0 END
-        ORDER BY p.ticket LIMIT _max_documents FOR UPDATE SKIP LOCKED),
+        ORDER BY p.ticket LIMIT CASE WHEN _first.attempts > 0 THEN 1 ELSE _max_documents END
+        FOR UPDATE SKIP LOCKED),
     claimed AS (
         UPDATE pending p
         SET claimed_by = pg_backend_pid(), claimed_until = now() + _lease, attempts = p.attempts + 1
@@ -226,6 +266,19 @@ END
 $$;
 COMMENT ON FUNCTION keep_projection IS 'Gives a generation its projection, unless it has one; returns the one it has';
 
+-- Where claimed documents stand in the queue, locked; but for those that have another ticket now, or whose row somebody
+-- else has locked. Each is looked up by its key: the planner would as soon read the whole queue for all of them, where
+-- it has not been analysed since it was filled.
+CREATE OR REPLACE FUNCTION _held(_generation generations, _keys text[], _tickets bigint[]) RETURNS SETOF tid
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT p.ctid FROM unnest(_keys, _tickets) d (key, ticket), LATERAL (
+        SELECT q.ctid FROM pending q
+        WHERE (q.reranker, q.generation, q.key, q.ticket)
+            = (_generation.reranker, _generation.number, d.key, d.ticket) FOR UPDATE SKIP LOCKED) p
+$$;
+
 -- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
 -- to be encoded too, as their language, tenant or the mean length may have changed. When a new generation has nothing
 -- left to do it takes over.
@@ -235,9 +288,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 BEGIN
-    DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(
-        SELECT q.ctid FROM pending q JOIN unnest(_keys, _tickets) d (key, ticket) USING (key, ticket)
-        WHERE (q.reranker, q.generation) = (_generation.reranker, _generation.number) FOR UPDATE OF q SKIP LOCKED));
+    DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(SELECT _held(_generation, _keys, _tickets)));
     DELETE FROM setbacks s WHERE s.ctid = ANY (ARRAY(
         SELECT b.ctid FROM setbacks b
         WHERE (b.reranker, b.generation) = (_generation.reranker, _generation.number) AND NOT b.missed_writes

@@ -43,6 +43,26 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
+-- Whether documents of a generation wait; those are looked at first that others have not gone by.
+CREATE OR REPLACE FUNCTION _is_waiting(_reranker text, _generation int) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+DECLARE
+    start bigint := _queue_start(_reranker);
+BEGIN
+    PERFORM FROM pending p
+    WHERE (p.reranker, p.generation) = (_reranker, _generation) AND p.failed_at IS NULL AND p.ticket >= start
+    ORDER BY p.ticket LIMIT 1;
+    IF NOT FOUND THEN
+        PERFORM FROM pending p
+        WHERE (p.reranker, p.generation) = (_reranker, _generation) AND p.failed_at IS NULL
+        ORDER BY p.ticket LIMIT 1;
+    END IF;
+    RETURN FOUND;
+END
+$$;
+
 -- Has the newest generation take over once nothing of it waits, in one transaction: a search sees the old generation
 -- or the new one, whole. The old one is kept for rollback_reranker. Whoever can't have the lock soon leaves it to the
 -- next.
@@ -53,11 +73,8 @@ AS $$
 DECLARE
     newest int := (_newest_generation(_reranker)).number;
 BEGIN
-    PERFORM FROM rerankers r
-    WHERE r.name = _reranker AND r.generation < newest AND NOT EXISTS (
-        SELECT FROM pending p WHERE (p.reranker, p.generation) = (_reranker, newest) AND p.failed_at IS NULL)
-    FOR UPDATE;
-    IF FOUND THEN
+    IF (_reranker(_reranker)).generation < newest AND NOT _is_waiting(_reranker, newest) THEN
+        PERFORM FROM rerankers r WHERE r.name = _reranker FOR UPDATE;
         UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
         UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
     END IF;

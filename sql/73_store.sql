@@ -79,9 +79,7 @@ BEGIN
     INTO locked USING _keys;
     UPDATE pending p
     SET ticket = DEFAULT, claimed_until = now() + interval '5 seconds', attempts = p.attempts - 1
-    FROM unnest(_keys, _tickets) d (key, ticket)
-    WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number)
-      AND (p.key, p.ticket) = (d.key, d.ticket) AND d.key = ANY (locked);
+    WHERE p.ctid = ANY (ARRAY(SELECT _held(_generation, _keys, _tickets))) AND p.key = ANY (locked);
 END
 $$;
 
@@ -93,8 +91,10 @@ SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
     claimed text[] := ARRAY(
-        SELECT p.key FROM pending p JOIN unnest(_keys, _tickets) d (key, ticket) USING (key, ticket)
-        WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number));
+        SELECT p.key FROM unnest(_keys, _tickets) d (key, ticket), LATERAL (
+            SELECT q.key FROM pending q
+            WHERE (q.reranker, q.generation, q.key, q.ticket)
+                = (_generation.reranker, _generation.number, d.key, d.ticket) OFFSET 0) p);
     alive text[];
 BEGIN
     EXECUTE format('WITH alive AS MATERIALIZED (%s) SELECT coalesce(array_agg(a.key::text), ''{}'') FROM alive a',
@@ -193,8 +193,6 @@ LANGUAGE sql
 SET search_path FROM CURRENT
 AS $$
     UPDATE pending p SET attempts = 1, claimed_until = greatest(p.claimed_until, now() + _lease())
-    FROM unnest(_keys, _tickets) d (key, ticket)
-    WHERE (p.reranker, p.generation) = (_generation.reranker, _generation.number)
-      AND (p.key, p.ticket) = (d.key, d.ticket) AND p.claimed_by = pg_backend_pid()
+    WHERE p.ctid = ANY (ARRAY(SELECT _held(_generation, _keys, _tickets))) AND p.claimed_by = pg_backend_pid()
 $$;
 

@@ -90,7 +90,8 @@ LANGUAGE sql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
     SELECT x'70670000'::int  -- the letters "pg" in ASCII
-        + 65536 * array_position('{alive,connecting,cancelling,counting,checking}'::text[], _purpose) - 65536 + _worker
+        + 65536 * array_position('{alive,connecting,cancelling,counting,checking,dialling}'::text[], _purpose)
+        - 65536 + _worker
 $$;
 
 CREATE OR REPLACE FUNCTION _ticks() RETURNS bigint
@@ -276,7 +277,8 @@ LANGUAGE sql VOLATILE
 SET search_path FROM CURRENT
 AS $$
     WITH pulses AS MATERIALIZED (SELECT * FROM _pulses()),
-        stuck AS MATERIALIZED (SELECT t.worker FROM _times_of('connecting') t WHERE t.age > -250)
+        stuck AS MATERIALIZED (
+            SELECT t.worker FROM unnest('{connecting,dialling}'::text[]) p, _times_of(p) t WHERE t.age > -250)
     SELECT a.worker,
         CASE WHEN p.worker IS NULL AND clock_timestamp() - a.alive_at < interval '3 seconds' THEN 0 ELSE p.age END,
         (1.0 + a.waiting + a.sessions) / a.capacity,

@@ -44,10 +44,11 @@ END
 $$;
 
 -- Connects to a worker; false where it can't be reached, or not until then, of which the native client raises PGR01
--- with the reason. What waits longer in dblink is cancelled by others (see _cancel_overdue), which is an error of the
--- same kind as the user's own cancel. The latter is passed on while there is time; so is the statement's timeout
--- always. Afterwards nothing ends the call later than its deadline. A cancel may arrive when it has connected already:
--- it is waited for, as long as somebody is about to send one.
+-- with the reason; it ends by itself, and needs a lock only so that others see who is stuck. What waits longer in
+-- dblink is cancelled by others (see _cancel_overdue), which is an error of the same kind as the user's own cancel. The
+-- latter is passed on while there is time; so is the statement's timeout always. Afterwards nothing ends the call later
+-- than its deadline. A cancel may arrive when it has connected already: it is waited for, as long as somebody is about
+-- to send one.
 CREATE OR REPLACE FUNCTION _connect_until(_worker int, _until timestamptz) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -57,8 +58,13 @@ DECLARE
     message text;
 BEGIN
     IF _is_asked_natively(_worker) THEN
-        PERFORM _connect(_worker, _until);
-        RETURN true;
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(_lock_class('dialling', _worker), _tick(_until));
+            PERFORM _connect(_worker, _until);
+            PERFORM _raise('PGR00', 'connected');
+        EXCEPTION WHEN SQLSTATE 'PGR00' THEN
+            RETURN true;
+        END;
     END IF;
     BEGIN
         BEGIN
@@ -168,15 +174,22 @@ BEGIN
     IF has_native_client() THEN
         worker := _worker_connected();
     END IF;
-    RETURN coalesce('native ' || worker, (
-        SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1));
+    IF worker IS NOT NULL THEN  -- apart from what follows, as that takes longer to begin than all this
+        RETURN 'native ' || worker;
+    END IF;
+    RETURN (
+        SELECT c.name FROM unnest(dblink_get_connections()) c (name) WHERE starts_with(c.name, 'pgrerank ') LIMIT 1);
 END
 $$;
 
 CREATE OR REPLACE FUNCTION _is_native(_connection text) RETURNS boolean
-LANGUAGE sql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
-AS $$ SELECT starts_with(_connection, 'native ') $$;
+AS $$
+BEGIN
+    RETURN starts_with(_connection, 'native ');
+END
+$$;
 
 CREATE OR REPLACE FUNCTION _disconnect() RETURNS void
 LANGUAGE plpgsql

@@ -74,6 +74,33 @@ def test_deadlines():
     assert 0 < found["p50"] <= found["longest"] < math.inf
 
 
+def test_no_bytes_that_a_worker_is_sent_break_it():
+    found = last_line("fuzz.py", "--parsers", "wire", "--inputs", 4000, "--processes", 1)
+    assert (found["wire"]["inputs"], found["wire"]["faults"]) == (4000, 0)
+    assert found["wire"]["grown_mib"] < 16
+
+
+def test_one_of_two_workers_is_killed():
+    found = last_line("outages.py", "--rounds", 1, "--clients", "native", "--events", "killed")
+    assert found["searches"] > 10
+    assert 0 <= found["least_whole"] <= 1
+    assert found["p99_over_ms"] > -1000
+
+
+def test_one_broken_reranker_of_ten():
+    found = last_line(
+        "broken_reranker.py", "--documents", 20, "--rounds", 1, "--faults", "lock,column dropped"
+    )
+    assert found["ratios"].keys() == {"lock", "column dropped"}
+    assert 0 < found["least"] < math.inf
+
+
+def test_a_long_queue():
+    found = last_line("claims.py", "--documents", 12_000, "--keep-snapshot")
+    assert 0 < found["last_over_first"] <= found["slowest_over_first"] < math.inf
+    assert found["documents_a_second"] > 0
+
+
 def test_workers_gone_bad():
     found = last_line("bad_workers.py", "--calls", 60, "--timeout", 40)
     assert sum(found["ended"].values()) == found["calls"] == 60

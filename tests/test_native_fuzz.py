@@ -1,4 +1,4 @@
-"""The kernel against bytes from anywhere: its fuzzer's corpus, and a short run of the fuzzer."""
+"""What reads bytes in C, against bytes from anywhere: fuzzers' corpora, and short runs of both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.test_native_install import embedded_pg_config
 
 FUZZ = Path(__file__).parent.parent / "native" / "fuzz"
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -39,14 +41,32 @@ def test_the_corpus_is_read_without_a_fault(tmp_path):
         pytest.skip("no C compiler with sanitizers")
     inputs = len(list((FUZZ / "corpus").iterdir()))
     assert inputs > 100
-    assert f"{inputs} inputs" in run("replay", f"BUILD={tmp_path}")
+    assert f"{inputs} inputs" in run("replay-kernel", f"BUILD={tmp_path}")
 
 
 @needs_make
-def test_a_short_run_of_the_fuzzer_finds_nothing(tmp_path):
+def test_what_a_worker_may_answer_is_read_without_a_fault(tmp_path):
+    if not _compiles(shutil.which("cc"), "-fsanitize=address,undefined", tmp_path):
+        pytest.skip("no C compiler with sanitizers")
+    assert "52 inputs" in run(
+        "replay-client", f"BUILD={tmp_path}", f"PG_CONFIG={embedded_pg_config()}"
+    )
+
+
+@needs_make
+@pytest.mark.parametrize("parser", ["kernel", "client"])
+def test_a_short_run_of_the_fuzzer_finds_nothing(tmp_path, parser: str):
     names = ("clang", *(f"clang-{version}" for version in range(22, 13, -1)))
     clang = next((path for name in names if (path := shutil.which(name))), None)
     if not _compiles(clang, "-fsanitize=fuzzer", tmp_path):
         pytest.skip("no clang with libFuzzer")
-    said = run("fuzz", f"BUILD={tmp_path}", f"CLANG={clang}", "SECONDS=10")
+    said = run(
+        *(
+            f"fuzz-{parser}",
+            f"BUILD={tmp_path}",
+            f"CLANG={clang}",
+            f"PG_CONFIG={embedded_pg_config()}",
+        ),
+        "SECONDS=5",
+    )
     assert "stat::number_of_executed_units" in said

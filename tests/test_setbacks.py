@@ -139,16 +139,61 @@ def lexemes_of(db, key: int) -> list[str]:
     return lexemes
 
 
-def test_a_claim_does_not_read_the_whole_queue(two) -> None:
-    two.execute("INSERT INTO sound_rows SELECT i, 'two' FROM generate_series(2, 20000) i")
-    two.execute("ANALYZE pgrerank.pending")
-    with two.transaction():
-        two.execute("SELECT FROM pgrerank.claim(10)")
-        [read] = two.execute(
-            "SELECT seq_tup_read FROM pg_stat_xact_user_tables"
-            " WHERE relid = 'pgrerank.pending'::regclass"
-        ).fetchone()
-    assert read < 100
+def rows_read(connection, statement: str, *values: object) -> int:
+    """How many rows of the queue a statement reads."""
+    counted = (
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables"
+        " WHERE relid = 'pgrerank.pending'::regclass"
+    )
+    with connection.transaction():
+        [before] = connection.execute(counted).fetchone()
+        connection.execute(statement, values)
+        [after] = connection.execute(counted).fetchone()
+    return int(after - before)
+
+
+CLAIM = "SELECT reranker, generation, keys, tickets FROM pgrerank.claim(10, 'sound')"
+
+
+@pytest.mark.parametrize("is_analysed", [False, True])
+def test_nothing_reads_the_whole_queue(two, dsn, is_analysed: bool) -> None:
+    two.execute("SELECT pgrerank.register_model('none', 'embedding', 'none', 4)")
+    two.execute("SELECT pgrerank.drop_reranker('sound')")
+    two.execute("INSERT INTO sound_rows SELECT i, 'two' FROM generate_series(2, 9000) i")
+    two.execute(
+        "SELECT pgrerank.create_reranker("
+        "'sound', 'sound_rows', '{body}', embedding_model => 'none')"
+    )
+    if is_analysed:
+        two.execute("ANALYZE pgrerank.pending")
+    assert rows_read(two, CLAIM) < 100
+    claim = two.execute(CLAIM).fetchone()
+    assert rows_read(two, "SELECT pgrerank.finish(%s, %s, %s, %s)", *claim) < 100
+    assert rows_read(two, "DELETE FROM sound_rows WHERE id = 8000") < 100
+    with psycopg.connect(dsn, autocommit=True) as gone:
+        gone.execute(CLAIM)
+    assert rows_read(two, CLAIM) < 100
+
+
+def test_a_document_that_is_committed_late_is_claimed_too(two, dsn) -> None:
+    """Its ticket is older than those of documents that have been claimed before."""
+    with psycopg.connect(dsn) as slow:
+        slow.execute("INSERT INTO sound_rows VALUES (2, 'slow')")
+        two.execute("INSERT INTO sound_rows SELECT i, 'two' FROM generate_series(3, 9) i")
+        for _ in range(3):
+            two.execute("SELECT FROM pgrerank.claim(2, 'sound')")
+        slow.commit()
+        settle(two)
+    assert state(two, "sound")[:2] == (9, 0)
+
+
+def test_nobody_who_stores_waits_for_who_counts_words(two, dsn) -> None:
+    two.execute("INSERT INTO sound_rows VALUES (2, 'two')")
+    with psycopg.connect(dsn) as counting:
+        counting.execute("SELECT FROM pgrerank.word_statistics FOR UPDATE")
+        two.execute("SET statement_timeout = '400ms'")
+        settle(two)
+    assert state(two, "sound")[:2] == (2, 0)
 
 
 OTHERS = [f"t{number}" for number in range(1, 10)]

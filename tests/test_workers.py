@@ -164,6 +164,31 @@ def test_a_connection_that_leads_nowhere_is_given_up_for_another(dsn, db, pair):
             assert time.monotonic() - started < 0.9 + 1, client
 
 
+def test_others_avoid_a_worker_at_which_a_session_is_stuck(dsn, db, pair):
+    with cut_off() as port, psycopg.connect(dsn, autocommit=True) as stuck:
+        db.execute(f"ALTER SERVER pgrerank_worker_1 OPTIONS (SET port '{port}')")
+        for client in each_client(db):
+
+            def connect() -> None:
+                with contextlib.suppress(psycopg.Error):
+                    stuck.execute(
+                        "SELECT pgrerank._connect_until(1, clock_timestamp() + interval '900 ms')"
+                    )
+
+            thread = threading.Thread(target=connect)
+            thread.start()
+            time.sleep(0.7)
+            chosen = set()
+            while thread.is_alive():
+                choice = db.execute(
+                    "SELECT pgrerank._choose_worker('{}', clock_timestamp() + interval '2 s')"
+                ).fetchone()
+                if thread.is_alive():
+                    chosen.add(choice)
+            thread.join()
+            assert chosen == {(2,)}, client
+
+
 def test_ones_own_cancel_is_heeded_while_a_session_connects(dsn, db, pair):
     with cut_off() as port, psycopg.connect(dsn, autocommit=True) as fresh:
         for number in pair:

@@ -69,7 +69,8 @@ class Connection:
         self._rules = rules
         self._registry = registry
         self._key = b""
-        self._request: asyncio.Future[Rows] | None = None
+        self._request: asyncio.Task[None] | None = None
+        """The task that serves us, while it is within a request; nobody may cancel it else."""
         self._cause = Cause.ITSELF
         self._stopping = False
         stream.on_lost = self._lost
@@ -102,7 +103,7 @@ class Connection:
         self._cancel_request(Cause.LOST)
 
     def _cancel_request(self, cause: Cause) -> None:
-        if self._request is not None and not self._request.done():
+        if self._request is not None and self._cause is Cause.ITSELF:
             self._cause = cause
             self._request.cancel()
 
@@ -151,9 +152,11 @@ class Connection:
             kind, length = await self._header()
             if kind == ord("X"):
                 return
-            if kind == ord("Q"):
+            if kind == ord("Q") and length <= SMALL:
+                await self._query(await self._stream.read(length))
+            elif kind == ord("Q"):
                 async with self._rules.room.taken(length):
-                    await self._query(await self._body(length))
+                    await self._query(await self._large_body(length))
             elif kind == ord("S"):
                 self._stream.write(messages.READY)
             else:
@@ -167,10 +170,8 @@ class Connection:
             await self._stream.drain()
         raise FatalError(Cause.STOP.value[1], sqlstate=Cause.STOP.value[0])
 
-    async def _body(self, length: int) -> bytes | bytearray:
-        """A query's bytes, which must come in time where they keep room from others."""
-        if length <= SMALL:
-            return await self._stream.read(length)
+    async def _large_body(self, length: int) -> bytes | bytearray:
+        """A query's bytes, which must come in time as they keep room from others."""
         try:
             async with asyncio.timeout(_LARGE_SECONDS):
                 return await self._stream.read(length)
@@ -224,17 +225,13 @@ class Connection:
     async def _answer(self, text: str) -> bytes:
         if self._stream.lost:
             raise ConnectionLostError("the client is gone before its query was begun")
-        self._cause = Cause.ITSELF
         try:
-            self._request = asyncio.ensure_future(self._rules.handler(text, self._session))
-            while not (await asyncio.wait((self._request,), timeout=_AT_WORK_SECONDS))[0]:
-                self._stream.write(messages.AT_WORK)
-            return messages.answer(self._request.result())
+            return messages.answer(await self._handled(text))
         except RequestError as error:
             return messages.error(str(error), error.sqlstate)
         except asyncio.CancelledError:
-            if self._request and not self._request.done():  # it is this task that was cancelled
-                self._request.cancel()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the server ends the connection
                 raise
             return self._cancelled()
         except Exception as error:
@@ -242,8 +239,29 @@ class Connection:
             frames = "".join(traceback.format_tb(error.__traceback__))
             log.error("a request failed: %s\n%s", type(error).__name__, frames)  # noqa: TRY400
             return messages.error("the worker failed; its log says where", "XX000")
+
+    async def _handled(self, text: str) -> Rows:
+        """Let the handler work in this very task, which saves two turns of the loop; meanwhile it
+        may be cancelled, and the client is told that it is at work.
+        """
+        self._cause = Cause.ITSELF
+        self._request = asyncio.current_task()
+        self._count_down()
+        try:
+            return await self._rules.handler(text, self._session)
         finally:
+            self._at_work.cancel()
+            if self._cause is not Cause.ITSELF and self._request is not None:
+                self._request.uncancel()
             self._request = None
+
+    def _count_down(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._at_work = loop.call_later(_AT_WORK_SECONDS, self._say_at_work)
+
+    def _say_at_work(self) -> None:
+        self._stream.write(messages.AT_WORK)
+        self._count_down()
 
     def _cancelled(self) -> bytes:
         sqlstate, text = self._cause.value

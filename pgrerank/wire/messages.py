@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pygwire import messages as m
 
@@ -130,21 +131,29 @@ def error(message: str, sqlstate: str, severity: str = "ERROR") -> bytes:
 
 def answer(rows: Rows) -> bytes:
     """RowDescription, DataRows and CommandComplete; raises ValueError for what can't be sent."""
-    parts = []
-    if rows.columns:
-        fields = [
-            m.FieldDescription(name=name, type_oid=_OID_TEXT, type_size=-1, type_modifier=-1)
-            for name in rows.columns
-        ]
-        parts.append(m.RowDescription(fields=fields).to_wire())
+    parts = [_description(rows.columns)] if rows.columns else []
     for row in rows.rows:
         if len(row) != len(rows.columns):
             raise ValueError(
                 f"a row has {len(row)} values, but there are {len(rows.columns)} columns"
             )
         parts.append(m.DataRow(columns=[_value(value) for value in row]).to_wire())
-    parts.append(m.CommandComplete(tag=rows.tag).to_wire())
+    parts.append(_complete(rows.tag))
     return b"".join(parts)
+
+
+@lru_cache
+def _description(columns: tuple[str, ...]) -> bytes:
+    fields = [
+        m.FieldDescription(name=name, type_oid=_OID_TEXT, type_size=-1, type_modifier=-1)
+        for name in columns
+    ]
+    return m.RowDescription(fields=fields).to_wire()
+
+
+@lru_cache
+def _complete(tag: str) -> bytes:
+    return m.CommandComplete(tag=tag).to_wire()
 
 
 def _value(value: str | None) -> bytes | None:

@@ -20,9 +20,6 @@ class Room:
     @contextlib.asynccontextmanager
     async def taken(self, size: int) -> AsyncIterator[None]:
         """Have room for a message of `size` bytes within the block."""
-        if size <= SMALL:
-            yield
-            return
         async with self._changed:
             await self._changed.wait_for(lambda: self._free >= size)
             self._free -= size

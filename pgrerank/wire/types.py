@@ -39,8 +39,8 @@ class Rows(NamedTuple):
 Handler = Callable[[str, Session], Awaitable[Rows]]
 """Answers one query text, handed over as it came (a trailing ';' included).
 
-Raises `pgrerank.errors.RequestError` for an error that the client shall see. It runs as a task of
-its own, which is cancelled when the client cancels or goes away.
+Raises `pgrerank.errors.RequestError` for an error that the client shall see. It is cancelled
+when the client cancels or goes away.
 """
 
 

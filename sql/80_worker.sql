@@ -113,8 +113,9 @@ AS $$
     FROM pg_settings s WHERE s.name = 'statement_timeout'
 $$;
 
--- Connects to a worker that has not been tried and returns the connection. Half a second is enough for any; if another
--- is there to be tried after. Where none is left, it raises what went wrong before.
+-- Connects to a worker that has not been tried and returns the connection. Half a second is enough for any; where
+-- another is there to be tried after, so is a quarter of the time that is left. Where none is, it raises what went wrong
+-- before.
 CREATE OR REPLACE FUNCTION _connect_to_another(
     _tried int[], _deadline timestamptz, _code text DEFAULT NULL, _message text DEFAULT NULL) RETURNS text
 LANGUAGE plpgsql
@@ -123,6 +124,7 @@ AS $$
 DECLARE
     tried int[] := _tried;
     worker int;
+    patience interval;
     reason text;
 BEGIN
     PERFORM _cancel_overdue();
@@ -135,14 +137,15 @@ BEGIN
                 CASE WHEN _code IS NULL
                     THEN 'Start one with pgrerank worker --register, or call pgrerank.set_worker.' END);
         END IF;
+        tried := tried || worker;
+        patience := (_deadline - clock_timestamp()) / CASE WHEN _is_another_alive(tried) THEN 4 ELSE 1 END;
         BEGIN
-            IF _connect_until(worker, least(_deadline, clock_timestamp() + interval '500 milliseconds')) THEN
+            IF _connect_until(worker, clock_timestamp() + least(patience, interval '500 milliseconds')) THEN
                 RETURN _connection();
             END IF;
         EXCEPTION WHEN SQLSTATE 'PGR01' THEN
             reason := SQLERRM;
         END;
-        tried := tried || worker;
     END LOOP;
 END
 $$;

@@ -278,7 +278,7 @@ SET search_path FROM CURRENT
 AS $$
     WITH pulses AS MATERIALIZED (SELECT * FROM _pulses()),
         stuck AS MATERIALIZED (
-            SELECT t.worker FROM unnest('{connecting,dialling}'::text[]) p, _times_of(p) t WHERE t.age > -250)
+            SELECT t.worker FROM unnest('{connecting,dialling}'::text[]) p, _times_of(p) t WHERE t.age > -150)
     SELECT a.worker,
         CASE WHEN p.worker IS NULL AND clock_timestamp() - a.alive_at < interval '3 seconds' THEN 0 ELSE p.age END,
         (1.0 + a.waiting + a.sessions) / a.capacity,

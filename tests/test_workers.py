@@ -177,16 +177,17 @@ def test_others_avoid_a_worker_at_which_a_session_is_stuck(dsn, db, pair):
 
             thread = threading.Thread(target=connect)
             thread.start()
-            time.sleep(0.7)
-            chosen = set()
+            time.sleep(0.76)
+            chosen: list[int] = []
             while thread.is_alive():
-                choice = db.execute(
+                [choice] = db.execute(
                     "SELECT pgrerank._choose_worker('{}', clock_timestamp() + interval '2 s')"
                 ).fetchone()
                 if thread.is_alive():
-                    chosen.add(choice)
+                    chosen.append(choice)
             thread.join()
-            assert chosen == {(2,)}, client
+            # Whoever is late with a heartbeat gives way, which on a busy machine worker 2 may be.
+            assert chosen.count(2) > 0.8 * len(chosen), client
 
 
 def test_ones_own_cancel_is_heeded_while_a_session_connects(dsn, db, pair):

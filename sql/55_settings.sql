@@ -71,7 +71,8 @@ BEGIN
     values := values || jsonb_build_object('key_columns', _declared_key(source_table,
             (jsonb_populate_record(NULL::rerankers, declared)).key_columns))
         || jsonb_build_object('text_search_config', CASE WHEN declared ->> 'text_search_config' IS NULL
-        THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END);
+        THEN stored ->> 'text_search_config' ELSE _checked_config(declared ->> 'text_search_config') END)
+        || jsonb_build_object('partitioned', coalesce(declared -> 'partitioned', stored -> 'partitioned'));
     RETURN QUERY
         SELECT 'source', stored -> 'source', to_jsonb(_qualified(source_table)), false, NULL::jsonb
         WHERE stored ->> 'source' <> _qualified(source_table);

@@ -94,7 +94,7 @@ def test_every_function_pins_its_search_path_but_those_that_are_taken_apart(db, 
     assert unpinned == [("pgrerank.documents_1_source()",)]
 
 
-def test_only_the_four_that_must_are_security_definer(db):
+def test_only_the_five_that_must_are_security_definer(db):
     definers = db.execute(
         """
         SELECT p.proname FROM pg_proc p
@@ -102,7 +102,8 @@ def test_only_the_four_that_must_are_security_definer(db):
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
         ORDER BY 1"""
     ).fetchall()
-    assert definers == [("_connect",), ("_drop_retired",), ("_followed",), ("_sync",)]
+    expected = ["_connect", "_drop_retired", "_follow_partitions", "_followed", "_sync"]
+    assert [name for (name,) in definers] == expected
 
 
 def test_sql_bodies_hold_against_plpgsql_check(db, source):

@@ -55,10 +55,16 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     page.close()
 
 
+def wait_for_answer(page: Page) -> None:
+    """Until the order is there, and the page's script has run, which comes after it."""
+    page.wait_for_selector(".column.last")
+    page.wait_for_load_state()
+
+
 def ask(page: Page, query: str = QUERY) -> None:
     page.fill("#query", query)
     page.press("#query", "Enter")
-    page.wait_for_selector(".column.last")
+    wait_for_answer(page)
 
 
 def grave(page: Page) -> list[tuple[str, str]]:
@@ -137,7 +143,7 @@ def test_keys_are_enough(page: Page, connection: psycopg.Connection[Any]) -> Non
     press = page.keyboard.press
     page.keyboard.type(QUERY)  # the question has the focus
     press("Enter")
-    page.wait_for_selector(".column.last")
+    wait_for_answer(page)
     focused = "document.activeElement.closest('.row')?.dataset.key"
     best, next_best = page.locator(".last .row").evaluate_all(KEYS)[:2]
     assert page.evaluate("document.activeElement.tagName") == "BODY"

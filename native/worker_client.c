@@ -1,4 +1,6 @@
-/* What sql/80_worker.sql calls to ask a worker: _worker_connect, _worker_send, _worker_wait, _worker_take and so on. */
+/* What sql/80_worker.sql and sql/81_request.sql call to ask a worker: _worker_connect, _worker_send, _worker_wait,
+ * _worker_take and so on.
+ */
 #include "worker_connection.h"
 
 #include "access/htup_details.h"

@@ -74,9 +74,11 @@ DECLARE
     newest int := (_newest_generation(_reranker)).number;
 BEGIN
     IF (_reranker(_reranker)).generation < newest AND NOT _is_waiting(_reranker, newest) THEN
-        PERFORM FROM rerankers r WHERE r.name = _reranker FOR UPDATE;
-        UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
-        UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
+        PERFORM FROM rerankers r WHERE r.name = _reranker AND r.generation < newest FOR UPDATE;
+        IF FOUND THEN
+            UPDATE rerankers r SET generation = newest WHERE r.name = _reranker;
+            UPDATE generations g SET retired_at = now() WHERE g.reranker = _reranker AND g.number < newest;
+        END IF;
     END IF;
     PERFORM _drop_retired(_reranker);
 EXCEPTION WHEN lock_not_available THEN

@@ -146,9 +146,11 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    IF _count_groups(_outcome) = cardinality(_outcome.pool) THEN
+    IF _outcome.groups IS NULL THEN
+        RETURN _outcome;
+    ELSIF _count_groups(_outcome) = cardinality(_outcome.pool) THEN
         _outcome.returned := least(_top_k, cardinality(_outcome.pool));
-    ELSIF _outcome.groups IS NOT NULL THEN
+    ELSE
         SELECT array_agg(g.place ORDER BY g.first, g.standing), count(*) FILTER (WHERE g.number <= _top_k)
         INTO _outcome.pool, _outcome.returned
         FROM (

@@ -59,6 +59,15 @@ def rows(connection, function: str, first: str, given: dict) -> list[tuple]:
     ).fetchall()
 
 
+def one_by_one(connection, queries: list[str], given: dict) -> list[tuple]:
+    """What single calls say, as a call for many says it."""
+    return [
+        (number, *row)
+        for number, query in enumerate(queries, 1)
+        for row in rows(connection, "documents_search", query, given)
+    ]
+
+
 @settings(max_examples=15)
 @given(
     queries=st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), max_size=6),
@@ -83,11 +92,7 @@ def test_each_query_has_the_rows_of_a_call_of_its_own(
 ):
     asked = {"top_k": top_k, "strict": True, **only, **stages, **settings_of_call}
     together = rows(many, "documents_search_many", queries, asked)
-    single = [
-        (number, *row)
-        for number, query in enumerate(queries, 1)
-        for row in rows(many, "documents_search", query, asked)
-    ]
+    single = one_by_one(many, queries, asked)
     assert together == single
 
 
@@ -101,11 +106,7 @@ def test_what_fails_together_is_said_by_each_query(many):
             " SELECT d.id FROM documents d WHERE (d.title, d.body) = ('cat', 'cat'))"
         )
         together = rows(many, "documents_search_many", queries, asked)
-        single = [
-            (number, *row)
-            for number, query in enumerate(queries, 1)
-            for row in rows(many, "documents_search", query, asked)
-        ]
+        single = one_by_one(many, queries, asked)
     assert together == single
     assert any("MaxSim of" in str(row) for row in together)
     assert not any("MaxSim of" in str(row) for row in whole)

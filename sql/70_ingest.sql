@@ -279,6 +279,35 @@ AS $$
             = (_generation.reranker, _generation.number, d.key, d.ticket) FOR UPDATE SKIP LOCKED) p
 $$;
 
+-- Those of claimed documents that wait with the tickets that they were claimed with. OFFSET 0 keeps the planner, too,
+-- to look each up by its key.
+CREATE OR REPLACE FUNCTION _waiting(_generation generations, _keys text[], _tickets bigint[]) RETURNS text[]
+LANGUAGE sql
+SET search_path FROM CURRENT
+AS $$
+    SELECT ARRAY(
+        SELECT p.key FROM unnest(_keys, _tickets) d (key, ticket), LATERAL (
+            SELECT q.key FROM pending q
+            WHERE (q.reranker, q.generation, q.key, q.ticket)
+                = (_generation.reranker, _generation.number, d.key, d.ticket) OFFSET 0) p)
+$$;
+
+-- Takes claimed documents off the queue. A claim that comes upon one just as it is claimed by us has it locked until it
+-- commits, which is soon. So what is left is tried again for a tenth of a second; longer locks are a writer's, who
+-- enqueues it anew.
+CREATE OR REPLACE FUNCTION _dequeue(_generation generations, _keys text[], _tickets bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET search_path FROM CURRENT
+AS $$
+BEGIN
+    FOR try IN 1..20 LOOP
+        DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(SELECT _held(_generation, _keys, _tickets)));
+        EXIT WHEN cardinality(_waiting(_generation, _keys, _tickets)) = 0;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END
+$$;
+
 -- Takes claimed documents off the queue, and stores their words and tenants: those of documents that have nothing else
 -- to be encoded too, as their language, tenant or the mean length may have changed. When a new generation has nothing
 -- left to do it takes over.
@@ -288,7 +317,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 BEGIN
-    DELETE FROM pending p WHERE p.ctid = ANY (ARRAY(SELECT _held(_generation, _keys, _tickets)));
+    PERFORM _dequeue(_generation, _keys, _tickets);
     DELETE FROM setbacks s WHERE s.ctid = ANY (ARRAY(
         SELECT b.ctid FROM setbacks b
         WHERE (b.reranker, b.generation) = (_generation.reranker, _generation.number) AND NOT b.missed_writes

@@ -90,11 +90,7 @@ LANGUAGE plpgsql
 SET search_path FROM CURRENT SET row_security = off
 AS $$
 DECLARE
-    claimed text[] := ARRAY(
-        SELECT p.key FROM unnest(_keys, _tickets) d (key, ticket), LATERAL (
-            SELECT q.key FROM pending q
-            WHERE (q.reranker, q.generation, q.key, q.ticket)
-                = (_generation.reranker, _generation.number, d.key, d.ticket) OFFSET 0) p);
+    claimed text[] := _waiting(_generation, _keys, _tickets);
     alive text[];
 BEGIN
     EXECUTE format('WITH alive AS MATERIALIZED (%s) SELECT coalesce(array_agg(a.key::text), ''{}'') FROM alive a',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 
@@ -395,3 +396,27 @@ def indexed(connection, *names: str) -> dict[str, tuple]:
         (list(names or OTHERS),),
     )
     return {name: tuple(rest) for name, *rest in rows}
+
+
+def test_what_another_has_locked_for_a_moment_is_taken_off_the_queue_too(dsn, db, source):
+    """A claim locks for its own time what it meant to take, though it was just taken."""
+    source.create()
+    claim = db.execute(
+        "SELECT reranker, generation, keys, tickets FROM pgrerank.claim()"
+    ).fetchone()
+    assert len(claim[2]) > 2
+    with psycopg.connect(dsn) as other, psycopg.connect(dsn, autocommit=True) as third:
+        other.execute("SELECT FROM pgrerank.pending FOR UPDATE")
+        finishing = threading.Thread(
+            target=lambda: db.execute("SELECT pgrerank.finish(%s, %s, %s, %s)", claim)
+        )
+        finishing.start()
+        asleep = (
+            "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'",
+            (db.info.backend_pid,),
+        )
+        while finishing.is_alive() and third.execute(*asleep).rowcount == 0:
+            pass
+        other.commit()
+        finishing.join()
+    assert db.execute("SELECT count(*) FROM pgrerank.pending").fetchone() == (0,)
